@@ -1,0 +1,74 @@
+//! What a proxy is told about its own pod, and the file form that replaces the control plane.
+
+use crate::{Destination, Endpoint, Protocol, WorkloadRef};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// How a proxy treats what arrives for its application.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InboundPolicy {
+    /// The workload this proxy stands beside, as control knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<WorkloadRef>,
+    /// Ports with something to say; all others are detected.
+    #[serde(default)]
+    pub ports: BTreeMap<u16, PortPolicy>,
+}
+
+/// How one inbound port is treated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortPolicy {
+    /// What the port speaks.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// The file that `mesh-proxy --config FILE` loads (YAML or JSON) instead of following a control plane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileConfig {
+    /// Certificate and anchors; without it the proxy neither offers nor accepts mesh TLS.
+    #[serde(default)]
+    pub identity: Option<FileIdentity>,
+    /// How arriving traffic is treated.
+    #[serde(default)]
+    pub inbound: InboundPolicy,
+    /// Known destinations.
+    #[serde(default)]
+    pub destinations: Vec<FileDestination>,
+    /// Where to send inbound connections that were not redirected (no original destination and no port in the
+    /// server name): the application's address.
+    #[serde(default)]
+    pub inbound_default: Option<SocketAddr>,
+    /// Where to send outbound connections that were not redirected: one of `destinations`, by address.
+    #[serde(default)]
+    pub outbound_default: Option<SocketAddr>,
+}
+
+/// Where a certificate lies on disk; reloaded when the files change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileIdentity {
+    /// Chain, leaf first, PEM.
+    pub certificate: PathBuf,
+    /// Private key, PEM (PKCS#8, SEC1 or PKCS#1).
+    pub key: PathBuf,
+    /// Trust anchors, PEM.
+    pub anchors: PathBuf,
+}
+
+/// A destination known from the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileDestination {
+    /// The address applications connect to.
+    pub address: SocketAddr,
+    /// What it is.
+    pub destination: Destination,
+    /// Who answers.
+    pub endpoints: Vec<Endpoint>,
+}

@@ -1,0 +1,100 @@
+//! The one table of errors the mesh itself makes: code, HTTP and gRPC status, cause, cure.
+//!
+//! The code goes into the `mesh-error` header, the metrics, the access log and the tap event alike.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! mesh_errors {
+    ($($variant:ident $code:literal $http:literal $grpc:literal $cause:literal $cure:literal;)*) => {
+        /// An error that the mesh answers in place of an application.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum MeshError {
+            $(#[doc = $cause] #[serde(rename = $code)] $variant,)*
+        }
+
+        impl MeshError {
+            /// Every error, in the order of the documentation.
+            pub const ALL: &'static [MeshError] = &[$(MeshError::$variant),*];
+
+            /// Stable code, as in the `mesh-error` header.
+            pub fn code(self) -> &'static str {
+                match self { $(MeshError::$variant => $code,)* }
+            }
+
+            /// HTTP status of the answer.
+            pub fn http_status(self) -> u16 {
+                match self { $(MeshError::$variant => $http,)* }
+            }
+
+            /// gRPC status of the answer to a gRPC request.
+            pub fn grpc_status(self) -> u16 {
+                match self { $(MeshError::$variant => $grpc,)* }
+            }
+
+            /// What went wrong, for a person.
+            pub fn cause(self) -> &'static str {
+                match self { $(MeshError::$variant => $cause,)* }
+            }
+
+            /// What to do about it.
+            pub fn cure(self) -> &'static str {
+                match self { $(MeshError::$variant => $cure,)* }
+            }
+        }
+    };
+}
+
+mesh_errors! {
+    NoEndpoints "no-endpoints" 503 14
+        "The service has no ready endpoint"
+        "Look at `kubectl get endpointslices` and the readiness of the service's pods";
+    ConnectFailed "connect-failed" 503 14
+        "No endpoint accepted a connection"
+        "Check that the application listens on the service's target port, and network policies between the pods";
+    ConnectTimeout "connect-timeout" 504 14
+        "An endpoint did not answer a connection attempt in time"
+        "Check network policies and whether the pod is overloaded";
+    TlsFailed "tls-failed" 503 14
+        "The other proxy did not prove the expected identity"
+        "Run `meshctl check --proxy`; an expired certificate or another trust domain is the usual reason";
+    ResetBeforeResponse "reset-before-response" 502 14
+        "The application closed the connection before it answered"
+        "Look at the application's log; a keep-alive timeout shorter than its clients' is a common reason";
+    InvalidRequest "invalid-request" 400 13
+        "The request's framing is ambiguous or malformed and was not forwarded"
+        "Fix the client; the mesh refuses what two parsers could read differently";
+    InvalidResponse "invalid-response" 502 13
+        "The application's answer was malformed"
+        "Look at what the application sends, for instance with `curl -v` to the pod";
+    Overload "overload" 503 14
+        "The proxy reached one of its limits and shed the newest work"
+        "Scale the workload, or raise the limit if memory allows";
+    Draining "draining" 503 14
+        "The pod is shutting down"
+        "Nothing, if it is rare; else check the pod's termination grace period";
+    LoopDetected "loop-detected" 508 13
+        "The request came back to the proxy that had sent it"
+        "A service's endpoint leads to the proxy itself; check the service's target port";
+}
+
+impl std::fmt::Display for MeshError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_serialized_as_such() {
+        let mut codes: Vec<_> = MeshError::ALL.iter().map(|e| e.code()).collect();
+        for error in MeshError::ALL {
+            assert_eq!(serde_json::to_value(error).unwrap(), error.code());
+        }
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), MeshError::ALL.len());
+    }
+}

@@ -1,0 +1,234 @@
+//! Golden metrics: what every request and connection is counted into.
+//!
+//! A proxy keeps one [`Series`] per [`SeriesKey`] and closes a [`ProxyFrame`] of what changed each second. Control
+//! merges frames of many proxies into a [`GoldenFrame`] and streams those to whoever looks. Everything adds up:
+//! counters and histograms by addition, open connections by summing over proxies.
+
+use crate::{Histogram, MeshError, ServiceRef, WorkloadRef};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// From which side a proxy saw the traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Arriving for the application beside the proxy.
+    Inbound,
+    /// Sent by the application beside the proxy.
+    Outbound,
+}
+
+/// What was carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Carried {
+    /// HTTP requests that are not gRPC.
+    Http,
+    /// gRPC requests.
+    Grpc,
+    /// Opaque connections.
+    Tcp,
+}
+
+/// How the leg between the two pods was protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TlsStatus {
+    /// Mutual TLS between two mesh proxies.
+    Mutual,
+    /// TLS that is not the mesh's, passed through.
+    Passthrough,
+    /// No encryption.
+    Plain,
+}
+
+/// What a series is about. Label values are bounded by the proxy; past its limits everything goes to `other`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SeriesKey {
+    /// Side.
+    pub direction: Direction,
+    /// What was carried.
+    pub carried: Carried,
+    /// The workload at the other end: the callee when outbound, the caller when inbound.
+    pub peer: WorkloadRef,
+    /// The Service called (outbound), where one is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceRef>,
+    /// The application's port (inbound) or the port called (outbound).
+    pub port: u16,
+    /// Route: a configured rule's name, a gRPC `/package.Service/Method`, or a learned path template
+    /// (`/products/{id}`); `other` past the cap; empty for TCP.
+    #[serde(default)]
+    pub route: String,
+    /// HTTP method; empty for TCP and gRPC.
+    #[serde(default)]
+    pub method: String,
+    /// Protection of the leg between pods.
+    pub tls: TlsStatus,
+}
+
+/// Counters and distributions of one series over a span of time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Series {
+    /// Requests finished.
+    #[serde(default)]
+    pub requests: u64,
+    /// Requests finished well, by the rule of [`is_success`].
+    #[serde(default)]
+    pub successes: u64,
+    /// Second and further attempts made for these requests.
+    #[serde(default)]
+    pub retries: u64,
+    /// Requests that ran into a time limit.
+    #[serde(default)]
+    pub timeouts: u64,
+    /// HTTP statuses.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub statuses: BTreeMap<u16, u64>,
+    /// gRPC statuses.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub grpc_statuses: BTreeMap<u16, u64>,
+    /// Errors the mesh itself answered.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub errors: BTreeMap<MeshError, u64>,
+    /// From the request's head to the response's end.
+    #[serde(default, skip_serializing_if = "Histogram::is_empty")]
+    pub latency: Histogram,
+    /// From the request's head to the response's head.
+    #[serde(default, skip_serializing_if = "Histogram::is_empty")]
+    pub first_byte: Histogram,
+    /// Connections opened (TCP series).
+    #[serde(default)]
+    pub tcp_opened: u64,
+    /// Connections closed (TCP series).
+    #[serde(default)]
+    pub tcp_closed: u64,
+    /// Connections open at the end of the span: a level, not a count.
+    #[serde(default)]
+    pub tcp_open: u64,
+    /// Bytes from the client to the server.
+    #[serde(default)]
+    pub tcp_read_bytes: u64,
+    /// Bytes from the server to the client.
+    #[serde(default)]
+    pub tcp_write_bytes: u64,
+}
+
+impl Series {
+    /// Adds a later span of the same proxy, or (with `parallel`) the same span of another proxy.
+    /// The two differ only in levels: later replaces, parallel sums.
+    pub fn merge(&mut self, other: &Series, parallel: bool) {
+        self.requests += other.requests;
+        self.successes += other.successes;
+        self.retries += other.retries;
+        self.timeouts += other.timeouts;
+        for (status, n) in &other.statuses {
+            *self.statuses.entry(*status).or_default() += n;
+        }
+        for (status, n) in &other.grpc_statuses {
+            *self.grpc_statuses.entry(*status).or_default() += n;
+        }
+        for (error, n) in &other.errors {
+            *self.errors.entry(*error).or_default() += n;
+        }
+        self.latency.merge(&other.latency);
+        self.first_byte.merge(&other.first_byte);
+        self.tcp_opened += other.tcp_opened;
+        self.tcp_closed += other.tcp_closed;
+        self.tcp_open = if parallel { self.tcp_open + other.tcp_open } else { other.tcp_open };
+        self.tcp_read_bytes += other.tcp_read_bytes;
+        self.tcp_write_bytes += other.tcp_write_bytes;
+    }
+}
+
+/// gRPC statuses that count as failures: Unknown, DeadlineExceeded, PermissionDenied, Internal, Unavailable, DataLoss.
+pub const GRPC_FAILURES: [u16; 6] = [2, 4, 7, 13, 14, 15];
+
+/// The success rule of every command: HTTP status below 500 and no reset or timeout; for gRPC additionally no
+/// status of [`GRPC_FAILURES`]. `status` is `None` if the request ended without an answer.
+pub fn is_success(status: Option<u16>, grpc_status: Option<u16>, complete: bool) -> bool {
+    complete && status.is_some_and(|s| s < 500) && !grpc_status.is_some_and(|s| GRPC_FAILURES.contains(&s))
+}
+
+/// What one proxy saw during one span; only series that changed, plus TCP series with open connections.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProxyFrame {
+    /// End of the span, Unix milliseconds.
+    pub at_ms: u64,
+    /// Length of the span, milliseconds.
+    pub span_ms: u64,
+    /// What changed.
+    pub series: Vec<(SeriesKey, Series)>,
+}
+
+/// How much of a workload is meshed and up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadStatus {
+    /// The workload.
+    pub workload: WorkloadRef,
+    /// Pods that run.
+    pub pods: u32,
+    /// Of these, pods with a proxy.
+    pub meshed_pods: u32,
+    /// Of the meshed ones, proxies connected to control right now.
+    pub connected: u32,
+    /// Names of the Services that select its pods.
+    #[serde(default)]
+    pub services: Vec<String>,
+}
+
+/// A series of one workload, summed over its pods.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkloadSeries {
+    /// The workload whose proxies counted.
+    pub workload: WorkloadRef,
+    /// The pod, if the request asked for a row per pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// What it is about.
+    pub key: SeriesKey,
+    /// The numbers.
+    pub series: Series,
+}
+
+/// What the mesh saw during one span: one line of the observe API's stream.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GoldenFrame {
+    /// End of the span, Unix milliseconds.
+    pub at_ms: u64,
+    /// Length of the span, milliseconds. The first frame of a stream covers the window asked for, as far as
+    /// proxies remember; the following ones a second each.
+    pub span_ms: u64,
+    /// Every workload of the scope, whether it saw traffic or not.
+    pub workloads: Vec<WorkloadStatus>,
+    /// What the scope's proxies counted.
+    pub series: Vec<WorkloadSeries>,
+    /// Proxies of the scope that are connected but did not answer in time.
+    #[serde(default)]
+    pub silent_proxies: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn success_follows_the_documented_rule() {
+        assert!(is_success(Some(200), None, true));
+        assert!(is_success(Some(404), None, true));
+        assert!(!is_success(Some(500), None, true));
+        assert!(!is_success(Some(200), None, false));
+        assert!(!is_success(None, None, true));
+        assert!(is_success(Some(200), Some(5), true));
+        assert!(!is_success(Some(200), Some(14), true));
+    }
+
+    #[test]
+    fn open_connections_are_a_level() {
+        let mut a = Series { tcp_open: 3, tcp_opened: 3, ..Default::default() };
+        a.merge(&Series { tcp_open: 2, tcp_closed: 1, ..Default::default() }, false);
+        assert_eq!((a.tcp_open, a.tcp_opened, a.tcp_closed), (2, 3, 1));
+        a.merge(&Series { tcp_open: 5, ..Default::default() }, true);
+        assert_eq!(a.tcp_open, 7);
+    }
+}

@@ -1,0 +1,21 @@
+//! What a mesh proxy understands.
+//!
+//! These are the words control and proxy exchange: plain serde structs, each defined once and used from the
+//! compiler that fills them to the data path that runs them. The same structs load from a file
+//! (`mesh-proxy --config FILE`). There is no I/O here and nothing of Kubernetes.
+
+pub mod config;
+pub mod error;
+pub mod golden;
+pub mod histogram;
+pub mod identity;
+pub mod names;
+pub mod service;
+pub mod tap;
+pub mod wire;
+
+pub use config::{FileConfig, FileIdentity, InboundPolicy, PortPolicy};
+pub use error::MeshError;
+pub use histogram::Histogram;
+pub use identity::{CertifyRequest, CertifyResponse, SpiffeId};
+pub use service::{Destination, Endpoint, EndpointsChange, Protocol, ServiceRef, WorkloadRef};

@@ -1,0 +1,66 @@
+//! Names that every part of the mesh agrees on: ports, identities, labels, protocol names.
+//!
+//! They are contracts with users and manifests; changing one is a breaking change.
+
+/// Namespace of the control plane.
+pub const SYSTEM_NAMESPACE: &str = "mesh-system";
+/// Prefix of every label and annotation of the mesh.
+pub const LABEL_PREFIX: &str = "meshctl.dev/";
+/// Annotation or label that turns injection on or off: `enabled` or `disabled`.
+pub const INJECT: &str = "meshctl.dev/inject";
+/// Annotation that the injector leaves on a pod it has injected: the proxy's version.
+pub const PROXY_VERSION: &str = "meshctl.dev/proxy-version";
+/// Annotation: inbound ports that bypass the proxy (`22,8000-8010`).
+pub const SKIP_INBOUND_PORTS: &str = "meshctl.dev/skip-inbound-ports";
+/// Annotation: outbound ports that bypass the proxy.
+pub const SKIP_OUTBOUND_PORTS: &str = "meshctl.dev/skip-outbound-ports";
+/// Annotation on pods, services and namespaces: ports carried as opaque TCP, without protocol detection.
+pub const OPAQUE_PORTS: &str = "meshctl.dev/opaque-ports";
+/// Trust domain unless the install sets another.
+pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+/// Audience of the projected token a proxy shows to get its certificate.
+pub const IDENTITY_AUDIENCE: &str = "mesh-identity";
+
+/// Where the redirect sends what the application connects to.
+pub const OUTBOUND_PORT: u16 = 4140;
+/// Where the redirect sends what arrives for the application.
+pub const INBOUND_PORT: u16 = 4143;
+/// `/metrics /live /ready /config` of a proxy.
+pub const ADMIN_PORT: u16 = 4191;
+/// The proxy's user; its traffic is not redirected.
+pub const PROXY_UID: u32 = 2102;
+/// Socket mark that exempts the proxy's traffic where only one user id is mapped.
+pub const PROXY_MARK: u32 = 0x2102;
+
+/// Webhook and observe API of the control plane.
+pub const CONTROL_WEBHOOK_PORT: u16 = 8443;
+/// Proxy API of the control plane (mutual TLS).
+pub const CONTROL_PROXY_PORT: u16 = 8086;
+/// Admin port of the control plane.
+pub const CONTROL_ADMIN_PORT: u16 = 9990;
+/// Service and service account of the control plane.
+pub const CONTROL_NAME: &str = "mesh-control";
+/// Name of the proxy's container in a pod, and of its redirect step.
+pub const PROXY_CONTAINER: &str = "mesh-proxy";
+/// Init container that sets the redirect.
+pub const REDIRECT_CONTAINER: &str = "mesh-redirect";
+
+/// ALPN between proxies: HTTP/1.1.
+pub const ALPN_H1: &[u8] = b"mesh-h1";
+/// ALPN between proxies: HTTP/2.
+pub const ALPN_H2: &[u8] = b"mesh-h2";
+/// ALPN between proxies: opaque TCP.
+pub const ALPN_TCP: &[u8] = b"mesh-tcp";
+
+/// Group of the aggregated API that serves golden metrics and taps.
+pub const OBSERVE_GROUP: &str = "observe.meshctl.dev";
+/// Version of the observe API.
+pub const OBSERVE_VERSION: &str = "v1alpha1";
+
+/// Response header that carries a [`crate::MeshError`] code.
+pub const ERROR_HEADER: &str = "mesh-error";
+
+/// Path on the proxy API: CSR and token in, certificate chain out ([`crate::CertifyRequest`]).
+pub const CERTIFY_PATH: &str = "/v1/certify";
+/// Path on the proxy API: the long-lived stream of [`crate::wire`] messages, one JSON value a line, both ways.
+pub const PROXY_STREAM_PATH: &str = "/v1/proxy";

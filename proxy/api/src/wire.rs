@@ -1,0 +1,112 @@
+//! The conversation between a proxy and control: one long-lived HTTP/2 stream, mutual TLS, a JSON value a line,
+//! both ways (`POST /v1/proxy`).
+//!
+//! The proxy says [`ProxyMessage::Hello`] first. It subscribes to the addresses its application connects to, as they
+//! appear; control answers each with a full [`ControlMessage::Update`] and then only with what changed. The proxy
+//! acknowledges every version or says why it could not use it, and keeps what it had.
+//! A reader ignores messages it does not know, so that neighbouring releases can talk.
+
+use crate::golden::ProxyFrame;
+use crate::{Destination, EndpointsChange, InboundPolicy, SpiffeId};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// What a proxy says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ProxyMessage {
+    /// First line of every stream.
+    Hello {
+        /// Namespace of the pod.
+        namespace: String,
+        /// Name of the pod.
+        pod: String,
+        /// Version of the proxy.
+        version: String,
+        /// Its identity; must be the one its certificate proves.
+        identity: SpiffeId,
+    },
+    /// Traffic for this address has appeared.
+    Subscribe {
+        /// The original destination.
+        address: SocketAddr,
+    },
+    /// No traffic for a while; updates are no longer wanted.
+    Unsubscribe {
+        /// The original destination.
+        address: SocketAddr,
+    },
+    /// A version is in use.
+    Ack {
+        /// The version.
+        version: u64,
+    },
+    /// A version could not be used; what was there before stays in use.
+    Reject {
+        /// The version.
+        version: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Golden metrics; only after [`ControlMessage::Observe`].
+    Golden {
+        /// The frame.
+        frame: ProxyFrame,
+    },
+    /// Still there; answers a heartbeat.
+    Heartbeat {},
+    /// Something a later release says.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What control says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ControlMessage {
+    /// What is known of a subscribed address, or what changed.
+    Update {
+        /// The subscribed address.
+        address: SocketAddr,
+        /// Version of this update, rising within a stream.
+        version: u64,
+        /// What the address is; `None`: as before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        destination: Option<Destination>,
+        /// Change to its endpoints; `None`: as before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        endpoints: Option<EndpointsChange>,
+    },
+    /// How to treat arriving traffic; sent after Hello and whenever it changes.
+    Inbound {
+        /// Version of this update, rising within a stream.
+        version: u64,
+        /// The policy, whole.
+        policy: InboundPolicy,
+    },
+    /// Send golden frames: at once one that sums the last `backfill_s` seconds as far as remembered, then one a second.
+    Observe {
+        /// Seconds of the past wanted, at most 60.
+        backfill_s: u16,
+    },
+    /// Stop sending golden frames.
+    StopObserve {},
+    /// Still there; sent every few seconds.
+    Heartbeat {},
+    /// Something a later release says.
+    #[serde(other)]
+    Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_a_later_release_are_readable() {
+        let message: ControlMessage = serde_json::from_str(r#"{"type":"tomorrow","x":1}"#).unwrap();
+        assert_eq!(message, ControlMessage::Unknown);
+        let message: ControlMessage = serde_json::from_str(r#"{"type":"heartbeat","sent_at":5}"#).unwrap();
+        assert_eq!(message, ControlMessage::Heartbeat {});
+    }
+}
