@@ -50,7 +50,8 @@ impl ApiError {
     }
     /// 422 Invalid; each cause is `(reason, field, message)`, reasons as Kubernetes writes them (`FieldValueRequired`).
     pub fn invalid(kind: &str, name: &str, causes: Vec<(String, String, String)>) -> Self {
-        let text = causes.iter().map(|(_, field, message)| format!("{field}: {message}")).collect::<Vec<_>>().join(", ");
+        let text =
+            causes.iter().map(|(_, field, message)| format!("{field}: {message}")).collect::<Vec<_>>().join(", ");
         let mut error = Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {text}")).on(kind, name);
         error.causes = causes;
         error
