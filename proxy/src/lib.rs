@@ -1,1 +1,4 @@
-//! stub
+//! The data plane.
+
+pub mod nft;
+pub mod redirect;

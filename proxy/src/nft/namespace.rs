@@ -1,0 +1,46 @@
+//! Runs a test's body in a network namespace of its own, as root or through a user namespace.
+//!
+//! The test binary starts itself again under `unshare -Urn`, for that one test only: a network namespace belongs to a
+//! thread, a user namespace can only be entered by a process with one thread.
+
+use std::process::{Command, Output};
+
+const INSIDE: &str = "MESH_TEST_INSIDE_NAMESPACE";
+
+/// Runs `body` inside a fresh network namespace whose loopback interface is up; `test` is the calling test's full name.
+pub(crate) fn inside(test: &str, body: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        return body();
+    }
+    if !Command::new("unshare").args(["-Urn", "true"]).output().is_ok_and(|o| o.status.success()) {
+        eprintln!("skipped {test}: network namespaces are not permitted here");
+        return;
+    }
+    let exe = std::env::current_exe().unwrap();
+    let Output { status, stdout, stderr } = Command::new("timeout")
+        .args(["60", "unshare", "-Urn", "sh", "-c", "ip link set lo up; exec \"$0\" \"$@\""])
+        .arg(exe)
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let output = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert!(status.success() && output.contains("1 passed"), "{test} failed in its namespace:\n{output}");
+}
+
+/// What a program prints; `None` if it isn't installed.
+pub(crate) fn output_of(program: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(args).output().ok()?;
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// Compares the kernel's rules, as `nft` prints them, with `expect`; does nothing where `nft` isn't installed.
+pub(crate) fn assert_ruleset(expect: &str) {
+    // Versions of `nft` differ in whether they name well-known priorities.
+    let plain =
+        |text: &str| text.replace("priority dstnat", "priority -100").replace("priority srcnat", "priority 100");
+    if let Some(listing) = output_of("nft", &["list", "ruleset"]) {
+        assert_eq!(plain(&listing), plain(expect), "{listing}");
+    }
+}
