@@ -58,6 +58,18 @@ impl Cluster {
         Ok(Self { client, namespace, server, system_namespace: system_namespace.to_owned(), version })
     }
 
+    /// A cluster behind a service of a test.
+    #[cfg(test)]
+    pub(crate) fn of_client(client: Client) -> Self {
+        Self {
+            client,
+            namespace: "default".to_owned(),
+            server: "https://test".to_owned(),
+            system_namespace: mesh_api::names::SYSTEM_NAMESPACE.to_owned(),
+            version: Info::default(),
+        }
+    }
+
     /// The one namespace that is meant, or all of them.
     pub fn scope(&self, namespaces: &Namespaces) -> Option<String> {
         match (&namespaces.namespace, namespaces.all_namespaces) {
@@ -70,7 +82,7 @@ impl Cluster {
 
 async fn config(global: &Global) -> Result<Config> {
     let file = match &global.kubeconfig {
-        Some(path) => Kubeconfig::read_from(path).during(|| format!("read the kubeconfig {}", path.display())),
+        Some(path) => Kubeconfig::read_from(path).during(|| "read the kubeconfig"),
         None => Kubeconfig::read().during(|| "read the kubeconfig"),
     };
     let file = file.hint(
@@ -156,7 +168,7 @@ mod tests {
     #[tokio::test]
     async fn a_missing_file_and_an_unknown_context_say_so() {
         let error = refusal(Global { kubeconfig: Some("/nowhere/config".into()), ..Default::default() }).await;
-        assert!(error.to_string().starts_with("cannot read the kubeconfig /nowhere/config: "), "{error}");
+        assert!(error.to_string().starts_with("cannot read the kubeconfig: /nowhere/config: "), "{error}");
         let file = kubeconfig("https://127.0.0.1:1");
         let global =
             Global { kubeconfig: Some(file.path().to_owned()), context: Some("there".into()), ..Default::default() };

@@ -73,6 +73,12 @@ impl Error {
         if let Some(kube) = cause.downcast_ref::<kube::Error>() {
             return from_kube(kube);
         }
+        if let Some(kubeconfig) = cause.downcast_ref::<kube::config::KubeconfigError>() {
+            return Self::new(match kubeconfig {
+                kube::config::KubeconfigError::ReadConfig(cause, path) => format!("{}: {cause}", path.display()),
+                other => other.to_string(),
+            });
+        }
         let mut words: Vec<String> = Vec::new();
         for part in cause.chain() {
             let text = part.to_string();

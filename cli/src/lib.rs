@@ -5,13 +5,18 @@
 //!
 //! - [`args`]: what can be typed; [`commands`]: what each verb does.
 //! - [`output`]: the one door to stdout and stderr; [`error`]: what a failure says.
-//! - [`cluster`]: which cluster is meant and how it is reached.
+//! - [`cluster`]: which cluster is meant and how it is reached; [`observe`]: golden frames from it.
+//! - [`golden`]: from frames to rows, pure; [`resource`]: resources as kubectl writes them.
 
 pub mod args;
 pub mod cluster;
 pub mod commands;
 pub mod error;
+pub mod golden;
+pub mod observe;
 pub mod output;
+pub mod resource;
+pub mod top;
 
 use args::Cli;
 use error::{Error, Outcome};

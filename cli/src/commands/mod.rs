@@ -1,6 +1,8 @@
 //! What each verb does, a file a verb.
 
 pub mod completion;
+pub mod stat;
+pub mod top;
 pub mod version;
 
 use crate::args::{Cli, Command};
@@ -11,6 +13,8 @@ use crate::output::Printer;
 pub async fn run(cli: Cli, printer: &Printer) -> Result<Outcome> {
     let global = &cli.global;
     match cli.command {
+        Command::Stat(args) => stat::run(global, &args, printer).await,
+        Command::Top(args) => top::run(global, &args, printer).await,
         Command::Version(args) => version::run(global, &args, printer).await,
         Command::Completion(args) => completion::run(&args, printer),
     }

@@ -1,0 +1,211 @@
+//! `meshctl stat`: golden metrics once.
+
+use crate::args::{Global, Stat};
+use crate::cluster::Cluster;
+use crate::error::{Error, Outcome, Result};
+use crate::golden::{Query, Row, rows};
+use crate::observe::{self, Ask};
+use crate::output::{Column, Printer, RowFormat, numbers, words};
+use crate::resource::{Kind, Resource, short_kind};
+use crate::top::format::{bytes_rate, latency, percent, rate};
+use comfy_table::{Cell, Color};
+use mesh_api::golden::GoldenFrame;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// How long the control plane may take beyond its own second.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Asks for one frame and prints its rows.
+pub async fn run(global: &Global, args: &Stat, printer: &Printer) -> Result<Outcome> {
+    let of = Resource::read(&args.resource)?;
+    let read = |word: &Option<String>| word.as_deref().map(Resource::read_one).transpose();
+    let (from, to) = (read(&args.from)?, read(&args.to)?);
+    let cluster = Cluster::connect(global).await?;
+    let namespace = match of.kind {
+        // Namespaces themselves are in no namespace.
+        Kind::Namespace => None,
+        _ => cluster.scope(&args.namespaces),
+    };
+    let query = Query { of, namespace, from, to, routes: args.routes, tcp_routes: false };
+    let frame = observe::once(&cluster, &ask(&query, args.window), DEADLINE).await?;
+    print(&frame, &query, args.output, printer)?;
+    Ok(Outcome::Well)
+}
+
+/// The question that brings what a query needs.
+pub fn ask(query: &Query, window: Duration) -> Ask {
+    // Who sends may live anywhere; for what arrives the scope's own proxies are enough.
+    let namespace = if query.to.is_some() { None } else { query.namespace.clone() };
+    Ask { namespace, window, frames: Some(1), pods: query.of.kind == Kind::Pod }
+}
+
+/// Prints the rows of one frame.
+pub fn print(frame: &GoldenFrame, query: &Query, format: RowFormat, printer: &Printer) -> Result<()> {
+    let rows = rows(&VecDeque::from([frame.clone()]), query);
+    if rows.is_empty()
+        && let Some(name) = &query.of.name
+        && !query.routes
+    {
+        let place = query.namespace.as_ref().map_or("any namespace".to_owned(), |name| format!("namespace {name}"));
+        let error = Error::new(format!("there is no {} with running pods in {place}", query.of));
+        let kind = Resource { name: None, ..query.of.clone() };
+        return Err(error.during(format!("find {name}")).hint(format!("`meshctl stat {kind} -A` lists what there is")));
+    }
+    match format {
+        RowFormat::Json => printer.json(&rows)?,
+        RowFormat::Yaml => printer.yaml(&rows)?,
+        RowFormat::Table | RowFormat::Wide if rows.is_empty() => {
+            let place = query.namespace.as_ref().map_or("any namespace".to_owned(), |name| format!("namespace {name}"));
+            let what = if query.routes { "requests" } else { "workloads" };
+            printer.note(&format!("No {what} seen in {place}."));
+        }
+        RowFormat::Table | RowFormat::Wide => {
+            let wide = format == RowFormat::Wide;
+            let cells = rows.iter().map(|row| cells(row, query, wide)).collect();
+            printer.table(&columns(query, wide), cells)?;
+        }
+    }
+    if frame.silent_proxies > 0 {
+        printer.warn(&format!("{} proxies did not answer in time; their numbers are missing", frame.silent_proxies));
+    }
+    Ok(())
+}
+
+fn columns(query: &Query, wide: bool) -> Vec<Column> {
+    let mut columns = Vec::new();
+    if query.namespace.is_none() && query.of.kind != Kind::Namespace {
+        columns.push(words("NAMESPACE"));
+    }
+    columns.push(words("NAME"));
+    if query.routes {
+        columns.extend([words("METHOD"), words("ROUTE"), words("SERVICE")]);
+    } else {
+        columns.push(numbers("MESHED"));
+    }
+    columns.extend([
+        numbers("SUCCESS"),
+        numbers("RPS"),
+        numbers("P50"),
+        numbers("P95"),
+        numbers("P99"),
+        numbers("MTLS"),
+    ]);
+    if query.routes {
+        if wide {
+            columns.extend([numbers("RETRIES/S"), numbers("TIMEOUTS/S")]);
+        }
+    } else {
+        columns.push(numbers("TCP_CONN"));
+        if wide {
+            columns.extend([numbers("TCP_READ"), numbers("TCP_WRITE")]);
+        }
+    }
+    columns
+}
+
+fn cells(row: &Row, query: &Query, wide: bool) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    if query.namespace.is_none() && query.of.kind != Kind::Namespace {
+        cells.push(Cell::new(&row.namespace));
+    }
+    let one_kind = matches!(query.of.kind, Kind::Workload(_) | Kind::Pod | Kind::Service | Kind::Namespace);
+    cells.push(Cell::new(if one_kind { row.name.clone() } else { format!("{}/{}", short_kind(&row.kind), row.name) }));
+    match &row.route {
+        Some(route) => {
+            let or_dash = |text: &str| Cell::new(if text.is_empty() { "-" } else { text });
+            cells.extend([
+                or_dash(&route.method),
+                or_dash(&route.route),
+                or_dash(route.service.as_deref().unwrap_or_default()),
+            ]);
+        }
+        None => {
+            let cell = Cell::new(format!("{}/{}", row.meshed_pods, row.pods));
+            cells.push(if row.meshed_pods < row.pods { cell.fg(Color::Yellow) } else { cell });
+        }
+    }
+    let share = |value: Option<f64>, good: f64, fair: f64| match value {
+        None => Cell::new("-"),
+        Some(value) => Cell::new(percent(value)).fg(match value {
+            v if v >= good => Color::Green,
+            v if v >= fair => Color::Yellow,
+            _ => Color::Red,
+        }),
+    };
+    let time = |value: Option<f64>| Cell::new(value.map_or("-".to_owned(), latency));
+    cells.extend([
+        share(row.success_rate, 0.995, 0.95),
+        Cell::new(if row.requests == 0 { "-".to_owned() } else { rate(row.rps) }),
+        time(row.latency_p50_ms),
+        time(row.latency_p95_ms),
+        time(row.latency_p99_ms),
+        share(row.mtls_rate, 1.0, 0.5),
+    ]);
+    match &row.route {
+        Some(route) if wide => {
+            cells.extend([Cell::new(rate(route.retries_rate)), Cell::new(rate(route.timeouts_rate))]);
+        }
+        Some(_) => {}
+        None => {
+            let tcp = row.connections > 0;
+            let or_dash = |text: String| Cell::new(if tcp { text } else { "-".to_owned() });
+            cells.push(or_dash(row.tcp_open_connections.to_string()));
+            if wide {
+                cells.push(or_dash(bytes_rate(row.tcp_read_bytes_rate)));
+                cells.push(or_dash(bytes_rate(row.tcp_write_bytes_rate)));
+            }
+        }
+    }
+    cells
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::tests::{SHOP, frame};
+
+    fn printed(query: &Query, format: RowFormat) -> (String, String) {
+        let (printer, read) = Printer::memory();
+        print(&frame(SHOP, 10_000, 10_000), query, format, &printer).unwrap();
+        read()
+    }
+
+    fn shop(of: &str) -> Query {
+        Query { of: Resource::read_one(of).unwrap(), namespace: Some("shop".into()), ..Query::default() }
+    }
+
+    #[test]
+    fn workloads_as_a_table() {
+        insta::assert_snapshot!(printed(&shop("deploy"), RowFormat::Table).0);
+    }
+
+    #[test]
+    fn routes_as_a_wide_table() {
+        let query = Query { routes: true, namespace: None, ..shop("all") };
+        insta::assert_snapshot!(printed(&query, RowFormat::Wide).0);
+    }
+
+    #[test]
+    fn yaml_has_the_keys_of_json() {
+        let (out, _) = printed(&shop("deploy/cart"), RowFormat::Yaml);
+        assert!(out.starts_with("- namespace: shop\n  kind: deployment\n  name: cart\n"), "{out}");
+    }
+
+    #[test]
+    fn nothing_to_show_is_said_on_stderr() {
+        let (out, err) = printed(&Query { routes: true, ..shop("deploy/load") }, RowFormat::Table);
+        assert_eq!((out.as_str(), err.as_str()), ("", "No requests seen in namespace shop.\n"));
+        assert_eq!(printed(&shop("sts"), RowFormat::Json).0, "[]\n");
+    }
+
+    #[test]
+    fn a_name_that_is_not_there_is_an_error() {
+        let (printer, _) = Printer::memory();
+        let error = print(&frame(SHOP, 0, 1000), &shop("deploy/wob"), RowFormat::Table, &printer).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot find wob: there is no deployment/wob with running pods in namespace shop"
+        );
+    }
+}

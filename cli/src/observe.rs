@@ -1,0 +1,144 @@
+//! Golden frames from the observe API: one request, an answer of one JSON object a line.
+
+use crate::cluster::Cluster;
+use crate::error::{Context, Error, Hint, Result};
+use futures::stream::{self, BoxStream, StreamExt};
+use futures::{AsyncBufReadExt, AsyncReadExt};
+use mesh_api::golden::GoldenFrame;
+use mesh_api::names::{OBSERVE_GROUP, OBSERVE_VERSION};
+use std::time::Duration;
+
+/// The longest line that is believed to be a frame.
+const MAX_FRAME_BYTES: u64 = 64 << 20;
+/// The longest window: proxies remember no more.
+pub const MAX_WINDOW: Duration = Duration::from_secs(60);
+
+/// What to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// One namespace, or all.
+    pub namespace: Option<String>,
+    /// What the first frame covers.
+    pub window: Duration,
+    /// End after this many frames.
+    pub frames: Option<u32>,
+    /// Tell pods apart.
+    pub pods: bool,
+}
+
+impl Ask {
+    fn path(&self) -> String {
+        let namespace = self.namespace.as_ref().map(|name| format!("/namespaces/{name}")).unwrap_or_default();
+        let window = self.window.min(MAX_WINDOW).as_secs().max(1);
+        let mut path =
+            format!("/apis/{OBSERVE_GROUP}/{OBSERVE_VERSION}{namespace}/workloads/all/golden?window={window}");
+        if let Some(frames) = self.frames {
+            path.push_str(&format!("&frames={frames}"));
+        }
+        if self.pods {
+            path.push_str("&pods=true");
+        }
+        path
+    }
+}
+
+/// Opens a stream of frames.
+pub async fn stream(cluster: &Cluster, ask: &Ask) -> Result<BoxStream<'static, Result<GoldenFrame>>> {
+    let request = http::Request::get(ask.path()).body(Vec::new()).during(|| "ask for golden metrics")?;
+    let lines = cluster.client.request_stream(request).await.during(|| "read golden metrics").hint(
+        || "run `meshctl check`; without a mesh in this cluster there is nothing to see (`meshctl install --apply`)",
+    )?;
+    Ok(stream::unfold(Some(Box::pin(lines)), |lines| async move {
+        let mut lines = lines?;
+        match read_frame(&mut lines).await {
+            Ok(Some(frame)) => Some((Ok(frame), Some(lines))),
+            Ok(None) => None,
+            // After a broken line nothing can be trusted: this was the last.
+            Err(error) => Some((Err(error), None)),
+        }
+    })
+    .boxed())
+}
+
+/// One frame, for commands that look once.
+pub async fn once(cluster: &Cluster, ask: &Ask, deadline: Duration) -> Result<GoldenFrame> {
+    let ask = Ask { frames: Some(1), ..ask.clone() };
+    let read = async {
+        let mut frames = stream(cluster, &ask).await?;
+        match frames.next().await {
+            Some(frame) => frame,
+            None => Err(Error::new("the stream ended before the first frame").during("read golden metrics")),
+        }
+    };
+    tokio::time::timeout(deadline, read).await.unwrap_or_else(|_| {
+        Err(Error::new(format!("no answer within {} s", deadline.as_secs())).during("read golden metrics"))
+            .hint(|| "run `meshctl check`")
+    })
+}
+
+async fn read_frame<R: futures::AsyncBufRead + Unpin>(lines: &mut R) -> Result<Option<GoldenFrame>> {
+    loop {
+        let mut line = Vec::new();
+        let length = (&mut *lines).take(MAX_FRAME_BYTES).read_until(b'\n', &mut line).await;
+        if length.during(|| "read golden metrics")? == 0 {
+            return Ok(None);
+        }
+        if !line.trim_ascii().is_empty() {
+            return serde_json::from_slice(&line).map(Some).during(|| "understand the control plane's golden metrics");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::tests::{SHOP, frame};
+    use proptest::prelude::*;
+
+    fn ask() -> Ask {
+        Ask { namespace: Some("shop".into()), window: Duration::from_secs(10), frames: None, pods: false }
+    }
+
+    fn cluster(status: u16, body: Vec<u8>) -> Cluster {
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            assert_eq!(request.uri().path(), "/apis/observe.meshctl.dev/v1alpha1/namespaces/shop/workloads/all/golden");
+            let body = kube::client::Body::from(body.clone());
+            async move { http::Response::builder().status(status).body(body) }
+        });
+        Cluster::of_client(kube::Client::new(service, "default"))
+    }
+
+    #[test]
+    fn the_question_is_spelled_as_the_observe_api_wants_it() {
+        assert_eq!(
+            Ask { namespace: None, window: Duration::from_secs(600), frames: Some(2), pods: true }.path(),
+            "/apis/observe.meshctl.dev/v1alpha1/workloads/all/golden?window=60&frames=2&pods=true"
+        );
+    }
+
+    #[tokio::test]
+    async fn frames_are_read_line_by_line() {
+        let mut body = serde_json::to_vec(&frame(SHOP, 1000, 1000)).unwrap();
+        body.extend_from_slice(b"\n\n");
+        body.extend(serde_json::to_vec(&frame(SHOP, 2000, 1000)).unwrap());
+        let frames: Vec<_> = stream(&cluster(200, body), &ask()).await.unwrap().collect().await;
+        let times: Vec<_> = frames.into_iter().map(|frame| frame.unwrap().at_ms).collect();
+        assert_eq!(times, [1000, 2000]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_with_a_way_out() {
+        let body = br#"{"kind":"Status","apiVersion":"v1","code":404,"message":"the server could not find it"}"#;
+        let error = once(&cluster(404, body.to_vec()), &ask(), Duration::from_secs(5)).await.unwrap_err();
+        assert_eq!(error.to_string(), "cannot read golden metrics: the server could not find it (404)");
+        assert!(error.hint_text().unwrap().contains("meshctl check"));
+    }
+
+    proptest! {
+        #[test]
+        fn nonsense_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut reader = futures::io::Cursor::new(bytes);
+            let _ = futures::executor::block_on(read_frame(&mut reader));
+        }
+    }
+}
