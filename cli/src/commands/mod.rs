@@ -1,5 +1,6 @@
 //! What each verb does, a file a verb.
 
+pub mod check;
 pub mod completion;
 pub mod stat;
 pub mod top;
@@ -13,6 +14,7 @@ use crate::output::Printer;
 pub async fn run(cli: Cli, printer: &Printer) -> Result<Outcome> {
     let global = &cli.global;
     match cli.command {
+        Command::Check(args) => check::run(global, &args, printer).await,
         Command::Stat(args) => stat::run(global, &args, printer).await,
         Command::Top(args) => top::run(global, &args, printer).await,
         Command::Version(args) => version::run(global, &args, printer).await,

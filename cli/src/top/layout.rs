@@ -78,7 +78,8 @@ const NUMBERS: [(Column, u16, u16); 6] = [
 /// The least width of the screen with sparklines.
 const SPARKLINES_FROM: u16 = 78;
 const SPARKLINE_LEAST: u16 = 8;
-const SPARKLINE_MOST: u16 = 60;
+/// Widths into which a minute divides evenly.
+const SPARKLINES: [u16; 6] = [60, 30, 20, 15, 12, 10];
 const GAP: u16 = 2;
 
 /// Where the columns stand.
@@ -100,7 +101,11 @@ pub fn columns(state: &State, width: u16) -> Vec<Place> {
         workload_wish.min((names.saturating_sub(route_wish + 1)).max(names / 3)).min(names.saturating_sub(2));
     let room = names.saturating_sub(workload + 1);
     let spare = room.saturating_sub(route_wish);
-    let sparkline_extra = if sparkline > 0 { spare.min(SPARKLINE_MOST - SPARKLINE_LEAST) } else { 0 };
+    let fits = |cells: &&u16| **cells <= SPARKLINE_LEAST + spare;
+    let sparkline_extra = match SPARKLINES.iter().find(fits) {
+        Some(cells) if sparkline > 0 => cells - SPARKLINE_LEAST,
+        _ => 0,
+    };
     let route = room - sparkline_extra;
     let mut places = vec![
         Place { column: Column::Workload, x: 1, width: workload },

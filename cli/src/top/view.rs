@@ -178,7 +178,7 @@ fn draw_rows(state: &State, buffer: &mut Buffer, area: Rect, y: u16, count: u16)
         if index == cursor && row_y < area.height {
             buffer.set_style(
                 Rect::new(area.x, area.y + row_y, area.width, 1),
-                Style::new().add_modifier(Modifier::REVERSED),
+                Style::new().fg(Color::Reset).add_modifier(Modifier::REVERSED),
             );
         }
     }

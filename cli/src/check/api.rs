@@ -1,0 +1,133 @@
+//! What the cluster itself must offer.
+
+use super::{Finding, Subject};
+use crate::error::{Context, Error};
+use futures::future::try_join_all;
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use k8s_openapi::apimachinery::pkg::version::Info;
+use kube::Api;
+use kube::api::PostParams;
+use std::sync::Arc;
+
+/// The first minor release whose nodes run sidecars (init containers that keep running) without being asked.
+const LEAST_MINOR: u32 = 29;
+
+/// Is Kubernetes recent enough?
+pub(super) async fn version(subject: Arc<Subject>) -> Result<Finding, Error> {
+    Ok(judge_version(&subject.cluster.version))
+}
+
+fn judge_version(info: &Info) -> Finding {
+    // Some providers write `34+`.
+    let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().ok();
+    match (number(&info.major), number(&info.minor)) {
+        (Some(1), Some(minor)) if minor < LEAST_MINOR => Finding::failed(
+            format!("{} is too old", info.git_version),
+            format!("upgrade the cluster to 1.{LEAST_MINOR} or later: the proxy runs as a sidecar container"),
+        ),
+        (Some(_), Some(_)) => Finding::ok(info.git_version.clone()),
+        _ => Finding::warning(
+            format!("cannot read the version `{}`", info.git_version),
+            format!("make sure that it is 1.{LEAST_MINOR} or later"),
+        ),
+    }
+}
+
+/// Does the API have what the control plane registers with?
+pub(super) async fn extensions(subject: Arc<Subject>) -> Result<Finding, Error> {
+    const WANTED: [(&str, &str); 2] = [
+        ("admissionregistration.k8s.io", "mutating webhooks inject the proxy"),
+        ("apiregistration.k8s.io", "an aggregated API serves golden metrics"),
+    ];
+    let groups = subject.cluster.client.list_api_groups().await.during(|| "list API groups")?;
+    let missing: Vec<_> =
+        WANTED.iter().filter(|(name, _)| !groups.groups.iter().any(|group| group.name == *name)).collect();
+    Ok(match missing.first() {
+        None => Finding::ok(WANTED.map(|(name, _)| name).join(", ")),
+        Some((name, why)) => Finding::failed(
+            format!("the API group {name} is missing: {why}"),
+            "enable it on the API server, or use a cluster that has it",
+        ),
+    })
+}
+
+/// A thing that install creates, as access control sees it.
+pub(super) type Creates = (&'static str, &'static str, bool);
+
+/// Group, resource, and whether it lives in the control plane's namespace.
+const CREATES: &[Creates] = &[
+    ("", "namespaces", false),
+    ("", "serviceaccounts", true),
+    ("", "configmaps", true),
+    ("", "secrets", true),
+    ("", "services", true),
+    ("apps", "deployments", true),
+    ("rbac.authorization.k8s.io", "clusterroles", false),
+    ("rbac.authorization.k8s.io", "clusterrolebindings", false),
+    ("rbac.authorization.k8s.io", "roles", true),
+    ("rbac.authorization.k8s.io", "rolebindings", true),
+    ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", false),
+    ("apiregistration.k8s.io", "apiservices", false),
+];
+
+/// May the user create what install creates?
+pub(super) async fn permissions(subject: Arc<Subject>) -> Result<Finding, Error> {
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(subject.cluster.client.clone());
+    let ask = |(group, resource, namespaced): Creates, verb: &'static str| {
+        let (reviews, namespace) = (reviews.clone(), subject.cluster.system_namespace.clone());
+        async move {
+            let attributes = ResourceAttributes {
+                group: Some(group.to_owned()),
+                resource: Some(resource.to_owned()),
+                verb: Some(verb.to_owned()),
+                namespace: namespaced.then_some(namespace),
+                ..ResourceAttributes::default()
+            };
+            let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
+            let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
+            let answer =
+                reviews.create(&PostParams::default(), &review).await.during(|| "ask what you are allowed to do")?;
+            let allowed = answer.status.is_some_and(|status| status.allowed);
+            Ok::<_, Error>((!allowed).then(|| format!("{verb} {resource}")))
+        }
+    };
+    let questions = CREATES.iter().flat_map(|creates| ["create", "patch"].map(|verb| ask(*creates, verb)));
+    let refused: Vec<String> = try_join_all(questions).await?.into_iter().flatten().collect();
+    Ok(judge_permissions(&refused))
+}
+
+fn judge_permissions(refused: &[String]) -> Finding {
+    match refused {
+        [] => Finding::ok(format!("all {} kinds", CREATES.len())),
+        refused => Finding::failed(
+            format!("you may not {}", refused.join(", ")),
+            "install as a cluster administrator, or ask for these permissions",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Status;
+    use super::*;
+
+    #[test]
+    fn versions_are_judged() {
+        let check = |major: &str, minor: &str, expect: Status| {
+            let info = Info { major: major.into(), minor: minor.into(), ..Info::default() };
+            assert_eq!(judge_version(&info).status, expect, "{major}.{minor}");
+        };
+        check("1", "34", Status::Ok);
+        check("1", "29+", Status::Ok);
+        check("1", "28", Status::Failed);
+        check("2", "0", Status::Ok);
+        check("", "", Status::Warning);
+    }
+
+    #[test]
+    fn missing_permissions_are_named() {
+        let finding = judge_permissions(&["create secrets".to_owned()]);
+        assert_eq!((finding.status, finding.seen.as_str()), (Status::Failed, "you may not create secrets"));
+        assert_eq!(judge_permissions(&[]).status, Status::Ok);
+    }
+}

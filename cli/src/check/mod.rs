@@ -1,0 +1,291 @@
+//! Checks: each with a stable id, a severity, a deadline of its own, what was seen, and a fix.
+//!
+//! [`CHECKS`] is the one list. Checks run in parallel and never leave the cluster; all but the first need the API,
+//! and are skipped if it cannot be reached.
+//!
+//! - [`api`], [`control`], [`identity`], [`proxy`]: the probes; what they decide from what they read is pure.
+
+mod api;
+mod control;
+mod identity;
+mod proxy;
+
+use crate::args::Global;
+use crate::cluster::Cluster;
+use crate::error::Error;
+use futures::future::{BoxFuture, join_all};
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How bad it is if a check fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// The mesh does not work.
+    Error,
+    /// It works, but not as it should, or not for long.
+    Warning,
+}
+
+/// When a check is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// Before an install.
+    Pre,
+    /// The control plane, and the proxies of all namespaces.
+    Default,
+    /// The proxies only.
+    Proxy,
+}
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// As it should be.
+    Ok,
+    /// Worth a look.
+    Warning,
+    /// Wrong.
+    Failed,
+    /// Could not be checked.
+    Skipped,
+}
+
+/// What a probe found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How it ended.
+    pub status: Status,
+    /// What was seen.
+    pub seen: String,
+    /// What to do, if anything.
+    pub fix: Option<String>,
+}
+
+impl Finding {
+    /// All is well.
+    pub fn ok(seen: impl Into<String>) -> Self {
+        Self { status: Status::Ok, seen: seen.into(), fix: None }
+    }
+
+    /// Something is wrong.
+    pub fn failed(seen: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { status: Status::Failed, seen: seen.into(), fix: Some(fix.into()) }
+    }
+
+    /// Something is worth a look.
+    pub fn warning(seen: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { status: Status::Warning, seen: seen.into(), fix: Some(fix.into()) }
+    }
+
+    /// It could not be checked.
+    pub fn skipped(why: impl Into<String>) -> Self {
+        Self { status: Status::Skipped, seen: why.into(), fix: None }
+    }
+
+    /// The question itself failed.
+    fn of_error(error: &Error) -> Self {
+        Self { status: Status::Failed, seen: error.to_string(), fix: error.hint_text().map(str::to_owned) }
+    }
+}
+
+/// What probes work with.
+#[derive(Clone)]
+pub struct Subject {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// Proxies of this namespace; of all if none.
+    pub namespace: Option<String>,
+    /// How to call meshctl again for the same cluster.
+    pub meshctl: String,
+}
+
+type Probe = fn(Arc<Subject>) -> BoxFuture<'static, Result<Finding, Error>>;
+
+/// A check.
+pub struct Check {
+    /// Stable name.
+    pub id: &'static str,
+    /// What is checked, as a statement that should be true.
+    pub what: &'static str,
+    severity: Severity,
+    deadline: Duration,
+    sets: &'static [Set],
+    probe: Probe,
+}
+
+const fn check(
+    id: &'static str,
+    what: &'static str,
+    severity: Severity,
+    seconds: u64,
+    sets: &'static [Set],
+    probe: Probe,
+) -> Check {
+    Check { id, what, severity, deadline: Duration::from_secs(seconds), sets, probe }
+}
+
+/// Id of the check that all others stand on.
+pub const REACHABLE: &str = "api.reachable";
+
+/// Every check but [`REACHABLE`], in the order of the report.
+pub const CHECKS: &[Check] = {
+    use Set::{Default, Pre, Proxy};
+    use Severity::{Error, Warning};
+    &[
+        check("api.version", "Kubernetes is recent enough", Error, 5, &[Pre, Default], |s| Box::pin(api::version(s))),
+        check("api.extensions", "webhooks and aggregated APIs exist", Error, 5, &[Pre], |s| {
+            Box::pin(api::extensions(s))
+        }),
+        check("permissions.install", "you may create what install creates", Error, 15, &[Pre], |s| {
+            Box::pin(api::permissions(s))
+        }),
+        check("install.absent", "no mesh is installed yet", Error, 10, &[Pre], |s| Box::pin(control::absent(s))),
+        check("control.installed", "the control plane is installed", Error, 5, &[Default], |s| {
+            Box::pin(control::installed(s))
+        }),
+        check("control.pods-ready", "its pods are ready", Error, 10, &[Default], |s| Box::pin(control::pods_ready(s))),
+        check("control.version", "its version fits this meshctl", Warning, 5, &[Default], |s| {
+            Box::pin(control::version(s))
+        }),
+        check("webhook.answers", "a new pod gets its proxy", Error, 12, &[Default], |s| {
+            Box::pin(control::webhook_answers(s))
+        }),
+        check("webhook.certificate-expiry", "the webhook's certificate is valid", Error, 5, &[Default], |s| {
+            Box::pin(identity::webhook(s))
+        }),
+        check("observe.answers", "the observe API answers", Error, 8, &[Default], |s| Box::pin(control::observe(s))),
+        check("identity.issuer-expiry", "the issuer's certificate is valid", Error, 5, &[Default], |s| {
+            Box::pin(identity::issuer(s))
+        }),
+        check("identity.anchors-valid", "the trust anchors are valid and vouch for it", Error, 5, &[Default], |s| {
+            Box::pin(identity::anchors(s))
+        }),
+        check("proxy.ready", "every proxy is ready", Error, 15, &[Default, Proxy], |s| Box::pin(proxy::ready(s))),
+        check("proxy.connected", "every proxy talks to the control plane", Warning, 10, &[Default, Proxy], |s| {
+            Box::pin(proxy::connected(s))
+        }),
+        check("proxy.version", "every proxy has the control plane's version", Warning, 15, &[Default, Proxy], |s| {
+            Box::pin(proxy::version(s))
+        }),
+    ]
+};
+
+/// How a check ended, as it is reported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Stable name.
+    pub id: &'static str,
+    /// What was checked.
+    pub what: &'static str,
+    /// How bad a failure is.
+    pub severity: Severity,
+    /// How it ended.
+    pub status: Status,
+    /// What was seen.
+    pub seen: String,
+    /// What to do.
+    pub fix: Option<String>,
+    /// How long it took.
+    pub took_ms: u64,
+}
+
+/// Runs a set of checks once.
+pub async fn run(global: &Global, namespace: Option<&str>, set: Set) -> Vec<Report> {
+    let started = Instant::now();
+    let connected = Cluster::connect(global).await;
+    let finding = match &connected {
+        Ok(cluster) => Finding::ok(format!("{} answered", cluster.server)),
+        Err(error) => Finding::of_error(error),
+    };
+    let mut reports = vec![Report {
+        id: REACHABLE,
+        what: "the API can be reached",
+        severity: Severity::Error,
+        status: finding.status,
+        seen: finding.seen,
+        fix: finding.fix,
+        took_ms: millis(started.elapsed()),
+    }];
+    let checks = CHECKS.iter().filter(|check| check.sets.contains(&set));
+    match connected {
+        Ok(cluster) => {
+            let namespace = namespace.map(str::to_owned);
+            let subject = Arc::new(Subject { cluster, namespace, meshctl: again(global) });
+            reports.extend(join_all(checks.map(|check| run_one(check, subject.clone()))).await);
+        }
+        Err(_) => reports
+            .extend(checks.map(|check| report(check, Finding::skipped("the API cannot be reached"), Duration::ZERO))),
+    }
+    reports
+}
+
+async fn run_one(check: &Check, subject: Arc<Subject>) -> Report {
+    let started = Instant::now();
+    let finding = match tokio::time::timeout(check.deadline, (check.probe)(subject)).await {
+        Ok(Ok(finding)) => finding,
+        Ok(Err(error)) => Finding::of_error(&error),
+        Err(_) => Finding::failed(
+            format!("no answer within {} s", check.deadline.as_secs()),
+            "look whether the API server is overloaded, and at the control plane's log",
+        ),
+    };
+    report(check, finding, started.elapsed())
+}
+
+fn report(check: &Check, finding: Finding, took: Duration) -> Report {
+    let status = match (finding.status, check.severity) {
+        (Status::Failed, Severity::Warning) => Status::Warning,
+        (status, _) => status,
+    };
+    Report {
+        id: check.id,
+        what: check.what,
+        severity: check.severity,
+        status,
+        seen: finding.seen,
+        fix: finding.fix,
+        took_ms: millis(took),
+    }
+}
+
+/// The start of a command line for the same cluster, for fixes that can be pasted.
+fn again(global: &Global) -> String {
+    let mut line = "meshctl".to_owned();
+    if let Some(context) = &global.context {
+        line.push_str(&format!(" --context {context}"));
+    }
+    if global.system_namespace != mesh_api::names::SYSTEM_NAMESPACE {
+        line.push_str(&format!(" --system-namespace {}", global.system_namespace));
+    }
+    line
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn ids_are_unique_and_say_what_they_belong_to() {
+        let ids: BTreeSet<_> = CHECKS.iter().map(|check| check.id).collect();
+        assert_eq!(ids.len(), CHECKS.len());
+        assert!(ids.iter().all(|id| id.split('.').count() == 2));
+    }
+
+    #[tokio::test]
+    async fn without_a_cluster_everything_else_is_skipped() {
+        let global = Global { kubeconfig: Some("/nowhere/config".into()), ..Global::default() };
+        let reports = run(&global, None, Set::Default).await;
+        assert_eq!((reports[0].id, reports[0].status), (REACHABLE, Status::Failed));
+        assert!(reports[0].fix.is_some());
+        assert!(reports[1..].iter().all(|report| report.status == Status::Skipped));
+        assert!(reports.len() > 10);
+    }
+}
