@@ -6,9 +6,11 @@
 //! - [`args`]: what can be typed; [`commands`]: what each verb does.
 //! - [`output`]: the one door to stdout and stderr; [`error`]: what a failure says.
 //! - [`cluster`]: which cluster is meant and how it is reached; [`observe`]: golden frames from it.
+//! - [`apply`]: objects to a cluster, and the wait until they work.
 //! - [`check`]: what is checked of cluster and mesh.
 //! - [`golden`]: from frames to rows, pure; [`resource`]: resources as kubectl writes them; [`top`]: the live screen.
 
+pub mod apply;
 pub mod args;
 pub mod check;
 pub mod cluster;

@@ -13,7 +13,7 @@ use serde_json::json;
 use std::sync::Arc;
 
 /// Name of the webhook configuration that injects the proxy.
-pub(super) const INJECTOR: &str = "mesh-injector";
+pub(crate) const INJECTOR: &str = "mesh-injector";
 
 async fn deployment(subject: &Subject) -> Result<Option<Deployment>, Error> {
     let api: Api<Deployment> = Api::namespaced(subject.cluster.client.clone(), &subject.cluster.system_namespace);

@@ -10,6 +10,8 @@ mod control;
 mod identity;
 mod proxy;
 
+pub(crate) use control::{INJECTOR, is_ready, why_not_ready};
+
 use crate::args::Global;
 use crate::cluster::Cluster;
 use crate::error::Error;

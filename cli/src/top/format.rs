@@ -17,7 +17,7 @@ pub fn percent(share: f64) -> String {
     let percent = share * 100.0;
     if percent < 100.0 && percent > 99.99 {
         ">99.99%".to_owned()
-    } else if percent < 100.0 && percent >= 99.95 {
+    } else if (99.95..100.0).contains(&percent) {
         format!("{:.2}%", (percent * 100.0).floor() / 100.0)
     } else if percent > 0.0 && percent < 0.05 {
         "<0.1%".to_owned()

@@ -221,7 +221,7 @@ fn draw_cell(state: &State, at: usize, line: &RouteLine, place: Place) -> Line<'
 /// TCP has no requests: its connections and bytes stand across the columns of numbers.
 fn draw_tcp(state: &State, buffer: &mut Buffer, area: Rect, places: &[Place], row: &Row, y: u16) {
     let numbers = places.iter().filter(|p| p.column.is_number() && p.column != Column::Mtls);
-    let (Some(first), Some(last)) = (numbers.clone().next(), numbers.last()) else { return };
+    let (Some(first), Some(last)) = (numbers.clone().next(), numbers.clone().next_back()) else { return };
     let width = last.x + last.width - first.x;
     let (up, down) = (bytes_rate(row.tcp_read_bytes_rate), bytes_rate(row.tcp_write_bytes_rate));
     let texts = [

@@ -1,0 +1,258 @@
+//! Applies objects to a cluster: server-side, as field manager `meshctl`, in an order in which each finds what it
+//! needs; and waits until what was applied works.
+
+use crate::check::{is_ready, why_not_ready};
+use crate::cluster::Cluster;
+use crate::error::{Context, Error, Hint, Result};
+use crate::output::Step;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, TypeMeta};
+use kube::core::GroupVersionKind;
+use kube::discovery::{Scope, oneshot};
+use mesh_api::names::{OBSERVE_GROUP, OBSERVE_VERSION};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Who we are in `managedFields`.
+pub const FIELD_MANAGER: &str = "meshctl";
+/// Pause between two looks at what is being waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Kinds that others need, in the order they are applied.
+const FIRST: &[&str] = &[
+    "Namespace",
+    "CustomResourceDefinition",
+    "ServiceAccount",
+    "ClusterRole",
+    "Role",
+    "ClusterRoleBinding",
+    "RoleBinding",
+    "ConfigMap",
+    "Secret",
+    "Service",
+];
+/// Kinds that make the API server call what runs by then.
+const LAST: &[&str] = &["APIService", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"];
+
+/// Sorts objects so that each finds what it needs; among equals the order stays.
+pub fn in_order(mut objects: Vec<Value>) -> Vec<Value> {
+    let place = |object: &Value| {
+        let kind = object["kind"].as_str().unwrap_or_default();
+        let first = FIRST.iter().position(|known| *known == kind);
+        let last = LAST.iter().position(|known| *known == kind).map(|at| FIRST.len() + 1 + at);
+        first.or(last).unwrap_or(FIRST.len())
+    };
+    objects.sort_by_key(place);
+    objects
+}
+
+/// Applies objects in order; those without a namespace go to `namespace` if their kind lives in one.
+pub async fn apply(cluster: &Cluster, objects: Vec<Value>, namespace: &str, step: &Step) -> Result<usize> {
+    let mut known: BTreeMap<(String, String), (ApiResource, Scope)> = BTreeMap::new();
+    let objects = in_order(objects);
+    let count = objects.len();
+    for (index, object) in objects.into_iter().enumerate() {
+        let label = label(&object);
+        step.now(&format!("applying {label} ({} of {count})", index + 1));
+        let object: DynamicObject = serde_json::from_value(object).during(|| format!("read {label}"))?;
+        let Some(TypeMeta { api_version, kind }) = object.types.clone() else {
+            return Err(Error::new("it has no apiVersion and kind").during(format!("apply {label}")));
+        };
+        let key = (api_version.clone(), kind.clone());
+        if !known.contains_key(&key) {
+            let gvk = gvk(&api_version, &kind);
+            let (resource, capabilities) =
+                oneshot::pinned_kind(&cluster.client, &gvk).await.during(|| format!("find the kind of {label}"))?;
+            known.insert(key.clone(), (resource, capabilities.scope));
+        }
+        let Some((resource, scope)) = known.get(&key) else { continue };
+        let api: Api<DynamicObject> = match scope {
+            Scope::Cluster => Api::all_with(cluster.client.clone(), resource),
+            Scope::Namespaced => {
+                let namespace = object.metadata.namespace.as_deref().unwrap_or(namespace);
+                Api::namespaced_with(cluster.client.clone(), namespace, resource)
+            }
+        };
+        let Some(name) = object.metadata.name.clone() else {
+            return Err(Error::new("it has no name").during(format!("apply {label}")));
+        };
+        let params = PatchParams::apply(FIELD_MANAGER);
+        api.patch(&name, &params, &Patch::Apply(&object)).await.during(|| format!("apply {label}"))?;
+    }
+    Ok(count)
+}
+
+fn gvk(api_version: &str, kind: &str) -> GroupVersionKind {
+    match api_version.split_once('/') {
+        Some((group, version)) => GroupVersionKind::gvk(group, version, kind),
+        None => GroupVersionKind::gvk("", api_version, kind),
+    }
+}
+
+/// `deployment web`, for people.
+fn label(object: &Value) -> String {
+    let kind = object["kind"].as_str().unwrap_or("object").to_lowercase();
+    format!("{kind} {}", object["metadata"]["name"].as_str().unwrap_or("without a name"))
+}
+
+/// Namespaces and names of the deployments among objects.
+pub fn deployments(objects: &[Value], namespace: &str) -> Vec<(String, String)> {
+    let deployments = objects.iter().filter(|object| object["kind"] == "Deployment");
+    deployments
+        .filter_map(|object| {
+            let namespace = object["metadata"]["namespace"].as_str().unwrap_or(namespace);
+            Some((namespace.to_owned(), object["metadata"]["name"].as_str()?.to_owned()))
+        })
+        .collect()
+}
+
+/// Waits until all pods of these deployments are ready.
+pub async fn wait_available(
+    cluster: &Cluster,
+    deployments: &[(String, String)],
+    deadline: Instant,
+    step: &Step,
+) -> Result<()> {
+    let mut waiting: Vec<(String, String)> = deployments.to_vec();
+    loop {
+        let mut still = Vec::new();
+        for (namespace, name) in waiting {
+            let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), &namespace);
+            let deployment = api.get(&name).await.during(|| format!("read deployment {name} in {namespace}"))?;
+            if !available(&deployment) {
+                still.push((namespace, name));
+            }
+        }
+        let Some((namespace, name)) = still.first() else { return Ok(()) };
+        if Instant::now() >= deadline {
+            let why = unready(cluster, namespace, name).await;
+            return Err(Error::new(why).during(format!("wait for deployment {name} in {namespace}")))
+                .hint(|| format!("kubectl -n {namespace} describe pods; give it longer with --timeout"));
+        }
+        step.now(&match still.len() {
+            1 => format!("waiting for {name}"),
+            n => format!("waiting for {n} of {} deployments", deployments.len()),
+        });
+        waiting = still;
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn available(deployment: &Deployment) -> bool {
+    let (Some(spec), Some(status)) = (&deployment.spec, &deployment.status) else { return false };
+    let wanted = spec.replicas.unwrap_or(1);
+    let current = status.observed_generation >= deployment.metadata.generation;
+    current
+        && status.updated_replicas.unwrap_or(0) >= wanted
+        && status.ready_replicas.unwrap_or(0) >= wanted
+        && status.replicas.unwrap_or(0) == wanted
+}
+
+async fn unready(cluster: &Cluster, namespace: &str, deployment: &str) -> String {
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+    let Ok(pods) = pods.list(&ListParams::default()).await else { return "it did not become ready".to_owned() };
+    let prefix = format!("{deployment}-");
+    let mut of_it = pods
+        .items
+        .iter()
+        .filter(|pod| pod.metadata.name.as_deref().is_some_and(|name| name.starts_with(&prefix)) && !is_ready(pod));
+    match of_it.next() {
+        Some(pod) => {
+            format!("pod {} is not ready: {}", pod.metadata.name.as_deref().unwrap_or_default(), why_not_ready(pod))
+        }
+        None => "it did not become ready, and none of its pods says why".to_owned(),
+    }
+}
+
+/// Waits until the API server can use the control plane: the webhook has its certificate, the observe API answers.
+pub async fn wait_wired(cluster: &Cluster, deadline: Instant, step: &Step) -> Result<()> {
+    let webhooks: Api<MutatingWebhookConfiguration> = Api::all(cluster.client.clone());
+    let version = format!("{OBSERVE_GROUP}/{OBSERVE_VERSION}");
+    loop {
+        let webhook = webhooks.get_opt(crate::check::INJECTOR).await.during(|| "read the webhook's configuration")?;
+        let ready = webhook.into_iter().flat_map(|found| found.webhooks.unwrap_or_default());
+        let ready = ready.into_iter().all(|webhook| webhook.client_config.ca_bundle.is_some_and(|ca| !ca.0.is_empty()));
+        let observe = if ready { cluster.client.list_api_group_resources(&version).await.err() } else { None };
+        let missing = match (ready, observe) {
+            (true, None) => return Ok(()),
+            (false, _) => "the webhook has no certificate yet".to_owned(),
+            (true, Some(cause)) => Err::<(), _>(cause)
+                .during(|| format!("ask {version}"))
+                .err()
+                .map(|error| error.to_string())
+                .unwrap_or_default(),
+        };
+        if Instant::now() >= deadline {
+            return Err(Error::new(missing).during("wait for the control plane")).hint(|| "run `meshctl check`");
+        }
+        step.now(if ready { "waiting for the observe API" } else { "waiting for the webhook's certificate" });
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_others_need_comes_first() {
+        let kinds = ["MutatingWebhookConfiguration", "Deployment", "Gadget", "Secret", "Namespace", "APIService"];
+        let objects = kinds.map(|kind| json!({"kind": kind})).to_vec();
+        let order: Vec<_> =
+            in_order(objects).iter().map(|object| object["kind"].as_str().unwrap().to_owned()).collect();
+        let expect = ["Namespace", "Secret", "Deployment", "Gadget", "APIService", "MutatingWebhookConfiguration"];
+        assert_eq!(order, expect);
+    }
+
+    #[test]
+    fn a_deployment_is_available_when_all_its_new_pods_are() {
+        let check = |status: Value, expect: bool| {
+            let deployment = json!({"metadata": {"generation": 2}, "status": status,
+                "spec": {"replicas": 2, "selector": {}, "template": {}}});
+            assert_eq!(available(&serde_json::from_value(deployment).unwrap()), expect, "{status}");
+        };
+        check(json!({}), false);
+        let all = json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "readyReplicas": 2});
+        check(all, true);
+        check(json!({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "readyReplicas": 2}), false);
+        check(json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 2, "readyReplicas": 3}), false);
+        check(json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "readyReplicas": 1}), false);
+    }
+
+    #[test]
+    fn core_and_named_groups_are_read() {
+        assert_eq!(gvk("v1", "Pod"), GroupVersionKind::gvk("", "v1", "Pod"));
+        assert_eq!(gvk("apps/v1", "Deployment"), GroupVersionKind::gvk("apps", "v1", "Deployment"));
+    }
+
+    #[tokio::test]
+    async fn objects_are_applied_server_side_by_us() {
+        let service = tower::service_fn(|request: http::Request<kube::client::Body>| async move {
+            let body = if request.uri().path() == "/api/v1" {
+                json!({"kind": "APIResourceList", "groupVersion": "v1", "resources": [{"name": "configmaps",
+                    "singularName": "configmap", "namespaced": true, "kind": "ConfigMap",
+                    "verbs": ["create", "get", "patch"]}]})
+            } else {
+                assert_eq!(request.method(), http::Method::PATCH);
+                assert_eq!(request.headers()["content-type"], "application/apply-patch+yaml");
+                let uri = request.uri().to_string();
+                assert!(uri.starts_with("/api/v1/namespaces/shop/configmaps/a?"), "{uri}");
+                assert!(uri.contains("fieldManager=meshctl"), "{uri}");
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}})
+            };
+            Ok::<_, std::io::Error>(http::Response::new(kube::client::Body::from(body.to_string().into_bytes())))
+        });
+        let cluster = Cluster::of_client(kube::Client::new(service, "default"));
+        let (printer, _) = crate::output::Printer::memory();
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}});
+        assert_eq!(apply(&cluster, vec![object], "shop", &printer.step("applying")).await.unwrap(), 1);
+        let nameless = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}});
+        let error = apply(&cluster, vec![nameless], "shop", &printer.step("applying")).await.unwrap_err();
+        assert_eq!(error.to_string(), "cannot apply configmap without a name: it has no name");
+    }
+}
