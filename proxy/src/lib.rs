@@ -1,4 +1,124 @@
-//! The data plane.
+//! The data plane: one proxy beside every application instance.
+//!
+//! Reading order: [`run`] starts threads and listeners; [`inbound`] and [`outbound`] find out where a connection goes
+//! and what it speaks ([`detect`]); [`request`] is the straight line of every HTTP request and [`tcp`] of everything
+//! else; [`upstream`], [`pool`], [`balance`] and [`tls`] are the way to an endpoint; [`state`] is what the proxy knows,
+//! told by [`client`] (control) or [`file`](mod@file); [`record`] and [`golden`] account for everything, once; [`drain`] ends it
+//! without losing a request; [`redirect`] brings connections here in the first place, with rules written by [`nft`]. Every bound is in [`limits`].
 
+pub mod admin;
+pub mod args;
+pub mod balance;
+pub mod body;
+pub mod client;
+pub mod detect;
+pub mod drain;
+pub mod error;
+pub mod file;
+pub mod golden;
+pub mod headers;
+pub mod identity;
+pub mod inbound;
+pub mod limits;
+pub mod listen;
+pub mod metrics;
 pub mod nft;
+pub mod outbound;
+pub mod pool;
+pub mod proxy;
+pub mod record;
 pub mod redirect;
+pub mod request;
+pub mod route;
+pub mod run;
+pub mod serve;
+pub mod state;
+pub mod stream;
+pub mod tcp;
+pub mod tls;
+pub mod upstream;
+
+use crate::args::{Args, Command, RunArgs};
+use anyhow::Context;
+use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::ffi::OsString;
+use std::process::ExitCode;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// The program `mesh-proxy`; `args` include the program's name.
+pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) => {
+            // Writing help or an error to a closed terminal cannot be helped.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let Args { command, run } = args;
+    log_to_stderr(&run.log);
+    let done = match command {
+        Some(Command::Redirect(redirect)) => redirect::run(&redirect),
+        None => carry(run),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Carries traffic until SIGTERM or SIGINT.
+fn carry(args: RunArgs) -> anyhow::Result<()> {
+    // Another part of the same process may have chosen the (same) provider already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    raise_file_limit();
+    let bind = |port: u16| listen::bind_any(port).with_context(|| format!("cannot listen on port {port}"));
+    let listeners = run::Listeners {
+        inbound: bind(args.inbound_port)?,
+        outbound: bind(args.outbound_port)?,
+        admin: bind(args.admin_port)?,
+    };
+    run::run(args.settings()?, listeners, async {
+        if let Err(error) = told_to_end().await {
+            tracing::error!(%error, "cannot wait for signals; running until killed");
+            std::future::pending::<()>().await;
+        }
+    })
+}
+
+async fn told_to_end() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+fn log_to_stderr(filter: &str) {
+    let parsed = filter.parse::<Targets>();
+    let targets = parsed.as_ref().map_or_else(|_| Targets::new().with_default(tracing::Level::INFO), Clone::clone);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    // In a process with several parts the first one's subscriber stays.
+    let _ = tracing_subscriber::registry().with(targets).with(layer).try_init();
+    if let Err(error) = parsed {
+        tracing::warn!(%error, filter, "MESH_LOG cannot be read; logging at info");
+    }
+}
+
+/// As many open files as we may have: every connection takes one or two.
+fn raise_file_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::debug!(%error, "the limit of open files stays at {soft}");
+    }
+}

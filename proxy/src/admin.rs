@@ -1,0 +1,141 @@
+//! The admin port: `/live /ready /metrics /config`. It runs beside control traffic on a thread of its own, so that it
+//! answers also while the data thread is busy.
+
+use crate::limits;
+use crate::metrics;
+use crate::proxy::Proxy;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_api::{Destination, Endpoint, InboundPolicy};
+use serde::Serialize;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+/// Answers on the admin port, for ever.
+pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener) {
+    let slots = Arc::new(Semaphore::new(limits::ADMIN_CONNECTIONS));
+    loop {
+        // The semaphore is never closed, so a slot comes sooner or later.
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let (stream, _) = crate::listen::accept(&listener).await;
+        let proxy = proxy.clone();
+        tokio::spawn(async move {
+            let _slot = slot;
+            let service = service_fn(move |request: Request<Incoming>| {
+                let response = answer(&proxy, request.method(), request.uri().path());
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits::DETECT_TIMEOUT * 15)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection to the admin port ended");
+            }
+        });
+    }
+}
+
+fn answer(proxy: &Arc<Proxy>, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    if *method != Method::GET && *method != Method::HEAD {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
+    }
+    match path {
+        "/live" => text(StatusCode::OK, "live\n".to_owned()),
+        "/ready" if proxy.is_ready() => text(StatusCode::OK, "ready\n".to_owned()),
+        "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", why_not_ready(proxy))),
+        "/metrics" => match metrics::render(proxy) {
+            Ok(metrics) => typed(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        },
+        "/config" => match serde_json::to_string_pretty(&Shown::of(proxy)) {
+            Ok(json) => typed(StatusCode::OK, "application/json", json + "\n"),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        },
+        _ => text(StatusCode::NOT_FOUND, "there are /live /ready /metrics /config\n".to_owned()),
+    }
+}
+
+fn why_not_ready(proxy: &Proxy) -> &'static str {
+    if proxy.drain.phase() == crate::drain::Phase::Serving { "waiting for a certificate" } else { "draining" }
+}
+
+fn text(status: StatusCode, text: String) -> Response<Full<Bytes>> {
+    typed(status, "text/plain; charset=utf-8", text)
+}
+
+fn typed(status: StatusCode, content_type: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    response
+}
+
+/// What `/config` shows: settings and what is known of the world. Keys, tokens and certificates are not in it.
+#[derive(Serialize)]
+struct Shown<'a> {
+    version: &'static str,
+    settings: &'a crate::proxy::Settings,
+    identity: Option<String>,
+    identity_expires_at: Option<u64>,
+    control_connected: bool,
+    marks_sockets: bool,
+    connections: usize,
+    inbound: Arc<InboundPolicy>,
+    destinations: Vec<ShownTarget>,
+}
+
+#[derive(Serialize)]
+struct ShownTarget {
+    address: SocketAddr,
+    destination: Destination,
+    endpoints: Vec<ShownEndpoint>,
+}
+
+#[derive(Serialize)]
+struct ShownEndpoint {
+    #[serde(flatten)]
+    endpoint: Endpoint,
+    in_flight: u32,
+    idle_connections: usize,
+}
+
+impl<'a> Shown<'a> {
+    fn of(proxy: &'a Proxy) -> Self {
+        let current = proxy.credentials.current();
+        let targets = proxy.state.known_targets().into_iter().map(|(target, known)| ShownTarget {
+            address: target.address,
+            destination: known.destination.clone(),
+            endpoints: known
+                .backends
+                .iter()
+                .map(|backend| ShownEndpoint {
+                    endpoint: backend.endpoint.clone(),
+                    in_flight: backend.load.lock().in_flight(),
+                    idle_connections: backend.pool.idle(),
+                })
+                .collect(),
+        });
+        let mut destinations: Vec<_> = targets.collect();
+        destinations.sort_by_key(|target| target.address);
+        Shown {
+            version: env!("CARGO_PKG_VERSION"),
+            settings: &proxy.settings,
+            identity: current.as_ref().map(|c| c.identity.to_string()),
+            identity_expires_at: current.as_ref().map(|c| c.expires_at),
+            control_connected: proxy.state.is_connected(),
+            marks_sockets: proxy.dialer.marks(),
+            connections: proxy.drain.open(),
+            inbound: proxy.state.inbound(),
+            destinations,
+        }
+    }
+}

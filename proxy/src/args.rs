@@ -1,0 +1,176 @@
+//! The command line and environment of `mesh-proxy`, read once into one struct.
+
+use crate::client::Control;
+use crate::limits;
+use crate::proxy::{Settings, Source};
+use crate::redirect::RedirectArgs;
+use anyhow::{Context, bail};
+use clap::Parser;
+use mesh_api::{SpiffeId, names};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The data plane of the mesh: carries the traffic of one application instance.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-proxy", version, args_conflicts_with_subcommands = true)]
+pub struct Args {
+    /// What to do instead of carrying traffic.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to carry traffic.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What to do instead of carrying traffic.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Set the redirect that brings a pod's connections to its proxy
+    Redirect(RedirectArgs),
+}
+
+/// How to carry traffic.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// Run from this file (YAML or JSON) instead of following a control plane
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Host and port of the control plane
+    #[arg(
+        long,
+        env = "MESH_CONTROL_ADDRESS",
+        value_name = "HOST:PORT",
+        default_value = "mesh-control.mesh-system.svc.cluster.local:8086"
+    )]
+    control_address: String,
+    /// SPIFFE identity the control plane has to prove
+    #[arg(long, env = "MESH_CONTROL_IDENTITY", value_name = "SPIFFE-ID")]
+    control_identity: Option<SpiffeId>,
+    /// Trust domain of the mesh
+    #[arg(long, env = "MESH_TRUST_DOMAIN", value_name = "DOMAIN", default_value = names::DEFAULT_TRUST_DOMAIN)]
+    trust_domain: String,
+    /// Trust anchors of the mesh, PEM text
+    #[arg(long, env = "MESH_TRUST_ANCHORS", value_name = "PEM", hide_env_values = true)]
+    trust_anchors: Option<String>,
+    /// Service account token with which to ask for a certificate
+    #[arg(long, env = "MESH_TOKEN_FILE", value_name = "FILE", default_value = "/var/run/secrets/meshctl.dev/token")]
+    token_file: PathBuf,
+    /// Name of the pod
+    #[arg(long, env = "MESH_POD_NAME", value_name = "NAME")]
+    pod_name: Option<String>,
+    /// Namespace of the pod
+    #[arg(long, env = "MESH_POD_NAMESPACE", value_name = "NAMESPACE")]
+    pod_namespace: Option<String>,
+    /// Address of the pod
+    #[arg(long, env = "MESH_POD_IP", value_name = "ADDRESS")]
+    pod_ip: Option<IpAddr>,
+    /// Service account of the pod
+    #[arg(long, env = "MESH_SERVICE_ACCOUNT", value_name = "NAME")]
+    service_account: Option<String>,
+    /// What to log
+    #[arg(long, env = "MESH_LOG", value_name = "FILTER", default_value = "warn,mesh_proxy=info")]
+    pub log: String,
+    /// How long the end may take after SIGTERM
+    #[arg(long, env = "MESH_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    drain_timeout: Duration,
+    /// Threads that carry traffic
+    #[arg(long, env = "MESH_WORKERS", value_name = "N", default_value_t = 1)]
+    workers: usize,
+    /// Port for what arrives for the application
+    #[arg(long, value_name = "PORT", default_value_t = names::INBOUND_PORT)]
+    pub inbound_port: u16,
+    /// Port for what the application sends
+    #[arg(long, value_name = "PORT", default_value_t = names::OUTBOUND_PORT)]
+    pub outbound_port: u16,
+    /// Port of /live /ready /metrics /config
+    #[arg(long, value_name = "PORT", default_value_t = names::ADMIN_PORT)]
+    pub admin_port: u16,
+}
+
+impl RunArgs {
+    /// The settings of a proxy; every argument is used or named here.
+    pub fn settings(self) -> anyhow::Result<Settings> {
+        let Self {
+            config,
+            control_address,
+            control_identity,
+            trust_domain,
+            trust_anchors,
+            token_file,
+            pod_name,
+            pod_namespace,
+            pod_ip,
+            service_account,
+            log: _,
+            drain_timeout,
+            workers,
+            inbound_port: _,
+            outbound_port: _,
+            admin_port: _,
+        } = self;
+        let source = match config {
+            Some(path) => Source::File(path),
+            None => {
+                let namespace = required(pod_namespace, "MESH_POD_NAMESPACE")?;
+                let service_account = required(service_account, "MESH_SERVICE_ACCOUNT")?;
+                let own = SpiffeId::new(&trust_domain, &namespace, &service_account);
+                Source::Control(Box::new(Control {
+                    address: control_address,
+                    identity: control_identity
+                        .unwrap_or_else(|| SpiffeId::new(&trust_domain, names::SYSTEM_NAMESPACE, names::CONTROL_NAME)),
+                    anchors: required(trust_anchors, "MESH_TRUST_ANCHORS")?,
+                    token_file,
+                    own,
+                    pod: required(pod_name, "MESH_POD_NAME")?,
+                }))
+            }
+        };
+        Ok(Settings { source, pod_ip, drain_linger: limits::DRAIN_LINGER, drain_timeout, workers })
+    }
+}
+
+fn required(value: Option<String>, name: &str) -> anyhow::Result<String> {
+    value.filter(|value| !value.is_empty()).with_context(|| {
+        format!("{name} is not set\nhint: the injector sets it in a pod; elsewhere give --config FILE instead")
+    })
+}
+
+/// `500ms`, `30s`, `2m`, or plain seconds.
+fn duration(text: &str) -> anyhow::Result<Duration> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().with_context(|| format!("`{text}` does not begin with a number"))?;
+    Ok(match unit {
+        "ms" => Duration::from_millis(number),
+        "s" | "" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number.saturating_mul(60)),
+        _ => bail!("`{unit}` is no unit of time; use ms, s or m"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        for (text, expect) in [("30s", 30_000), ("500ms", 500), ("2m", 120_000), ("7", 7_000)] {
+            assert_eq!(duration(text).unwrap(), Duration::from_millis(expect));
+        }
+        assert!(duration("soon").is_err() && duration("3h").is_err() && duration("").is_err());
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let args = Args::parse_from(["mesh-proxy", "--pod-namespace", "a", "--service-account", "b"]);
+        let error = args.run.settings().unwrap_err().to_string();
+        assert!(error.contains("MESH_TRUST_ANCHORS") && error.contains("hint:"), "{error}");
+    }
+}

@@ -1,0 +1,205 @@
+//! Which endpoint gets the next request: of two chosen at random, the one with the lower expected cost.
+//!
+//! The cost of an endpoint is its peak-sensitive moving average of latency times the requests it already has
+//! (Mitzenmacher: The power of two choices, 2001; peak EWMA as in Finagle). A slower answer raises the average at
+//! once, a faster one lowers it gradually, and without traffic it decays, so that a recovered endpoint is tried again.
+//! Everything here is a pure function of its arguments: time and randomness come in as values.
+
+use std::time::{Duration, Instant};
+
+/// Time in which an old latency loses its weight.
+const DECAY: Duration = Duration::from_secs(10);
+/// Latency assumed of an endpoint not yet tried.
+const UNKNOWN: Duration = Duration::from_millis(1);
+/// Latency a failed attempt counts as.
+const FAILURE: Duration = Duration::from_secs(2);
+/// How long an endpoint counts as failing after a failed attempt.
+const FAILING_FOR: Duration = Duration::from_secs(5);
+
+/// What is known of an endpoint's speed.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    average_us: f64,
+    updated: Instant,
+    in_flight: u32,
+    failed: Option<Instant>,
+}
+
+impl Load {
+    /// An endpoint nobody has tried yet.
+    pub fn new(now: Instant) -> Self {
+        Self { average_us: UNKNOWN.as_micros() as f64, updated: now, in_flight: 0, failed: None }
+    }
+
+    /// A request is on its way.
+    pub fn start(&mut self) {
+        self.in_flight += 1;
+    }
+
+    /// A request is over.
+    pub fn finish(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// An answer came after `latency`.
+    pub fn answered(&mut self, now: Instant, latency: Duration) {
+        self.failed = None;
+        self.observe(now, latency);
+    }
+
+    /// An attempt failed.
+    pub fn failed(&mut self, now: Instant) {
+        self.failed = Some(now);
+        self.observe(now, FAILURE);
+    }
+
+    /// True if the last attempt failed not long ago.
+    pub fn is_failing(&self, now: Instant) -> bool {
+        self.failed.is_some_and(|at| now.saturating_duration_since(at) < FAILING_FOR)
+    }
+
+    /// Requests under way.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// Expected cost of one more request.
+    pub fn cost(&self, now: Instant) -> f64 {
+        self.decayed(now) * f64::from(self.in_flight + 1)
+    }
+
+    fn observe(&mut self, now: Instant, latency: Duration) {
+        let latency_us = latency.as_micros() as f64;
+        let weight = self.weight(now);
+        self.average_us = latency_us.max(self.average_us * weight + latency_us * (1.0 - weight));
+        self.updated = now;
+    }
+
+    fn decayed(&self, now: Instant) -> f64 {
+        (self.average_us * self.weight(now)).max(1.0)
+    }
+
+    fn weight(&self, now: Instant) -> f64 {
+        (-now.saturating_duration_since(self.updated).as_secs_f64() / DECAY.as_secs_f64()).exp()
+    }
+}
+
+/// Chooses among `candidates` endpoints by their cost; `None` if there are none.
+pub fn choose(candidates: usize, cost: impl Fn(usize) -> f64, random: &mut Random) -> Option<usize> {
+    match candidates {
+        0 => None,
+        1 => Some(0),
+        n => {
+            let one = random.below(n);
+            let two = (one + 1 + random.below(n - 1)) % n;
+            Some(if cost(two) < cost(one) { two } else { one })
+        }
+    }
+}
+
+/// A small generator of even pseudo-random numbers (SplitMix64; Steele, Lea, Flood 2014). Not for secrets.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// The sequence that starts with `seed`.
+    pub fn seeded(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A sequence nobody can foretell, from the standard library's own source of randomness.
+    pub fn from_os() -> Self {
+        use std::hash::{BuildHasher, Hasher};
+        Self(std::collections::hash_map::RandomState::new().build_hasher().finish())
+    }
+
+    /// The next number.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n` (which is not 0).
+    pub fn below(&mut self, n: usize) -> usize {
+        ((u128::from(self.next()) * n as u128) >> 64) as usize
+    }
+
+    /// `duration` give or take a fifth, so that many proxies do not act at once.
+    pub fn jitter(&mut self, duration: Duration) -> Duration {
+        duration.mul_f64(0.8 + 0.4 * (self.below(1_000_000) as f64 / 1e6))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn a_slow_answer_counts_at_once_and_fades() {
+        let t0 = Instant::now();
+        let mut load = Load::new(t0);
+        load.answered(t0, ms(1));
+        let before = load.cost(t0);
+        load.answered(t0, ms(500));
+        assert!(load.cost(t0) >= 500_000.0 && before < 2_000.0);
+        load.answered(t0 + ms(100), ms(1));
+        assert!(load.cost(t0 + ms(100)) > 400_000.0, "one fast answer does not clear it");
+        assert!(load.cost(t0 + ms(60_000)) < 5_000.0, "time does");
+    }
+
+    #[test]
+    fn requests_under_way_raise_the_cost() {
+        let t0 = Instant::now();
+        let mut load = Load::new(t0);
+        let idle = load.cost(t0);
+        load.start();
+        load.start();
+        assert!((load.cost(t0) - 3.0 * idle).abs() < 1e-6);
+        load.finish();
+        load.finish();
+        load.finish();
+        assert_eq!(load.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_failure_is_remembered_until_an_answer_or_some_seconds() {
+        let t0 = Instant::now();
+        let mut load = Load::new(t0);
+        load.failed(t0);
+        assert!(load.is_failing(t0 + ms(4_000)) && !load.is_failing(t0 + ms(6_000)));
+        assert!(load.cost(t0) > 1_000_000.0);
+        load.answered(t0, ms(1));
+        assert!(!load.is_failing(t0));
+    }
+
+    #[test]
+    fn of_three_the_slow_one_gets_the_fewest() {
+        let costs = [1.0, 50.0, 1.0];
+        let mut random = Random::seeded(7);
+        let mut counts = [0u32; 3];
+        for _ in 0..3000 {
+            counts[choose(3, |i| costs[i], &mut random).unwrap()] += 1;
+        }
+        // It only wins when compared with itself, which does not happen.
+        assert_eq!(counts[1], 0);
+        assert!(counts[0] > 1000 && counts[2] > 1000);
+        assert_eq!(choose(0, |_| 0.0, &mut random), None);
+        assert_eq!(choose(1, |_| 0.0, &mut random), Some(0));
+    }
+
+    #[test]
+    fn jitter_stays_within_a_fifth() {
+        let mut random = Random::seeded(1);
+        for _ in 0..100 {
+            let d = random.jitter(ms(1000));
+            assert!(d >= ms(800) && d <= ms(1200));
+        }
+    }
+}

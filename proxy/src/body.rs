@@ -1,0 +1,140 @@
+//! Bodies on their way: what a client sends ([`Upload`]) and what it gets ([`Download`]). Both stream; nothing is
+//! collected. The download carries everything that has to end with the response: the record, the endpoint's load, and
+//! the connection that goes back to its pool.
+
+use crate::record::Record;
+use crate::upstream::{Flight, Lease};
+use bytes::Bytes;
+use http::HeaderMap;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// The body of a request to an endpoint.
+#[derive(Debug)]
+pub enum Upload {
+    /// None: such a request can be sent again.
+    Empty,
+    /// The client's.
+    Stream(Incoming),
+}
+
+impl From<Incoming> for Upload {
+    fn from(body: Incoming) -> Self {
+        if body.is_end_stream() { Upload::Empty } else { Upload::Stream(body) }
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Upload::Empty => Poll::Ready(None),
+            Upload::Stream(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Upload::Empty => true,
+            Upload::Stream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Upload::Empty => SizeHint::with_exact(0),
+            Upload::Stream(body) => body.size_hint(),
+        }
+    }
+}
+
+/// The body of a response to a client.
+#[derive(Debug)]
+pub enum Download {
+    /// A short text of our own.
+    Text(Bytes),
+    /// An endpoint's, watched until it ends.
+    Stream(Box<Watched>),
+}
+
+/// A response body and what ends with it.
+#[derive(Debug)]
+pub struct Watched {
+    body: Incoming,
+    record: Record,
+    lease: Option<Lease>,
+    broken: bool,
+    _flight: Flight,
+}
+
+impl Download {
+    /// Passes `body` on and settles the account when it ends.
+    pub fn watch(body: Incoming, record: Record, flight: Flight, lease: Option<Lease>) -> Self {
+        Download::Stream(Box::new(Watched { body, record, lease, broken: false, _flight: flight }))
+    }
+}
+
+impl Watched {
+    fn end(&mut self) {
+        self.record.completed();
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // A body known to be at its end may be dropped without having been asked for its last frame.
+        if !self.broken && self.body.is_end_stream() {
+            self.end();
+        }
+    }
+}
+
+impl Body for Download {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let watched = match self.get_mut() {
+            Download::Text(text) if text.is_empty() => return Poll::Ready(None),
+            Download::Text(text) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
+            Download::Stream(watched) => watched,
+        };
+        let polled = Pin::new(&mut watched.body).poll_frame(cx);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
+                    watched.record.grpc_status(status);
+                }
+            }
+            Poll::Ready(Some(Err(_))) => watched.broken = true,
+            Poll::Ready(None) => watched.end(),
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Download::Text(text) => text.is_empty(),
+            Download::Stream(watched) => watched.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Download::Text(text) => SizeHint::with_exact(text.len() as u64),
+            Download::Stream(watched) => watched.body.size_hint(),
+        }
+    }
+}
+
+/// The gRPC status among headers or trailers.
+pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}

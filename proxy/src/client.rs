@@ -1,0 +1,324 @@
+//! The conversation with control: one long-lived HTTP/2 stream of [`mesh_api::wire`] messages, a JSON value a line.
+//!
+//! The proxy asks about destinations as traffic for them appears and applies what it is told. When the stream breaks
+//! it comes back within a second, asks about everything again, and meanwhile goes on with what it knows.
+
+use crate::balance::Random;
+use crate::limits;
+use crate::metrics::count;
+use crate::proxy::{Proxy, unix_ms};
+use crate::state::News;
+use anyhow::{Context, bail, ensure};
+use bytes::{Bytes, BytesMut};
+use http::{Method, Request};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Body, Frame, Incoming};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_api::golden::ProxyFrame;
+use mesh_api::wire::{ControlMessage, ProxyMessage};
+use mesh_api::{SpiffeId, names};
+use serde::Serialize;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+/// How control is reached, and who we are to it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Control {
+    /// Host and port.
+    pub address: String,
+    /// The identity control has to prove.
+    pub identity: SpiffeId,
+    /// Trust anchors, PEM.
+    #[serde(skip)]
+    pub anchors: String,
+    /// Where the service account token lies.
+    pub token_file: PathBuf,
+    /// The identity of our pod.
+    pub own: SpiffeId,
+    /// Name of our pod.
+    pub pod: String,
+}
+
+impl Control {
+    /// A request to control.
+    pub fn request<B>(&self, path: &str, content_type: &str, body: B) -> anyhow::Result<Request<B>> {
+        Request::builder()
+            .method(Method::POST)
+            .uri(format!("https://{}{path}", self.address))
+            .header(http::header::CONTENT_TYPE, content_type)
+            .body(body)
+            .with_context(|| format!("{} is no address of a control plane", self.address))
+    }
+}
+
+/// Keeps the conversation going, for ever.
+pub async fn follow(proxy: Arc<Proxy>, control: &Control) {
+    let mut pause = Backoff::default();
+    loop {
+        let started = Instant::now();
+        let ended = session(&proxy, control).await;
+        if proxy.state.is_connected() {
+            proxy.state.set_connected(false);
+            pause = Backoff::default();
+        }
+        *proxy.observer.lock() = None;
+        let error = ended.err().unwrap_or_else(|| anyhow::anyhow!("control ended the stream"));
+        tracing::debug!(after = ?started.elapsed(), "the stream from control ended");
+        pause.failed("no stream from control", &error).await;
+    }
+}
+
+/// Sends a golden frame a second to whoever observes, and keeps the past minute in any case.
+pub async fn tick(proxy: Arc<Proxy>) {
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        seconds.tick().await;
+        let frame = proxy.golden.tick(unix_ms());
+        if let Some(observer) = &*proxy.observer.lock()
+            && observer.try_send(frame).is_err()
+        {
+            count(&proxy.counters.frames_dropped);
+        }
+    }
+}
+
+/// One stream, from Hello to its end.
+async fn session(proxy: &Arc<Proxy>, control: &Control) -> anyhow::Result<()> {
+    let current = proxy.credentials.current().context("there is no certificate")?;
+    let tcp = dial(proxy, control).await?;
+    let stream = within(current.connect_control(tcp, &control.identity)).await?;
+    let mut connection = Http2::handshake(stream).await?;
+
+    let (lines, queue) = mpsc::channel::<Bytes>(limits::CONTROL_QUEUE);
+    let mut outgoing = Outgoing(lines);
+    outgoing
+        .send(&ProxyMessage::Hello {
+            namespace: control.own.namespace.clone(),
+            pod: control.pod.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            identity: current.identity.clone(),
+        })
+        .await?;
+    let queue = futures::stream::unfold(queue, |mut queue| async move {
+        queue.recv().await.map(|line| (Ok::<_, io::Error>(Frame::data(line)), queue))
+    });
+    let request =
+        control.request(names::PROXY_STREAM_PATH, "application/x-ndjson", StreamBody::new(Box::pin(queue)))?;
+    let response = timeout(limits::CERTIFY_TIMEOUT, connection.sender.send_request(request))
+        .await
+        .context("control does not answer")?
+        .context("control does not answer")?;
+    if !response.status().is_success() {
+        let status = response.status();
+        let body = timeout(limits::CONTROL_CONNECT_TIMEOUT, response.into_body().collect()).await;
+        let body = body.ok().and_then(Result::ok).map(|b| b.to_bytes()).unwrap_or_default();
+        bail!("control refused: {status} {}", excerpt(&body));
+    }
+    proxy.state.set_connected(true);
+    tracing::info!(control = %control.address, "connected to control");
+    for address in proxy.state.wanted() {
+        outgoing.send(&ProxyMessage::Subscribe { address }).await?;
+    }
+    converse(proxy, outgoing, Lines::new(response.into_body())).await
+}
+
+async fn converse(proxy: &Arc<Proxy>, mut outgoing: Outgoing, mut lines: Lines) -> anyhow::Result<()> {
+    let (observer, mut frames) = mpsc::channel::<ProxyFrame>(4);
+    loop {
+        tokio::select! {
+            line = timeout(limits::CONTROL_SILENCE, lines.next()) => {
+                let Some(line) = line.context("control has fallen silent")?? else { return Ok(()) };
+                let message = serde_json::from_slice(&line)
+                    .with_context(|| format!("control sent what is no message: {}", excerpt(&line)))?;
+                if let Some(reply) = apply(proxy, message, &observer) {
+                    outgoing.send(&reply).await?;
+                }
+            }
+            news = proxy.state.news() => {
+                for news in news {
+                    let message = match news {
+                        News::Wanted(address) => ProxyMessage::Subscribe { address },
+                        News::Unwanted(address) => ProxyMessage::Unsubscribe { address },
+                    };
+                    outgoing.send(&message).await?;
+                }
+            }
+            Some(frame) = frames.recv() => outgoing.send(&ProxyMessage::Golden { frame }).await?,
+        }
+    }
+}
+
+/// Does what control says; returns what to answer.
+fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFrame>) -> Option<ProxyMessage> {
+    match message {
+        ControlMessage::Update { address, version, destination, endpoints } => {
+            Some(match proxy.state.update(address, destination, endpoints.as_ref()) {
+                Ok(()) => ProxyMessage::Ack { version },
+                Err(reason) => {
+                    tracing::warn!(%address, version, %reason, "cannot use an update; what was there stays in use");
+                    ProxyMessage::Reject { version, reason }
+                }
+            })
+        }
+        ControlMessage::Inbound { version, policy } => {
+            proxy.state.set_inbound(policy);
+            Some(ProxyMessage::Ack { version })
+        }
+        ControlMessage::Observe { backfill_s } => {
+            let frame = proxy.golden.backfill(unix_ms(), backfill_s);
+            *proxy.observer.lock() = Some(observer.clone());
+            Some(ProxyMessage::Golden { frame })
+        }
+        ControlMessage::StopObserve {} => {
+            *proxy.observer.lock() = None;
+            None
+        }
+        ControlMessage::Heartbeat {} => Some(ProxyMessage::Heartbeat {}),
+        ControlMessage::Unknown => None,
+    }
+}
+
+/// Connects to control, wherever its name leads at the moment.
+pub async fn dial(proxy: &Proxy, control: &Control) -> anyhow::Result<TcpStream> {
+    let address = &control.address;
+    let found = timeout(limits::CONTROL_CONNECT_TIMEOUT, tokio::net::lookup_host(address)).await;
+    let found = found.with_context(|| format!("cannot resolve {address}: no answer"))?;
+    let mut last = None;
+    for candidate in found.with_context(|| format!("cannot resolve {address}"))? {
+        match proxy.dialer.dial(candidate, limits::CONTROL_CONNECT_TIMEOUT).await {
+            Ok(tcp) => return Ok(tcp),
+            Err(error) => last = Some(anyhow::Error::new(error).context(format!("cannot connect to {candidate}"))),
+        }
+    }
+    Err(last.unwrap_or_else(|| anyhow::anyhow!("{address} resolves to nothing")))
+}
+
+/// A TLS handshake with control, within its time.
+pub async fn within<T>(handshake: impl Future<Output = io::Result<T>>) -> anyhow::Result<T> {
+    let done = timeout(limits::CONTROL_CONNECT_TIMEOUT, handshake).await;
+    done.context("the TLS handshake with control took too long")?.context("the TLS handshake with control failed")
+}
+
+/// An HTTP/2 connection that ends when it is dropped.
+pub struct Http2<B> {
+    /// Takes requests.
+    pub sender: http2::SendRequest<B>,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl<B> Http2<B>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<crate::error::BoxError>,
+{
+    /// Speaks HTTP/2 over `stream`.
+    pub async fn handshake(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> anyhow::Result<Self> {
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(limits::CONTROL_PING)
+            .keep_alive_timeout(limits::CONTROL_PING)
+            .handshake(TokioIo::new(stream))
+            .await
+            .context("control does not speak HTTP/2")?;
+        // Its errors also reach the request.
+        let driver = tokio::spawn(async move { drop(connection.await) });
+        Ok(Self { sender, driver })
+    }
+}
+
+impl<B> Drop for Http2<B> {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// What we say, a JSON value a line.
+struct Outgoing(mpsc::Sender<Bytes>);
+
+impl Outgoing {
+    async fn send(&mut self, message: &ProxyMessage) -> anyhow::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        let sent = timeout(limits::CONTROL_SILENCE, self.0.send(Bytes::from(line))).await;
+        sent.context("control does not read")?.ok().context("the stream to control is closed")
+    }
+}
+
+/// What control says, line by line.
+struct Lines {
+    body: Incoming,
+    buffer: BytesMut,
+}
+
+impl Lines {
+    fn new(body: Incoming) -> Self {
+        Self { body, buffer: BytesMut::new() }
+    }
+
+    /// The next line that is not empty; `None` at the end. Loses nothing if it is dropped while waiting.
+    async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
+        loop {
+            while let Some(end) = self.buffer.iter().position(|&b| b == b'\n') {
+                let line = self.buffer.split_to(end + 1).freeze().slice(..end);
+                if !line.iter().all(u8::is_ascii_whitespace) {
+                    return Ok(Some(line));
+                }
+            }
+            ensure!(
+                self.buffer.len() <= limits::CONTROL_LINE_BYTES,
+                "control sent a line of more than {} bytes",
+                limits::CONTROL_LINE_BYTES
+            );
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(frame) => {
+                    if let Ok(data) = frame.context("the stream from control broke")?.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The beginning of a text, for an error message.
+pub fn excerpt(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).trim().to_owned()
+}
+
+/// Pauses between attempts: growing, jittered, at most [`limits::BACKOFF_MAX`]; an outage is logged once and then
+/// only when its reason changes.
+pub struct Backoff {
+    pause: Duration,
+    said: String,
+    random: Random,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { pause: limits::BACKOFF_MIN, said: String::new(), random: Random::from_os() }
+    }
+}
+
+impl Backoff {
+    /// Logs the failure and waits before the next attempt.
+    pub async fn failed(&mut self, what: &str, error: &anyhow::Error) {
+        let reason = format!("{error:#}");
+        if reason == self.said {
+            tracing::debug!(%reason, "{what}; trying again");
+        } else {
+            tracing::warn!(%reason, "{what}; trying again");
+            self.said = reason;
+        }
+        tokio::time::sleep(self.random.jitter(self.pause).min(limits::BACKOFF_MAX)).await;
+        self.pause = (self.pause * 2).min(limits::BACKOFF_MAX);
+    }
+}

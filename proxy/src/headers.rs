@@ -1,0 +1,145 @@
+//! What happens to header fields on the way through: fields of one hop are taken off, ambiguous framing is refused.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Version};
+
+/// Fields that concern one connection only (RFC 9110, section 7.6.1), beside those that `Connection` names.
+const HOP_BY_HOP: [HeaderName; 5] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Why a request is refused: two parsers could read it differently.
+pub fn ambiguity<B>(request: &Request<B>) -> Option<&'static str> {
+    let headers = request.headers();
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Some("more than one Host field");
+    }
+    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
+        return Some("both Transfer-Encoding and Content-Length");
+    }
+    match request.version() {
+        Version::HTTP_11 if host.is_none() => Some("no Host field"),
+        Version::HTTP_2 if request.uri().authority().is_none() && host.is_none() => Some("no authority"),
+        Version::HTTP_2 if host.is_some_and(|host| disagrees(host, request.uri())) => {
+            Some("Host differs from :authority")
+        }
+        _ => None,
+    }
+}
+
+fn disagrees(host: &HeaderValue, uri: &http::Uri) -> bool {
+    uri.authority().is_some_and(|a| !host.as_bytes().eq_ignore_ascii_case(a.as_str().as_bytes()))
+}
+
+/// True if the request asks to leave HTTP behind: an upgrade, or a tunnel.
+pub fn wants_upgrade<B>(request: &Request<B>) -> bool {
+    request.method() == Method::CONNECT
+        || (request.version() == Version::HTTP_11
+            && request.headers().contains_key(header::UPGRADE)
+            && connection_options(request.headers()).any(|o| o.eq_ignore_ascii_case("upgrade")))
+}
+
+/// Takes off what concerns one hop only; `Upgrade` stays if `upgrade`.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+    let nominated: Vec<HeaderName> = connection_options(headers)
+        .filter(|option| !option.eq_ignore_ascii_case("upgrade") && !option.eq_ignore_ascii_case("te"))
+        .filter_map(|option| option.parse().ok())
+        // Fields that carry the message itself cannot be made to vanish by naming them.
+        .filter(|name| {
+            ![header::HOST, header::CONTENT_LENGTH, header::CONTENT_TYPE, header::AUTHORIZATION].contains(name)
+        })
+        .collect();
+    for name in &nominated {
+        headers.remove(name);
+    }
+    let protocol = headers.get(header::UPGRADE).cloned().filter(|_| upgrade);
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+    if let Some(protocol) = protocol {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, protocol);
+    }
+    // Trailers pass through us, other transfer codings do not.
+    if let Some(te) = headers.get(header::TE) {
+        let trailers = te.to_str().is_ok_and(|te| te.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers")));
+        if trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        } else {
+            headers.remove(header::TE);
+        }
+    }
+}
+
+fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|option| !option.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(version: Version, fields: &[(&str, &str)]) -> Request<()> {
+        let mut builder =
+            Request::builder().version(version).uri(if version == Version::HTTP_2 { "http://a/" } else { "/" });
+        for (name, value) in fields {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap()
+    }
+
+    #[test]
+    fn what_two_parsers_could_read_differently_is_refused() {
+        let h1 = |fields: &[(&str, &str)]| ambiguity(&request(Version::HTTP_11, fields)).is_some();
+        assert!(!h1(&[("host", "a")]));
+        assert!(h1(&[]));
+        assert!(h1(&[("host", "a"), ("host", "a")]));
+        assert!(h1(&[("host", "a"), ("content-length", "1"), ("transfer-encoding", "chunked")]));
+        let h2 = |fields: &[(&str, &str)]| ambiguity(&request(Version::HTTP_2, fields)).is_some();
+        assert!(!h2(&[]) && !h2(&[("host", "A")]) && h2(&[("host", "b")]));
+        assert!(ambiguity(&request(Version::HTTP_10, &[])).is_none());
+    }
+
+    #[test]
+    fn fields_of_one_hop_are_taken_off() {
+        let mut headers = request(
+            Version::HTTP_11,
+            &[
+                ("connection", "close, X-Mine"),
+                ("connection", "host"),
+                ("x-mine", "1"),
+                ("host", "a"),
+                ("keep-alive", "timeout=5"),
+                ("te", "gzip, trailers"),
+                ("upgrade", "h2c"),
+                ("accept", "*/*"),
+            ],
+        )
+        .headers()
+        .clone();
+        strip_hop_by_hop(&mut headers, false);
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["accept", "host", "te"]);
+        assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn an_upgrade_stays_if_it_is_wanted() {
+        let request = request(Version::HTTP_11, &[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert!(wants_upgrade(&request));
+        let mut headers = request.headers().clone();
+        strip_hop_by_hop(&mut headers, true);
+        assert_eq!(
+            (&headers["connection"], &headers["upgrade"]),
+            (&"upgrade".parse().unwrap(), &"websocket".parse().unwrap())
+        );
+    }
+}

@@ -1,0 +1,164 @@
+//! Connections that arrive for the application: who is calling, what it speaks, and on to the application's own port.
+
+use crate::detect::{self, Spoken};
+use crate::limits;
+use crate::listen::{canonical, original_destination};
+use crate::metrics::count;
+use crate::proxy::Proxy;
+use crate::request::Client;
+use crate::serve::{self, Broken};
+use crate::stream::{Rewound, Stream};
+use crate::tls::{Alpn, Peer};
+use bytes::Bytes;
+use mesh_api::golden::{Direction, TlsStatus};
+use mesh_api::{MeshError, Protocol, WorkloadRef};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::TcpStream;
+
+/// Serves one accepted connection to its end.
+pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, from: SocketAddr) -> io::Result<()> {
+    // Where to: the redirect's memory knows; without one, mesh TLS may name a port, and a default may be configured.
+    let whereto = WhereTo {
+        original: original_destination(&tcp),
+        default: proxy.defaults.lock().inbound,
+        own: canonical(tcp.local_addr()?),
+    };
+    let app = whereto.resolve(None);
+
+    // What is spoken.
+    let (mut ahead, mut spoken) = detect::detect(&mut tcp).await?;
+    if spoken == Spoken::Silent {
+        let app = app.ok_or_else(|| unknown_port(from))?;
+        let client = plain_client(&proxy, app, from, TlsStatus::Plain);
+        match serve::silent(&client, &client.target.now(), tcp, || {}).await? {
+            Broken::ByServer => return Ok(()),
+            Broken::ByClient(back, bytes, what) => (tcp, ahead, spoken) = (back, bytes, what),
+        }
+    }
+
+    // Mesh TLS: the caller proves who it is.
+    if spoken == Spoken::MeshTls && proxy.credentials.current().is_some() {
+        return mesh(proxy, tcp, ahead, from, whereto).await;
+    }
+
+    // Anything else: let in unidentified.
+    let app = app.ok_or_else(|| unknown_port(from))?;
+    count(&proxy.counters.allowed_plain);
+    let spoken = settle(proxy.state.port_policy(app.port()).protocol, spoken);
+    let tls = if matches!(spoken, Spoken::Tls | Spoken::MeshTls) { TlsStatus::Passthrough } else { TlsStatus::Plain };
+    let client = Arc::new(plain_client(&proxy, app, from, tls));
+    let stream = Stream::Plain(Rewound::new(ahead, tcp));
+    match spoken {
+        Spoken::Http1 => serve::http1(client, stream).await,
+        Spoken::Http2 => serve::http2(client, stream).await,
+        Spoken::Tls | Spoken::MeshTls | Spoken::Opaque | Spoken::Silent => {
+            serve::opaque(&client, &client.target.now(), stream).await;
+        }
+    }
+    Ok(())
+}
+
+/// Serves a connection of another mesh proxy.
+async fn mesh(proxy: Arc<Proxy>, tcp: TcpStream, ahead: Bytes, from: SocketAddr, whereto: WhereTo) -> io::Result<()> {
+    let Some(current) = proxy.credentials.current() else {
+        return Err(io::Error::other("no certificate"));
+    };
+    let accepted = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, current.accept(Rewound::new(ahead, tcp)))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let (tls, peer) = accepted.inspect_err(|error| {
+        count(&proxy.counters.denied_tls);
+        tracing::warn!(client = %from, %error, "refused a client that proved no identity of this mesh");
+    })?;
+    count(&proxy.counters.allowed_mutual);
+    let named = peer.port.map(|port| SocketAddr::new(proxy.pod_ip.unwrap_or(whereto.own.ip()), port));
+    let app = whereto.resolve(named).ok_or_else(|| unknown_port(from))?;
+    let client = Arc::new(mesh_client(&proxy, app, &peer));
+    let stream = Stream::Tls(Box::new(tls));
+    match peer.alpn {
+        Alpn::Http1 => serve::http1(client, stream).await,
+        Alpn::Http2 => serve::http2(client, stream).await,
+        Alpn::Tcp => serve::opaque(&client, &client.target.now(), stream).await,
+    }
+    Ok(())
+}
+
+/// What is known of the application's address when a connection arrives.
+#[derive(Clone, Copy, Debug)]
+struct WhereTo {
+    original: Option<SocketAddr>,
+    default: Option<SocketAddr>,
+    own: SocketAddr,
+}
+
+impl WhereTo {
+    /// A redirected connection goes where it had been going; no name can point it elsewhere.
+    fn resolve(self, named: Option<SocketAddr>) -> Option<SocketAddr> {
+        self.original.or(named).or(self.default)
+    }
+}
+
+/// What to do with a connection, given what is declared of the port and what was seen.
+fn settle(declared: Protocol, spoken: Spoken) -> Spoken {
+    match (declared, spoken) {
+        // The application's own TLS cannot be looked into, whatever the port is declared to speak.
+        (_, Spoken::Tls | Spoken::MeshTls) => spoken,
+        (Protocol::Detect, spoken) => spoken,
+        (Protocol::Opaque, _) => Spoken::Opaque,
+        (Protocol::Http1, _) => Spoken::Http1,
+        (Protocol::Http2 | Protocol::Grpc, _) => Spoken::Http2,
+    }
+}
+
+fn plain_client(proxy: &Arc<Proxy>, app: SocketAddr, from: SocketAddr, tls: TlsStatus) -> Client {
+    let peer = WorkloadRef::new("", "external", &from.ip().to_string());
+    client(proxy, app, &peer, tls)
+}
+
+fn mesh_client(proxy: &Arc<Proxy>, app: SocketAddr, peer: &Peer) -> Client {
+    let identity = &peer.identity;
+    let peer = WorkloadRef::new(&identity.namespace, "serviceaccount", &identity.service_account);
+    client(proxy, app, &peer, TlsStatus::Mutual)
+}
+
+fn client(proxy: &Arc<Proxy>, app: SocketAddr, peer: &WorkloadRef, tls: TlsStatus) -> Client {
+    Client {
+        direction: Direction::Inbound,
+        target: proxy.state.app(app),
+        scope: proxy.golden.scope(Direction::Inbound, peer, None, app.port()),
+        tls,
+        refusal: proxy.is_own_listener(app).then_some(MeshError::LoopDetected),
+        proxy: proxy.clone(),
+    }
+}
+
+fn unknown_port(from: SocketAddr) -> io::Error {
+    io::Error::other(format!("{from} came without a redirect and named no port"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_declared_wins_except_over_tls() {
+        let check = |declared, spoken, expect| assert_eq!(settle(declared, spoken), expect);
+        check(Protocol::Detect, Spoken::Http2, Spoken::Http2);
+        check(Protocol::Opaque, Spoken::Http1, Spoken::Opaque);
+        check(Protocol::Grpc, Spoken::Opaque, Spoken::Http2);
+        check(Protocol::Http1, Spoken::Tls, Spoken::Tls);
+    }
+
+    #[test]
+    fn a_name_never_redirects_a_redirected_connection() {
+        let at = |port| SocketAddr::from(([10, 0, 0, 1], port));
+        let whereto = WhereTo { original: Some(at(80)), default: Some(at(81)), own: at(4143) };
+        assert_eq!(whereto.resolve(Some(at(22))), Some(at(80)));
+        let direct = WhereTo { original: None, ..whereto };
+        assert_eq!(direct.resolve(Some(at(22))), Some(at(22)));
+        assert_eq!(direct.resolve(None), Some(at(81)));
+        assert_eq!(WhereTo { default: None, ..direct }.resolve(None), None);
+    }
+}

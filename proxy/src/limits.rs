@@ -1,0 +1,139 @@
+//! Every bound of the proxy in one place: sizes, counts and times.
+//!
+//! Whatever grows with traffic has its limit here, and whoever reaches a limit says so: in a log line, a counter or a
+//! `mesh-error`. The values are chosen for a proxy that idles in a few megabytes and still carries thousands of
+//! requests a second.
+
+use std::time::Duration;
+
+// Connections.
+
+/// Accepted connections open at once, both directions together; the next ones wait in the listen queue.
+pub const MAX_CONNECTIONS: usize = 16_384;
+/// Length of the kernel's queue of connections not yet accepted.
+pub const LISTEN_BACKLOG: i32 = 4096;
+/// Pause after a failed `accept` (usually: out of file descriptors).
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// One attempt to connect to an endpoint, TLS handshake not included.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// TLS handshake, either side.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Different endpoints tried for one request or connection while nothing of it was delivered.
+pub const MAX_ATTEMPTS: usize = 3;
+/// Silence on a connection before the kernel probes whether the other end is alive, and between probes.
+pub const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
+
+// Protocol detection.
+
+/// How long a new connection may stay silent before it counts as one where the server speaks first.
+pub const DETECT_SILENCE: Duration = Duration::from_millis(100);
+/// How long the rest of a started message may take before the connection is carried as opaque.
+pub const DETECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes looked at: a TLS ClientHello with a post-quantum key share takes under 2 KiB.
+pub const DETECT_BYTES: usize = 16 * 1024;
+/// How long a port is remembered as one where the server speaks first.
+pub const SERVER_FIRST_MEMORY: Duration = Duration::from_secs(600);
+
+// HTTP.
+
+/// Read and write buffer of an HTTP/1 connection, hence the size of a request's or response's head.
+pub const HTTP1_BUFFER: usize = 64 * 1024;
+/// Size of the header list of an HTTP/2 message.
+pub const HTTP2_HEADER_LIST: u32 = 64 * 1024;
+/// Streams of one HTTP/2 connection open at once.
+pub const HTTP2_STREAMS: u32 = 1024;
+/// Flow control window of an HTTP/2 stream.
+pub const HTTP2_STREAM_WINDOW: u32 = 256 * 1024;
+/// Flow control window of an HTTP/2 connection.
+pub const HTTP2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes buffered for writing on an HTTP/2 stream.
+pub const HTTP2_SEND_BUFFER: usize = 64 * 1024;
+/// Interval of HTTP/2 pings between proxies while requests are open.
+pub const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
+/// How long a ping may stay unanswered.
+pub const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client's HTTP/1 connection may stay without a complete request head.
+pub const HTTP1_CLIENT_IDLE: Duration = Duration::from_secs(600);
+
+// Pool of connections to one endpoint.
+
+/// HTTP/1 connections to one endpoint, idle or busy.
+pub const POOL_CONNECTIONS: usize = 1024;
+/// Idle HTTP/1 connections kept for one endpoint.
+pub const POOL_IDLE: usize = 128;
+/// How long an unused connection is kept.
+pub const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A request that must not be sent twice takes only a connection used within this time: servers close idle
+/// connections without warning.
+pub const POOL_FRESH: Duration = Duration::from_secs(1);
+/// How long a request waits for a free connection to an endpoint at its limit before it is shed.
+pub const POOL_WAIT: Duration = Duration::from_secs(1);
+/// How long a connection may take to become reusable after its response ended.
+pub const POOL_SETTLE: Duration = Duration::from_secs(5);
+/// Interval at which idle connections and targets are looked through.
+pub const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+// Opaque connections.
+
+/// Copy buffer, one a direction, held only while bytes are under way.
+pub const COPY_BUFFER: usize = 16 * 1024;
+
+// Destinations.
+
+/// Destinations known at once; further ones are forwarded as they are, without asking control.
+pub const MAX_TARGETS: usize = 4096;
+/// Endpoints of one destination.
+pub const MAX_ENDPOINTS: usize = 10_000;
+/// How long the first connection to an address waits for control to say what it is.
+pub const RESOLVE_WAIT: Duration = Duration::from_secs(2);
+/// Destinations without traffic for this long are forgotten.
+pub const TARGET_IDLE: Duration = Duration::from_secs(600);
+
+// Telemetry.
+
+/// Series of golden metrics; past it everything is counted under `other`.
+pub const MAX_SERIES: usize = 1024;
+/// Peers (workload, service and port) named in series; past it they are `other`.
+pub const MAX_SCOPES: usize = 512;
+/// Learned routes of one service; past it they are `other`.
+pub const MAX_ROUTES: usize = 100;
+/// Length of a learned route.
+pub const MAX_ROUTE_BYTES: usize = 128;
+/// One-second frames remembered.
+pub const RING_FRAMES: usize = 60;
+/// Series in all remembered frames together; the oldest frames go first.
+pub const RING_SERIES: usize = 16 * 1024;
+/// Endpoints listed on `/metrics`.
+pub const MAX_ENDPOINT_METRICS: usize = 2048;
+
+// Control.
+
+/// Attempt to connect to control, name resolution and handshake each.
+pub const CONTROL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Answer to a certificate request.
+pub const CERTIFY_TIMEOUT: Duration = Duration::from_secs(5);
+/// First pause after a failed attempt to reach control.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// Longest pause after a failed attempt to reach control.
+pub const BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// Silence of control after which the stream is taken for dead.
+pub const CONTROL_SILENCE: Duration = Duration::from_secs(15);
+/// Interval of HTTP/2 pings to control.
+pub const CONTROL_PING: Duration = Duration::from_secs(2);
+/// One line from control.
+pub const CONTROL_LINE_BYTES: usize = 8 * 1024 * 1024;
+/// Messages to control waiting to be sent.
+pub const CONTROL_QUEUE: usize = 64;
+/// Answer to a certificate request.
+pub const CERTIFY_BYTES: usize = 256 * 1024;
+
+// Process.
+
+/// How long the proxy goes on listening after SIGTERM, while others forget it.
+pub const DRAIN_LINGER: Duration = Duration::from_secs(2);
+/// How often the files of `--config` are looked at.
+pub const FILE_POLL: Duration = Duration::from_secs(1);
+/// Stack of every thread but the first.
+pub const THREAD_STACK: usize = 512 * 1024;
+/// Connections to the admin port.
+pub const ADMIN_CONNECTIONS: usize = 64;

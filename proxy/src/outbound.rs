@@ -1,0 +1,64 @@
+//! Connections that the application opens: where they are going, what they speak, and on to one of the endpoints.
+
+use crate::detect::{self, Spoken};
+use crate::listen::original_destination;
+use crate::proxy::Proxy;
+use crate::request::Client;
+use crate::serve::{self, Broken};
+use crate::state::Known;
+use crate::stream::{Rewound, Stream};
+use bytes::Bytes;
+use mesh_api::golden::{Direction, TlsStatus};
+use mesh_api::{MeshError, Protocol};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::net::TcpStream;
+
+/// Serves one accepted connection to its end.
+pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, _from: SocketAddr) -> io::Result<()> {
+    // Where to: a connection that nobody redirected leads to ourselves, unless a default is configured.
+    let own = crate::listen::canonical(tcp.local_addr()?);
+    let address = original_destination(&tcp).or(proxy.defaults.lock().outbound).unwrap_or(own);
+    let refusal = (address == own || proxy.is_own_listener(address)).then_some(MeshError::LoopDetected);
+    let target = if refusal.is_some() { proxy.state.app(address) } else { proxy.state.target(address) };
+    let known = target.resolve().await;
+    let client = |tls| Client {
+        direction: Direction::Outbound,
+        scope: known.scope.clone(),
+        target: target.clone(),
+        tls,
+        refusal,
+        proxy: proxy.clone(),
+    };
+
+    // What is spoken: declared, remembered, or seen.
+    let (mut ahead, mut spoken) = match known.destination.protocol {
+        Protocol::Http1 => (Bytes::new(), Spoken::Http1),
+        Protocol::Http2 | Protocol::Grpc => (Bytes::new(), Spoken::Http2),
+        Protocol::Opaque => (Bytes::new(), Spoken::Opaque),
+        Protocol::Detect if target.is_server_first(Instant::now()) => (Bytes::new(), Spoken::Opaque),
+        Protocol::Detect => detect::detect(&mut tcp).await?,
+    };
+    if spoken == Spoken::Silent {
+        let remember = || target.set_server_first(Instant::now());
+        match serve::silent(&client(TlsStatus::Plain), &known, tcp, remember).await? {
+            Broken::ByServer => return Ok(()),
+            Broken::ByClient(back, bytes, what) => (tcp, ahead, spoken) = (back, bytes, what),
+        }
+    }
+
+    let stream = Stream::Plain(Rewound::new(ahead, tcp));
+    carry(&known, spoken, stream, client).await;
+    Ok(())
+}
+
+async fn carry(known: &Arc<Known>, spoken: Spoken, stream: Stream, client: impl Fn(TlsStatus) -> Client) {
+    match spoken {
+        Spoken::Http1 => serve::http1(Arc::new(client(TlsStatus::Plain)), stream).await,
+        Spoken::Http2 => serve::http2(Arc::new(client(TlsStatus::Plain)), stream).await,
+        Spoken::Tls | Spoken::MeshTls => serve::opaque(&client(TlsStatus::Passthrough), known, stream).await,
+        Spoken::Opaque | Spoken::Silent => serve::opaque(&client(TlsStatus::Plain), known, stream).await,
+    }
+}

@@ -1,0 +1,97 @@
+//! Connections to one endpoint, kept for the next request: HTTP/1 ones idle in a stack (the most recently used goes
+//! first, so that the others can go cold and be closed), and one HTTP/2 connection that all requests share.
+
+use crate::body::Upload;
+use crate::limits;
+use hyper::client::conn::{http1, http2};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// An HTTP/1 connection, ready for a request.
+pub type Http1 = http1::SendRequest<Upload>;
+/// A handle to an HTTP/2 connection.
+pub type Http2 = http2::SendRequest<Upload>;
+
+/// The connections to one endpoint.
+#[derive(Debug)]
+pub struct Pool {
+    idle: Mutex<Vec<Idle>>,
+    /// Held while a connection is being opened, so that requests that arrive together open only one.
+    pub http2: tokio::sync::Mutex<Option<Shared>>,
+    slots: Arc<Semaphore>,
+}
+
+/// The shared HTTP/2 connection.
+#[derive(Debug)]
+pub struct Shared {
+    /// Handle to it.
+    pub sender: Http2,
+    /// When a request last took it.
+    pub used: Instant,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: Http1,
+    since: Instant,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            idle: Mutex::default(),
+            http2: tokio::sync::Mutex::default(),
+            slots: Arc::new(Semaphore::new(limits::POOL_CONNECTIONS)),
+        }
+    }
+}
+
+impl Pool {
+    /// An idle connection that was used within `fresh`.
+    pub fn take(&self, now: Instant, fresh: Duration) -> Option<Http1> {
+        let mut idle = self.idle.lock();
+        while let Some(Idle { sender, since }) = idle.pop() {
+            if now.saturating_duration_since(since) > fresh {
+                // All others are older still; they stay for requests that are less demanding.
+                idle.push(Idle { sender, since });
+                return None;
+            }
+            if sender.is_ready() {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection whose response has ended.
+    pub fn put(&self, sender: Http1, now: Instant) {
+        let mut idle = self.idle.lock();
+        if idle.len() < limits::POOL_IDLE {
+            idle.push(Idle { sender, since: now });
+        }
+    }
+
+    /// The right to open a connection; `None` if the limit is reached and nothing becomes free in time.
+    pub async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        let slot = tokio::time::timeout(limits::POOL_WAIT, self.slots.clone().acquire_owned()).await;
+        slot.ok()?.ok()
+    }
+
+    /// Closes connections not used for long; requests under way are not affected.
+    pub fn sweep(&self, now: Instant) {
+        let cold = |since: Instant| now.saturating_duration_since(since) > limits::POOL_IDLE_TIMEOUT;
+        self.idle.lock().retain(|idle| !cold(idle.since) && !idle.sender.is_closed());
+        if let Ok(mut shared) = self.http2.try_lock()
+            && shared.as_ref().is_some_and(|s| cold(s.used) || s.sender.is_closed())
+        {
+            *shared = None;
+        }
+    }
+
+    /// Idle HTTP/1 connections.
+    pub fn idle(&self) -> usize {
+        self.idle.lock().len()
+    }
+}

@@ -1,0 +1,132 @@
+//! Everything the parts of one proxy share.
+
+use crate::balance::Random;
+use crate::client::Control;
+use crate::drain::Drain;
+use crate::golden::Golden;
+use crate::listen::Dialer;
+use crate::metrics::Counters;
+use crate::state::State;
+use crate::tls::Credentials;
+use mesh_api::golden::ProxyFrame;
+use parking_lot::Mutex;
+use serde::Serialize;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
+
+/// Everything a proxy is told at its start. `/config` shows it; it holds no secrets.
+#[derive(Clone, Debug, Serialize)]
+pub struct Settings {
+    /// Where configuration and identity come from.
+    pub source: Source,
+    /// Address of the pod, if known.
+    pub pod_ip: Option<IpAddr>,
+    /// How long the proxy stays open after it was told to end.
+    pub drain_linger: Duration,
+    /// How long it may take to end, the linger included.
+    pub drain_timeout: Duration,
+    /// Threads that carry traffic.
+    pub workers: usize,
+}
+
+/// Where configuration and identity come from.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The control plane.
+    Control(Box<Control>),
+    /// A file in the form of [`mesh_api::FileConfig`].
+    File(PathBuf),
+}
+
+/// Where connections go that were not redirected; only a file can say so.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Defaults {
+    /// The application.
+    pub inbound: Option<SocketAddr>,
+    /// One of the destinations.
+    pub outbound: Option<SocketAddr>,
+}
+
+/// One proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    /// What it was told at its start.
+    pub settings: Settings,
+    /// What it knows of the world.
+    pub state: State,
+    /// Its certificate.
+    pub credentials: Credentials,
+    /// Golden metrics.
+    pub golden: Arc<Golden>,
+    /// Who gets a golden frame a second at present.
+    pub observer: Mutex<Option<mpsc::Sender<ProxyFrame>>>,
+    /// Counters beside them.
+    pub counters: Arc<Counters>,
+    /// Its end.
+    pub drain: Drain,
+    /// Opens connections the redirect exempts.
+    pub dialer: Dialer,
+    /// Address of the pod, if known.
+    pub pod_ip: Option<IpAddr>,
+    /// Port of the inbound listener.
+    pub inbound_port: u16,
+    /// Port of the outbound listener.
+    pub outbound_port: u16,
+    /// Where connections go that were not redirected.
+    pub defaults: Mutex<Defaults>,
+    /// Chance, for balancing.
+    pub random: Mutex<Random>,
+}
+
+impl Proxy {
+    /// A proxy that knows nothing yet.
+    pub fn new(settings: Settings, inbound_port: u16, outbound_port: u16) -> Self {
+        let golden = Arc::new(Golden::new(unix_ms()));
+        let counters = Arc::new(Counters::default());
+        let asks = matches!(settings.source, Source::Control(_));
+        Self {
+            state: State::new(asks, golden.clone(), counters.clone()),
+            credentials: Credentials::default(),
+            golden,
+            counters,
+            drain: Drain::default(),
+            observer: Mutex::default(),
+            dialer: Dialer::probe(),
+            pod_ip: settings.pod_ip,
+            inbound_port,
+            outbound_port,
+            defaults: Mutex::default(),
+            random: Mutex::new(Random::from_os()),
+            settings,
+        }
+    }
+
+    /// True if this proxy has an identity, or will have one: then it never falls back to plain text where TLS is due.
+    pub fn offers_identity(&self) -> bool {
+        matches!(self.settings.source, Source::Control(_)) || self.credentials.current().is_some()
+    }
+
+    /// True if it can do its work: identity had (where one is due) and not on its way out.
+    pub fn is_ready(&self) -> bool {
+        let identity = match self.settings.source {
+            Source::Control(_) => self.credentials.current().is_some(),
+            Source::File(_) => true,
+        };
+        identity && self.drain.phase() == crate::drain::Phase::Serving
+    }
+
+    /// True if the address is one of our own listeners, so that sending there would come back to us.
+    pub fn is_own_listener(&self, address: SocketAddr) -> bool {
+        let own_port = [self.inbound_port, self.outbound_port].contains(&address.port());
+        own_port && (address.ip().is_loopback() || Some(address.ip()) == self.pod_ip)
+    }
+}
+
+/// Unix time, milliseconds.
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,202 @@
+//! One record per request and one per opaque connection, opened first and closed on drop: whatever happens in
+//! between, it is counted exactly once.
+
+use crate::golden::{Cell, Finished, Golden, Scope, Subject};
+use mesh_api::MeshError;
+use mesh_api::golden::{Carried, TlsStatus};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The account of one HTTP request.
+#[derive(Debug)]
+pub struct Record {
+    golden: Arc<Golden>,
+    scope: Arc<Scope>,
+    subject: Subject,
+    opened: Instant,
+    first_byte: Option<Duration>,
+    status: Option<u16>,
+    grpc_status: Option<u16>,
+    error: Option<MeshError>,
+    complete: bool,
+    attempts: u32,
+}
+
+impl Record {
+    /// Opens the account when the request's head has been read.
+    pub fn open(golden: &Arc<Golden>, scope: &Arc<Scope>, subject: Subject) -> Self {
+        Self {
+            golden: golden.clone(),
+            scope: scope.clone(),
+            subject,
+            opened: Instant::now(),
+            first_byte: None,
+            status: None,
+            grpc_status: None,
+            error: None,
+            complete: false,
+            attempts: 0,
+        }
+    }
+
+    /// The request goes to an endpoint: from now on it is counted there.
+    pub fn attempt(&mut self, scope: Option<&Arc<Scope>>, tls: TlsStatus) {
+        self.attempts += 1;
+        self.subject.tls = tls;
+        if let Some(scope) = scope {
+            self.scope = scope.clone();
+        }
+    }
+
+    /// The response's head has arrived.
+    pub fn answered(&mut self, status: u16) {
+        self.first_byte = Some(self.opened.elapsed());
+        self.status = Some(status);
+    }
+
+    /// A gRPC status has arrived, in the head or the trailers.
+    pub fn grpc_status(&mut self, status: u16) {
+        self.grpc_status = Some(status);
+    }
+
+    /// The mesh answers instead of an endpoint.
+    pub fn failed(&mut self, error: MeshError) {
+        self.error = Some(error);
+        self.first_byte.get_or_insert(self.opened.elapsed());
+        if self.is_grpc() {
+            self.status = Some(200);
+            self.grpc_status = Some(error.grpc_status());
+        } else {
+            self.status = Some(error.http_status());
+        }
+        self.complete = true;
+    }
+
+    /// The answer is an error of the other proxy.
+    pub fn remote_error(&mut self, error: MeshError) {
+        self.error = Some(error);
+    }
+
+    /// The response came to its regular end.
+    pub fn completed(&mut self) {
+        self.complete = true;
+    }
+
+    /// True if the request is gRPC.
+    pub fn is_grpc(&self) -> bool {
+        self.subject.carried == Carried::Grpc
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.golden.cell(&self.scope, self.subject.clone()).finish(&Finished {
+            status: self.status,
+            grpc_status: self.grpc_status,
+            error: self.error,
+            complete: self.complete,
+            retries: self.attempts.saturating_sub(1),
+            latency: self.opened.elapsed(),
+            first_byte: self.first_byte,
+        });
+    }
+}
+
+/// The account of one opaque connection.
+#[derive(Debug)]
+pub struct ConnectionRecord {
+    cell: Arc<Cell>,
+    error: Option<MeshError>,
+}
+
+impl ConnectionRecord {
+    /// Opens the account.
+    pub fn open(golden: &Golden, scope: &Arc<Scope>, tls: TlsStatus) -> Self {
+        let subject = Subject { carried: Carried::Tcp, tls, route: Arc::default(), method: "" };
+        let cell = golden.cell(scope, subject);
+        cell.tcp_opened();
+        Self { cell, error: None }
+    }
+
+    /// Bytes came from the client.
+    pub fn read(&self, bytes: u64) {
+        self.cell.tcp_bytes(bytes, 0);
+    }
+
+    /// Bytes came from the server.
+    pub fn written(&self, bytes: u64) {
+        self.cell.tcp_bytes(0, bytes);
+    }
+
+    /// The mesh could not serve the connection.
+    pub fn failed(&mut self, error: MeshError) {
+        self.error = Some(error);
+    }
+}
+
+impl Drop for ConnectionRecord {
+    fn drop(&mut self) {
+        self.cell.tcp_closed(self.error);
+    }
+}
+
+/// The label for a method: a registered one, or `other`.
+pub fn method_label(method: &http::Method) -> &'static str {
+    const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+    KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("other")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh_api::WorkloadRef;
+    use mesh_api::golden::{Direction, Series};
+
+    fn one_series(golden: &Golden) -> Series {
+        let frame = golden.tick(1000);
+        assert_eq!(frame.series.len(), 1);
+        frame.series[0].1.clone()
+    }
+
+    fn record(golden: &Arc<Golden>, carried: Carried) -> Record {
+        let scope = golden.scope(Direction::Inbound, &WorkloadRef::new("a", "serviceaccount", "b"), None, 80);
+        let subject = Subject { carried, tls: TlsStatus::Plain, route: Arc::from("/"), method: "GET" };
+        Record::open(golden, &scope, subject)
+    }
+
+    #[test]
+    fn a_dropped_record_counts_once_as_a_failure() {
+        let golden = Arc::new(Golden::new(0));
+        drop(record(&golden, Carried::Http));
+        let series = one_series(&golden);
+        assert_eq!((series.requests, series.successes, series.statuses.len()), (1, 0, 0));
+    }
+
+    #[test]
+    fn attempts_and_statuses_are_kept() {
+        let golden = Arc::new(Golden::new(0));
+        let mut r = record(&golden, Carried::Http);
+        r.attempt(None, TlsStatus::Mutual);
+        r.attempt(None, TlsStatus::Mutual);
+        r.answered(204);
+        r.completed();
+        drop(r);
+        let series = one_series(&golden);
+        assert_eq!((series.retries, series.successes, series.statuses[&204]), (1, 1, 1));
+    }
+
+    #[test]
+    fn an_error_of_the_mesh_has_both_statuses() {
+        let golden = Arc::new(Golden::new(0));
+        record(&golden, Carried::Grpc).failed(MeshError::NoEndpoints);
+        let series = one_series(&golden);
+        assert_eq!((series.statuses[&200], series.grpc_statuses[&14], series.successes), (1, 1, 0));
+        assert_eq!(series.errors[&MeshError::NoEndpoints], 1);
+    }
+
+    #[test]
+    fn method_labels_are_bounded() {
+        assert_eq!(method_label(&http::Method::GET), "GET");
+        assert_eq!(method_label(&http::Method::from_bytes(b"PURGE").unwrap()), "other");
+    }
+}

@@ -1,0 +1,251 @@
+//! The straight line: what happens to one HTTP request, arriving or leaving, from its head to the end of its response.
+
+use crate::balance;
+use crate::body::{Download, Upload, grpc_status};
+use crate::drain::Phase;
+use crate::error::Failure;
+use crate::golden::{Scope, Subject};
+use crate::headers::{ambiguity, strip_hop_by_hop, wants_upgrade};
+use crate::limits;
+use crate::proxy::Proxy;
+use crate::record::{ConnectionRecord, Record, method_label};
+use crate::state::{Backend, Known, Target};
+use crate::tcp;
+use crate::upstream::{self, Flight, Unanswered};
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use mesh_api::MeshError;
+use mesh_api::golden::{Carried, Direction, TlsStatus};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+const ERROR_HEADER: HeaderName = HeaderName::from_static(mesh_api::names::ERROR_HEADER);
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// What all requests of one client connection have in common.
+#[derive(Debug)]
+pub struct Client {
+    /// The proxy.
+    pub proxy: Arc<Proxy>,
+    /// Arriving for the application, or leaving it.
+    pub direction: Direction,
+    /// Where requests go.
+    pub target: Arc<Target>,
+    /// Under which name they are counted until an endpoint is chosen.
+    pub scope: Arc<Scope>,
+    /// How the leg between the pods is protected, as far as this side knows (outbound: the endpoint decides).
+    pub tls: TlsStatus,
+    /// An error that answers every request.
+    pub refusal: Option<MeshError>,
+}
+
+/// Serves one request.
+pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Response<Download> {
+    let proxy = &client.proxy;
+
+    // Account: from here on the request counts, whatever happens.
+    let grpc = is_grpc(&request);
+    let subject = Subject {
+        carried: if grpc { Carried::Grpc } else { Carried::Http },
+        tls: client.tls,
+        route: client.target.routes.name(request.uri().path(), grpc),
+        method: if grpc { "" } else { method_label(request.method()) },
+    };
+    let mut record = Record::open(&proxy.golden, &client.scope, subject);
+
+    // Admit: refuse what must not be forwarded.
+    if let Some(refusal) = client.refusal {
+        return refuse(&client, record, refusal, "");
+    }
+    if let Some(why) = ambiguity(&request) {
+        return refuse(&client, record, MeshError::InvalidRequest, why);
+    }
+
+    // Prepare: the request as the next hop should see it.
+    let upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
+    let mut request = prepare(request, &client.target, upgrade.is_some());
+
+    // Send: to the best endpoint, and to another one as long as nothing was delivered.
+    let known = client.target.now();
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    let (response, lease, flight, backend) = loop {
+        let Some(backend) = choose(proxy, &known, &tried) else {
+            return refuse(&client, record, MeshError::NoEndpoints, "");
+        };
+        let tls = protection(&client, &backend);
+        record.attempt(backend.scope.as_ref(), tls);
+        let flight = Flight::start(&backend);
+        match upstream::send(proxy, &backend, request).await {
+            Ok((response, lease)) => {
+                flight.answered();
+                break (response, lease, flight, backend);
+            }
+            Err(Unanswered { failure, request: unsent }) => {
+                flight.failed();
+                tried.push(backend.endpoint.address);
+                match unsent.filter(|_| may_try_another(&failure, &known, &tried)) {
+                    Some(unsent) => request = unsent,
+                    None => {
+                        tracing::warn!(
+                            endpoint = %backend.endpoint.address, attempts = tried.len(), %failure, "request failed"
+                        );
+                        return refuse(&client, record, failure.code, "");
+                    }
+                }
+            }
+        }
+    };
+
+    // Answer: pass the response on; the account closes with its end.
+    respond(&client, &backend, record, upgrade, response, |body, record| Download::watch(body, record, flight, lease))
+}
+
+/// True if the failure lets the request go to an endpoint not tried yet.
+fn may_try_another(failure: &Failure, known: &Known, tried: &[SocketAddr]) -> bool {
+    // The request was given back whole, so that sending it again is as good as sending it once.
+    failure.may_retry(false) && tried.len() < limits::MAX_ATTEMPTS.min(known.backends.len())
+}
+
+/// The endpoint for the next attempt.
+pub fn choose(proxy: &Proxy, known: &Known, tried: &[SocketAddr]) -> Option<Arc<Backend>> {
+    let backends = &known.backends;
+    let now = Instant::now();
+    let mut random = proxy.random.lock();
+    if tried.is_empty() {
+        let at = balance::choose(backends.len(), |i| backends[i].load.lock().cost(now), &mut random)?;
+        return Some(backends[at].clone());
+    }
+    let rest: Vec<&Arc<Backend>> = backends.iter().filter(|b| !tried.contains(&b.endpoint.address)).collect();
+    let at = balance::choose(rest.len(), |i| rest[i].load.lock().cost(now), &mut random)?;
+    Some(rest[at].clone())
+}
+
+/// How the leg between the pods is protected when traffic goes to `backend`.
+fn protection(client: &Client, backend: &Backend) -> TlsStatus {
+    match client.direction {
+        Direction::Inbound => client.tls,
+        Direction::Outbound if backend.endpoint.identity.is_some() && client.proxy.offers_identity() => {
+            TlsStatus::Mutual
+        }
+        Direction::Outbound => client.tls,
+    }
+}
+
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    request.version() == Version::HTTP_2
+        && request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|content_type| content_type.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Turns the request into the one to be sent.
+fn prepare(request: Request<Incoming>, target: &Target, upgrade: bool) -> Request<Upload> {
+    let (mut parts, body) = request.into_parts();
+    if parts.version != Version::HTTP_2 {
+        strip_hop_by_hop(&mut parts.headers, upgrade);
+        // HTTP/1.0 clients may leave the host out; HTTP/1.1 servers insist on it.
+        if parts.version == Version::HTTP_10
+            && !parts.headers.contains_key(header::HOST)
+            && let Ok(host) = HeaderValue::from_str(&target.address.to_string())
+        {
+            parts.headers.insert(header::HOST, host);
+        }
+        parts.version = Version::HTTP_11;
+    }
+    Request::from_parts(parts, Upload::from(body))
+}
+
+/// Turns an endpoint's response into the client's.
+fn respond(
+    client: &Arc<Client>,
+    backend: &Backend,
+    mut record: Record,
+    upgrade: Option<OnUpgrade>,
+    mut response: Response<Incoming>,
+    watch: impl FnOnce(Incoming, Record) -> Download,
+) -> Response<Download> {
+    record.answered(response.status().as_u16());
+    if let Some(status) = grpc_status(response.headers()) {
+        record.grpc_status(status);
+    }
+    note_remote_error(client, &mut record, &mut response);
+    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS
+        || (upgrade.is_some()
+            && response.status().is_success()
+            && response.version() == Version::HTTP_11
+            && is_tunnel(&response));
+    if let (true, Some(theirs)) = (switched, upgrade) {
+        tunnel(client, backend, theirs, hyper::upgrade::on(&mut response));
+    }
+    if response.version() != Version::HTTP_2 {
+        strip_hop_by_hop(response.headers_mut(), switched);
+        if client.proxy.drain.phase() >= Phase::Leaving && !switched {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+    }
+    response.map(|body| watch(body, record))
+}
+
+/// True if hyper left the connection behind a CONNECT's answer to us.
+fn is_tunnel(response: &Response<Incoming>) -> bool {
+    response.extensions().get::<OnUpgrade>().is_some()
+}
+
+/// The error code of a response that the other proxy made is counted here too; from an application it is only noise.
+fn note_remote_error(client: &Client, record: &mut Record, response: &mut Response<Incoming>) {
+    if client.direction == Direction::Inbound {
+        response.headers_mut().remove(&ERROR_HEADER);
+    } else if let Some(code) = response.headers().get(&ERROR_HEADER)
+        && let Some(error) = MeshError::ALL.iter().find(|error| error.code().as_bytes() == code.as_bytes())
+    {
+        record.remote_error(*error);
+    }
+}
+
+/// Carries what follows an upgrade as an opaque connection.
+fn tunnel(client: &Arc<Client>, backend: &Backend, theirs: OnUpgrade, ours: OnUpgrade) {
+    let scope = backend.scope.as_ref().unwrap_or(&client.scope);
+    let record = ConnectionRecord::open(&client.proxy.golden, scope, protection(client, backend));
+    client.proxy.drain.spawn(async move {
+        match tokio::try_join!(theirs, ours) {
+            Ok((theirs, ours)) => {
+                tcp::copy(&mut TokioIo::new(theirs), &mut TokioIo::new(ours), &record).await;
+            }
+            Err(error) => tracing::debug!(%error, "upgrade was not completed"),
+        }
+    });
+}
+
+/// Answers in place of an endpoint; says what is wrong and what to do about it.
+fn refuse(client: &Client, mut record: Record, error: MeshError, detail: &str) -> Response<Download> {
+    record.failed(error);
+    let mut response = if record.is_grpc() {
+        let mut response = Response::new(Download::Text(Bytes::new()));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(GRPC_STATUS, HeaderValue::from(error.grpc_status()));
+        // Causes are plain ASCII without percent signs, so they need no percent-encoding.
+        headers.insert(GRPC_MESSAGE, HeaderValue::from_static(error.cause()));
+        response
+    } else {
+        let detail = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
+        let text = format!("{}: {}{detail}. {}.\n", error.code(), error.cause(), error.cure());
+        let mut response = Response::new(Download::Text(Bytes::from(text)));
+        *response.status_mut() = StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::BAD_GATEWAY);
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, plain);
+        response
+    };
+    response.headers_mut().insert(ERROR_HEADER, HeaderValue::from_static(error.code()));
+    if client.proxy.drain.phase() >= Phase::Leaving {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}

@@ -1,0 +1,143 @@
+//! Runs a proxy: one thread (or more) that carries traffic, and one for control and the admin port.
+
+use crate::drain::Phase;
+use crate::proxy::{Proxy, Settings, Source};
+use crate::{admin, client, file, identity, inbound, limits, listen, outbound, serve};
+use anyhow::Context;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+/// The sockets of a proxy; [`listen::bind_any`] and [`listen::bind`] make them.
+#[derive(Debug)]
+pub struct Listeners {
+    /// What arrives for the application.
+    pub inbound: StdListener,
+    /// What the application sends.
+    pub outbound: StdListener,
+    /// `/live /ready /metrics /config`.
+    pub admin: StdListener,
+}
+
+/// Runs until `shutdown` and the drain after it are over. The calling thread carries the traffic.
+pub fn run(settings: Settings, listeners: Listeners, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let Listeners { inbound, outbound, admin } = listeners;
+    let port = |listener: &StdListener| listener.local_addr().map(|address| address.port());
+    let proxy = Arc::new(Proxy::new(settings, port(&inbound)?, port(&outbound)?));
+    if let Source::File(path) = &proxy.settings.source {
+        file::apply(&proxy, file::load(path)?);
+    }
+
+    let (stop, stopped) = oneshot::channel::<()>();
+    let side = {
+        let proxy = proxy.clone();
+        std::thread::Builder::new()
+            .name("control".to_owned())
+            .stack_size(limits::THREAD_STACK)
+            .spawn(move || run_control(proxy, admin, stopped))
+            .context("cannot start the control thread")?
+    };
+    let runtime = data_runtime(proxy.settings.workers)?;
+    let result = runtime.block_on(carry(&proxy, inbound, outbound, shutdown));
+    runtime.shutdown_background();
+    drop(stop);
+    match side.join() {
+        Ok(side) => result.and(side),
+        Err(_) => result.and(Err(anyhow::anyhow!("the control thread panicked"))),
+    }
+}
+
+fn data_runtime(workers: usize) -> anyhow::Result<Runtime> {
+    let mut builder = if workers > 1 { Builder::new_multi_thread() } else { Builder::new_current_thread() };
+    builder
+        .worker_threads(workers.max(1))
+        .thread_stack_size(limits::THREAD_STACK)
+        .enable_all()
+        .build()
+        .context("cannot start the data runtime")
+}
+
+/// The data thread: accepts, sweeps, drains.
+async fn carry(
+    proxy: &Arc<Proxy>,
+    inbound: StdListener,
+    outbound: StdListener,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let slots = Arc::new(Semaphore::new(limits::MAX_CONNECTIONS));
+    let inbound = TcpListener::from_std(inbound).context("the inbound listener cannot be used")?;
+    let outbound = TcpListener::from_std(outbound).context("the outbound listener cannot be used")?;
+    let arriving = tokio::spawn(accept(proxy.clone(), slots.clone(), inbound, |proxy, stream, from, slot| {
+        serve::spawn(&proxy.clone(), slot, inbound::serve(proxy, stream, from));
+    }));
+    let leaving = tokio::spawn(accept(proxy.clone(), slots, outbound, |proxy, stream, from, slot| {
+        serve::spawn(&proxy.clone(), slot, outbound::serve(proxy, stream, from));
+    }));
+    let sweeper = tokio::spawn(sweep(proxy.clone()));
+    tracing::info!(inbound = proxy.inbound_port, outbound = proxy.outbound_port, "carrying traffic");
+
+    shutdown.await;
+    tracing::info!(connections = proxy.drain.open(), "draining");
+    let cut = proxy.drain.run(proxy.settings.drain_linger, proxy.settings.drain_timeout).await;
+    if cut > 0 {
+        tracing::warn!(connections = cut, "connections were cut because the drain took too long");
+    }
+    for task in [arriving, leaving, sweeper] {
+        task.abort();
+    }
+    Ok(())
+}
+
+async fn accept(
+    proxy: Arc<Proxy>,
+    slots: Arc<Semaphore>,
+    listener: TcpListener,
+    start: impl Fn(Arc<Proxy>, TcpStream, SocketAddr, OwnedSemaphorePermit),
+) {
+    let mut closing = pin!(proxy.drain.reached(Phase::Closing));
+    loop {
+        // The semaphore is never closed, so a slot comes sooner or later.
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        tokio::select! {
+            (stream, from) = listen::accept(&listener) => start(proxy.clone(), stream, from, slot),
+            () = &mut closing => return,
+        }
+    }
+}
+
+async fn sweep(proxy: Arc<Proxy>) {
+    loop {
+        tokio::time::sleep(limits::SWEEP_INTERVAL).await;
+        proxy.state.sweep(Instant::now());
+    }
+}
+
+/// The control thread: identity, configuration, golden frames and the admin port, until the data thread is done.
+fn run_control(proxy: Arc<Proxy>, admin: StdListener, stopped: oneshot::Receiver<()>) -> anyhow::Result<()> {
+    let runtime = Builder::new_current_thread()
+        .max_blocking_threads(2) // name resolution
+        .thread_stack_size(limits::THREAD_STACK)
+        .enable_all()
+        .build()
+        .context("cannot start the control runtime")?;
+    let result = runtime.block_on(async {
+        let admin = TcpListener::from_std(admin).context("the admin listener cannot be used")?;
+        tokio::spawn(admin::serve(proxy.clone(), admin));
+        tokio::spawn(client::tick(proxy.clone()));
+        match proxy.settings.source.clone() {
+            Source::File(path) => drop(tokio::spawn(file::follow(proxy.clone(), path))),
+            Source::Control(control) => drop(tokio::spawn(async move {
+                identity::obtain(&proxy, &control).await;
+                tokio::join!(identity::renew(&proxy, &control), client::follow(proxy.clone(), &control));
+            })),
+        }
+        let _ = stopped.await; // an error only says that the data thread has gone, which is the same
+        Ok(())
+    });
+    runtime.shutdown_background();
+    result
+}

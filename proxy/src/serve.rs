@@ -1,0 +1,199 @@
+//! Client connections once it is clear what they carry: HTTP/1 and HTTP/2 served request by request, everything else
+//! carried as it is.
+
+use crate::detect::{self, Spoken};
+use crate::drain::Phase;
+use crate::error::{Chain, Failure};
+use crate::limits;
+use crate::proxy::Proxy;
+use crate::record::ConnectionRecord;
+use crate::request::{self, Client, choose};
+use crate::state::{Backend, Known};
+use crate::stream::Stream;
+use crate::tcp;
+use crate::tls::Alpn;
+use crate::upstream::{self, Flight};
+use bytes::{Bytes, BytesMut};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_api::MeshError;
+use mesh_api::golden::{Direction, TlsStatus};
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// Serves HTTP/1 until the client goes or the proxy ends.
+pub async fn http1(client: Arc<Client>, stream: Stream) {
+    let service = {
+        let client = client.clone();
+        service_fn(move |request| {
+            let client = client.clone();
+            async move { Ok::<_, Infallible>(request::serve(client, request).await) }
+        })
+    };
+    let connection = http1::Builder::new()
+        .half_close(true)
+        .auto_date_header(false)
+        .max_buf_size(limits::HTTP1_BUFFER)
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HTTP1_CLIENT_IDLE)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        // Requests that come until then are answered with `Connection: close`.
+        () = client.proxy.drain.reached(Phase::Closing) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(error = %Chain(&error), "HTTP/1 connection of a client ended");
+    }
+}
+
+/// Serves HTTP/2 until the client goes or the proxy ends.
+pub async fn http2(client: Arc<Client>, stream: Stream) {
+    let service = {
+        let client = client.clone();
+        service_fn(move |request| {
+            let client = client.clone();
+            async move { Ok::<_, Infallible>(request::serve(client, request).await) }
+        })
+    };
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .auto_date_header(false)
+        .max_concurrent_streams(limits::HTTP2_STREAMS)
+        .initial_stream_window_size(limits::HTTP2_STREAM_WINDOW)
+        .initial_connection_window_size(limits::HTTP2_CONNECTION_WINDOW)
+        .max_send_buf_size(limits::HTTP2_SEND_BUFFER)
+        .max_header_list_size(limits::HTTP2_HEADER_LIST)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        // GOAWAY in two steps: the client learns of it before streams are refused, so none is lost.
+        () = client.proxy.drain.reached(Phase::Leaving) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(error = %Chain(&error), "HTTP/2 connection of a client ended");
+    }
+}
+
+/// Carries a connection without looking into it.
+pub async fn opaque(client: &Client, known: &Known, stream: Stream) {
+    match open_opaque(client, known).await {
+        Some(opened) => tcp::carry(stream, opened.server, BytesMut::new(), &opened.record).await,
+        None => stream.reset(),
+    }
+}
+
+/// A connection to an endpoint for opaque traffic, and its account.
+pub struct Opened {
+    server: Stream,
+    record: ConnectionRecord,
+    _flight: Flight,
+}
+
+/// Connects to the best endpoint, or another one if that fails. `None`: no endpoint; it is counted.
+pub async fn open_opaque(client: &Client, known: &Known) -> Option<Opened> {
+    let proxy = &client.proxy;
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    let mut last: Option<(Arc<Backend>, Failure)> = None;
+    while client.refusal.is_none() && tried.len() < limits::MAX_ATTEMPTS {
+        let Some(backend) = choose(proxy, known, &tried) else { break };
+        let flight = Flight::start(&backend);
+        match upstream::connect(proxy, &backend, Alpn::Tcp).await {
+            Ok(server) => {
+                flight.answered();
+                let record = account(client, Some(&backend));
+                return Some(Opened { server, record, _flight: flight });
+            }
+            Err(failure) => {
+                flight.failed();
+                tried.push(backend.endpoint.address);
+                last = Some((backend, failure));
+            }
+        }
+    }
+    let backend = last.as_ref().map(|(backend, _)| backend);
+    let code = last.as_ref().map_or(MeshError::NoEndpoints, |(_, failure)| failure.code);
+    account(client, backend).failed(client.refusal.unwrap_or(code));
+    if let Some((backend, failure)) = last {
+        tracing::warn!(endpoint = %backend.endpoint.address, attempts = tried.len(), %failure, "connection failed");
+    }
+    None
+}
+
+fn account(client: &Client, backend: Option<&Arc<Backend>>) -> ConnectionRecord {
+    let scope = backend.and_then(|b| b.scope.as_ref()).unwrap_or(&client.scope);
+    let meshed = client.direction == Direction::Outbound
+        && client.proxy.offers_identity()
+        && backend.is_some_and(|b| b.endpoint.identity.is_some());
+    let tls = if meshed { TlsStatus::Mutual } else { client.tls };
+    ConnectionRecord::open(&client.proxy.golden, scope, tls)
+}
+
+/// What became of a connection whose client said nothing at first.
+pub enum Broken {
+    /// The client spoke after all.
+    ByClient(TcpStream, Bytes, Spoken),
+    /// The server spoke first, and the connection was carried to its end.
+    ByServer,
+}
+
+/// Waits, connected to an endpoint, for either side to break the silence. If it is the server, the connection is
+/// opaque and `server_first` is told.
+pub async fn silent(
+    client: &Client,
+    known: &Known,
+    mut tcp: TcpStream,
+    server_first: impl FnOnce(),
+) -> io::Result<Broken> {
+    let Some(mut opened) = open_opaque(client, known).await else {
+        Stream::from(tcp).reset();
+        return Ok(Broken::ByServer);
+    };
+    let mut said = BytesMut::with_capacity(1024);
+    tokio::select! {
+        readable = tcp.readable() => {
+            readable?;
+            drop(opened);
+            let (ahead, spoken) = detect::detect(&mut tcp).await?;
+            // A client that only half-closed has nothing to detect either.
+            Ok(Broken::ByClient(tcp, ahead, if spoken == Spoken::Silent { Spoken::Opaque } else { spoken }))
+        }
+        read = opened.server.read_buf(&mut said) => {
+            if read.is_ok_and(|n| n > 0) {
+                server_first();
+            }
+            tcp::carry(tcp.into(), opened.server, said, &opened.record).await;
+            Ok(Broken::ByServer)
+        }
+    }
+}
+
+/// Runs an accepted connection: its `slot` is free again when it ends, and the drain waits for it.
+pub fn spawn(
+    proxy: &Arc<Proxy>,
+    slot: OwnedSemaphorePermit,
+    connection: impl Future<Output = io::Result<()>> + Send + 'static,
+) {
+    proxy.drain.spawn(async move {
+        let _slot = slot;
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection ended");
+        }
+    });
+}

@@ -1,0 +1,469 @@
+//! What the proxy knows of the world: how to treat arriving traffic, and the destinations its application talks to.
+//!
+//! Readers take snapshots and never wait for writers. A destination is learned when traffic for it first appears, and
+//! forgotten after a while without. Whatever is known stays in use until control (or the file) says otherwise.
+
+use crate::balance::Load;
+use crate::golden::{Golden, Scope};
+use crate::limits;
+use crate::metrics::{Counters, count};
+use crate::pool::Pool;
+use crate::route::Routes;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use mesh_api::golden::Direction;
+use mesh_api::{Destination, Endpoint, EndpointsChange, InboundPolicy, PortPolicy, Protocol, WorkloadRef};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use tokio::sync::Notify;
+
+/// Everything control or the file has told.
+#[derive(Debug)]
+pub struct State {
+    inbound: ArcSwap<InboundPolicy>,
+    targets: Mutex<HashMap<SocketAddr, Arc<Target>>>,
+    apps: Mutex<HashMap<SocketAddr, Arc<Target>>>,
+    /// True if somebody can be asked about an unknown address.
+    asks: bool,
+    connected: AtomicBool,
+    news: Mutex<Vec<News>>,
+    has_news: Notify,
+    golden: Arc<Golden>,
+    counters: Arc<Counters>,
+}
+
+/// What control has to be told about targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Traffic for the address has appeared.
+    Wanted(SocketAddr),
+    /// There was none for a while.
+    Unwanted(SocketAddr),
+}
+
+/// An address traffic goes to: an original destination (outbound) or a port of the application (inbound).
+#[derive(Debug)]
+pub struct Target {
+    /// The address.
+    pub address: SocketAddr,
+    /// Learned routes of its requests.
+    pub routes: Routes,
+    known: ArcSwapOption<Known>,
+    /// The address itself as its only endpoint, in plain text.
+    as_is: Arc<Known>,
+    learned: Notify,
+    waits: AtomicBool,
+    used: Mutex<Instant>,
+    server_first: Mutex<Option<Instant>>,
+}
+
+/// What a target turned out to be.
+#[derive(Debug)]
+pub struct Known {
+    /// What it is.
+    pub destination: Destination,
+    /// Who answers.
+    pub backends: Vec<Arc<Backend>>,
+    /// The name under which it is counted while no endpoint is chosen.
+    pub scope: Arc<Scope>,
+}
+
+/// An endpoint with what we have learned of it, and our connections to it.
+#[derive(Debug)]
+pub struct Backend {
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// The name under which traffic to it is counted; `None` where the client decides (inbound).
+    pub scope: Option<Arc<Scope>>,
+    /// How fast it is.
+    pub load: Mutex<Load>,
+    /// Connections to it.
+    pub pool: Pool,
+}
+
+impl State {
+    /// Nothing known yet; `asks` if control can be asked about addresses.
+    pub fn new(asks: bool, golden: Arc<Golden>, counters: Arc<Counters>) -> Self {
+        Self {
+            inbound: ArcSwap::default(),
+            targets: Mutex::default(),
+            apps: Mutex::default(),
+            asks,
+            connected: AtomicBool::new(false),
+            news: Mutex::default(),
+            has_news: Notify::new(),
+            golden,
+            counters,
+        }
+    }
+
+    /// The target of an address the application connects to. A new one is asked about.
+    pub fn target(&self, address: SocketAddr) -> Arc<Target> {
+        let mut targets = self.targets.lock();
+        if let Some(target) = targets.get(&address) {
+            *target.used.lock() = Instant::now();
+            return target.clone();
+        }
+        let target = Arc::new(Target::new(address, self.as_is(address), self.asks));
+        if targets.len() >= limits::MAX_TARGETS {
+            count(&self.counters.targets_untracked);
+            target.waits.store(false, Ordering::Relaxed);
+            return target;
+        }
+        targets.insert(address, target.clone());
+        if self.asks {
+            self.tell(News::Wanted(address));
+        }
+        target
+    }
+
+    /// The target of a connection that arrived for the application.
+    pub fn app(&self, address: SocketAddr) -> Arc<Target> {
+        let mut apps = self.apps.lock();
+        if let Some(app) = apps.get(&address) {
+            return app.clone();
+        }
+        let endpoint = Endpoint { address, identity: None, workload: self.workload(), pod: String::new(), zone: None };
+        let destination = Destination { service: None, protocol: Protocol::Detect, external: false };
+        // Never shown: inbound traffic is counted under its client.
+        let scope = self.golden.scope(Direction::Inbound, &endpoint.workload, None, address.port());
+        let known = Arc::new(Known { destination, backends: vec![Backend::new(endpoint, None)], scope });
+        let app = Arc::new(Target::new(address, known, false));
+        if apps.len() < limits::MAX_TARGETS {
+            apps.insert(address, app.clone());
+        }
+        app
+    }
+
+    /// How an arriving connection for a port is treated.
+    pub fn port_policy(&self, port: u16) -> PortPolicy {
+        self.inbound.load().ports.get(&port).cloned().unwrap_or_default()
+    }
+
+    /// The workload we stand beside, as far as known.
+    pub fn workload(&self) -> WorkloadRef {
+        self.inbound.load().workload.clone().unwrap_or_else(|| WorkloadRef::new("", "pod", ""))
+    }
+
+    /// How arriving traffic is treated.
+    pub fn inbound(&self) -> Arc<InboundPolicy> {
+        self.inbound.load_full()
+    }
+
+    /// Changes how arriving traffic is treated.
+    pub fn set_inbound(&self, policy: InboundPolicy) {
+        self.inbound.store(Arc::new(policy));
+    }
+
+    /// Changes what is known of a target; an error says why it cannot be used and leaves everything as it was.
+    pub fn update(
+        &self,
+        address: SocketAddr,
+        destination: Option<Destination>,
+        change: Option<&EndpointsChange>,
+    ) -> Result<(), String> {
+        let Some(target) = self.targets.lock().get(&address).cloned() else {
+            return Ok(()); // unsubscribed meanwhile
+        };
+        let before = target.known.load_full();
+        let destination = match (destination, &before) {
+            (Some(destination), _) => destination,
+            (None, Some(before)) => before.destination.clone(),
+            (None, None) => return Err(format!("{address}: the first update does not say what the address is")),
+        };
+        let mut endpoints: Vec<Endpoint> =
+            before.iter().flat_map(|known| &known.backends).map(|b| b.endpoint.clone()).collect();
+        if let Some(change) = change {
+            change.apply(&mut endpoints);
+        }
+        validate(&endpoints).map_err(|reason| format!("{address}: {reason}"))?;
+        let known = self.known(address, destination, endpoints, before.as_deref());
+        target.learn(Some(known));
+        Ok(())
+    }
+
+    /// Replaces all targets by those of a file.
+    pub fn replace(&self, destinations: Vec<mesh_api::config::FileDestination>) {
+        let mut targets = self.targets.lock();
+        let mut gone: Vec<SocketAddr> = targets.keys().copied().collect();
+        for mesh_api::config::FileDestination { address, destination, mut endpoints } in destinations {
+            endpoints.sort_by_key(|e| e.address);
+            gone.retain(|a| *a != address);
+            let target = targets
+                .entry(address)
+                .or_insert_with(|| Arc::new(Target::new(address, self.as_is(address), self.asks)));
+            let before = target.known.load_full();
+            target.learn(Some(self.known(address, destination, endpoints, before.as_deref())));
+        }
+        for address in gone {
+            if let Some(target) = targets.remove(&address) {
+                target.learn(None);
+            }
+        }
+    }
+
+    /// Every target with what is known of it.
+    pub fn known_targets(&self) -> Vec<(Arc<Target>, Arc<Known>)> {
+        let targets: Vec<_> = self.targets.lock().values().cloned().collect();
+        targets.into_iter().filter_map(|t| t.known.load_full().map(|k| (t, k))).collect()
+    }
+
+    /// Addresses control is to be asked about.
+    pub fn wanted(&self) -> Vec<SocketAddr> {
+        self.news.lock().clear();
+        self.targets.lock().keys().copied().collect()
+    }
+
+    /// Waits until control has to be told something.
+    pub async fn news(&self) -> Vec<News> {
+        loop {
+            let news = std::mem::take(&mut *self.news.lock());
+            if !news.is_empty() {
+                return news;
+            }
+            self.has_news.notified().await;
+        }
+    }
+
+    /// Notes whether the stream from control is up.
+    pub fn set_connected(&self, connected: bool) {
+        self.connected.store(connected, Ordering::Relaxed);
+    }
+
+    /// True while the stream from control is up.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Closes idle connections and forgets targets without traffic.
+    pub fn sweep(&self, now: Instant) {
+        let mut backends: Vec<Arc<Backend>> = Vec::new();
+        {
+            let mut targets = self.targets.lock();
+            if self.asks {
+                targets.retain(|address, target| {
+                    let idle = now.saturating_duration_since(*target.used.lock()) > limits::TARGET_IDLE;
+                    let keep = !idle || Arc::strong_count(target) > 1;
+                    if !keep {
+                        self.tell(News::Unwanted(*address));
+                    }
+                    keep
+                });
+            }
+            for target in targets.values().chain(self.apps.lock().values()) {
+                let known = target.known.load_full().unwrap_or_else(|| target.as_is.clone());
+                backends.extend(known.backends.iter().cloned());
+            }
+        }
+        for backend in backends {
+            backend.pool.sweep(now);
+        }
+    }
+
+    fn tell(&self, news: News) {
+        self.news.lock().push(news);
+        self.has_news.notify_one();
+    }
+
+    /// The address itself, reached as it is.
+    fn as_is(&self, address: SocketAddr) -> Arc<Known> {
+        let workload = WorkloadRef::new("", "external", &address.ip().to_string());
+        let endpoint = Endpoint { address, identity: None, workload, pod: String::new(), zone: None };
+        let destination = Destination { service: None, protocol: Protocol::Detect, external: true };
+        Arc::new(self.known(address, destination, vec![endpoint], None))
+    }
+
+    fn known(
+        &self,
+        address: SocketAddr,
+        destination: Destination,
+        mut endpoints: Vec<Endpoint>,
+        before: Option<&Known>,
+    ) -> Known {
+        let port = address.port();
+        if destination.external && endpoints.is_empty() {
+            let workload = WorkloadRef::new("", "external", &address.ip().to_string());
+            endpoints.push(Endpoint { address, identity: None, workload, pod: String::new(), zone: None });
+        }
+        let itself = match &destination.service {
+            Some(service) => WorkloadRef::new(&service.namespace, "service", &service.name),
+            None => WorkloadRef::new("", "external", &address.ip().to_string()),
+        };
+        let service = destination.service.as_ref();
+        let scope = self.golden.scope(Direction::Outbound, &itself, service, port);
+        let same_service = before.is_some_and(|k| k.destination.service == destination.service);
+        let backends = endpoints
+            .into_iter()
+            .map(|endpoint| {
+                let kept = before
+                    .filter(|_| same_service)
+                    .and_then(|known| known.backends.iter().find(|backend| backend.endpoint == endpoint).cloned());
+                kept.unwrap_or_else(|| {
+                    let scope = self.golden.scope(Direction::Outbound, &endpoint.workload, service, port);
+                    Backend::new(endpoint, Some(scope))
+                })
+            })
+            .collect();
+        Known { destination, backends, scope }
+    }
+}
+
+/// Says why endpoints cannot be used.
+pub fn validate(endpoints: &[Endpoint]) -> Result<(), String> {
+    if endpoints.len() > limits::MAX_ENDPOINTS {
+        return Err(format!("{} endpoints, more than {}", endpoints.len(), limits::MAX_ENDPOINTS));
+    }
+    match endpoints.iter().find(|e| e.address.port() == 0 || e.address.ip().is_unspecified()) {
+        Some(endpoint) => Err(format!("{} is no address to connect to", endpoint.address)),
+        None => Ok(()),
+    }
+}
+
+impl Target {
+    fn new(address: SocketAddr, as_is: Arc<Known>, waits: bool) -> Self {
+        Self {
+            address,
+            routes: Routes::default(),
+            known: ArcSwapOption::empty(),
+            as_is,
+            learned: Notify::new(),
+            waits: AtomicBool::new(waits),
+            used: Mutex::new(Instant::now()),
+            server_first: Mutex::new(None),
+        }
+    }
+
+    /// What the target is, as known now.
+    pub fn now(&self) -> Arc<Known> {
+        self.known.load_full().unwrap_or_else(|| self.as_is.clone())
+    }
+
+    /// What the target is. The first connections wait a moment for control's answer; without one the address is
+    /// used as it is.
+    pub async fn resolve(&self) -> Arc<Known> {
+        if self.waits.load(Ordering::Relaxed) {
+            let learned = self.learned.notified();
+            if self.known.load().is_none() && tokio::time::timeout(limits::RESOLVE_WAIT, learned).await.is_err() {
+                tracing::warn!(address = %self.address, "control did not say what the address is; forwarding as it is");
+            }
+            self.waits.store(false, Ordering::Relaxed);
+        }
+        self.now()
+    }
+
+    /// Remembers that the server speaks first here.
+    pub fn set_server_first(&self, now: Instant) {
+        *self.server_first.lock() = Some(now);
+    }
+
+    /// True if the server was seen to speak first not long ago.
+    pub fn is_server_first(&self, now: Instant) -> bool {
+        self.server_first.lock().is_some_and(|at| now.saturating_duration_since(at) < limits::SERVER_FIRST_MEMORY)
+    }
+
+    fn learn(&self, known: Option<Known>) {
+        self.known.store(known.map(Arc::new));
+        self.learned.notify_waiters();
+    }
+}
+
+impl Backend {
+    fn new(endpoint: Endpoint, scope: Option<Arc<Scope>>) -> Arc<Self> {
+        Arc::new(Self { endpoint, scope, load: Mutex::new(Load::new(Instant::now())), pool: Pool::default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn state(asks: bool) -> State {
+        State::new(asks, Arc::new(Golden::new(0)), Arc::default())
+    }
+
+    fn endpoint(last: u8) -> Endpoint {
+        Endpoint {
+            address: SocketAddr::from(([10, 0, 0, last], 80)),
+            identity: None,
+            workload: WorkloadRef::new("shop", "deployment", "web"),
+            pod: format!("web-{last}"),
+            zone: None,
+        }
+    }
+
+    fn reset(endpoints: Vec<Endpoint>) -> EndpointsChange {
+        EndpointsChange { reset: true, upsert: endpoints, remove: vec![] }
+    }
+
+    const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 5)), 80);
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unknown_address_waits_once_and_goes_as_it_is() {
+        let state = state(true);
+        let target = state.target(ADDRESS);
+        assert_eq!(state.news().await, [News::Wanted(ADDRESS)]);
+        let start = tokio::time::Instant::now();
+        let known = target.resolve().await;
+        assert_eq!(start.elapsed(), limits::RESOLVE_WAIT);
+        assert!(known.destination.external && known.backends[0].endpoint.address == ADDRESS);
+        target.resolve().await;
+        assert_eq!(start.elapsed(), limits::RESOLVE_WAIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_ends_the_wait() {
+        let state = Arc::new(state(true));
+        let target = state.target(ADDRESS);
+        let later = state.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let destination = Destination { service: None, protocol: Protocol::Http1, external: false };
+            later.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1)]))).unwrap();
+        });
+        let start = tokio::time::Instant::now();
+        assert_eq!(target.resolve().await.backends[0].endpoint, endpoint(1));
+        assert_eq!(start.elapsed(), Duration::from_millis(10));
+    }
+
+    #[test]
+    fn an_update_keeps_what_it_does_not_touch() {
+        let state = state(true);
+        let target = state.target(ADDRESS);
+        let destination = Destination { service: None, protocol: Protocol::Detect, external: false };
+        state.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1), endpoint(2)]))).unwrap();
+        let before = target.now();
+        let change = EndpointsChange { reset: false, upsert: vec![endpoint(3)], remove: vec![endpoint(1).address] };
+        state.update(ADDRESS, None, Some(&change)).unwrap();
+        let after = target.now();
+        assert_eq!(after.backends.len(), 2);
+        assert!(Arc::ptr_eq(&before.backends[1], &after.backends[0]), "connections and load stay");
+    }
+
+    #[test]
+    fn what_cannot_be_used_changes_nothing() {
+        let state = state(true);
+        let target = state.target(ADDRESS);
+        let destination = Destination { service: None, protocol: Protocol::Detect, external: false };
+        assert!(state.update(ADDRESS, None, None).is_err());
+        state.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1)]))).unwrap();
+        let mut bad = endpoint(9);
+        bad.address.set_port(0);
+        let error = state.update(ADDRESS, None, Some(&reset(vec![bad]))).unwrap_err();
+        assert!(error.contains("10.0.0.9:0"), "{error}");
+        assert_eq!(target.now().backends[0].endpoint, endpoint(1));
+    }
+
+    #[test]
+    fn targets_without_traffic_are_forgotten_unless_in_use() {
+        let state = state(true);
+        let used = state.target(ADDRESS);
+        drop(state.target(SocketAddr::from(([10, 96, 0, 6], 80))));
+        let later = Instant::now() + limits::TARGET_IDLE + Duration::from_secs(1);
+        state.sweep(later);
+        assert_eq!(state.wanted(), [used.address]);
+    }
+}

@@ -1,0 +1,330 @@
+//! The way to one endpoint: a connection, mutual TLS where the endpoint is meshed, and one attempt to have a request
+//! answered over it.
+
+use crate::body::Upload;
+use crate::error::{BoxError, Chain, Failure};
+use crate::limits;
+use crate::pool::{Http1, Http2, Shared};
+use crate::proxy::Proxy;
+use crate::state::Backend;
+use crate::stream::{Rewound, Stream};
+use crate::tls::Alpn;
+use bytes::Bytes;
+use http::{Method, Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_api::MeshError;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Opens a connection to an endpoint, protected if the endpoint has an identity.
+pub async fn connect(proxy: &Proxy, backend: &Backend, alpn: Alpn) -> Result<Stream, Failure> {
+    let endpoint = &backend.endpoint;
+    let credentials = match &endpoint.identity {
+        None => None,
+        Some(identity) => match proxy.credentials.current() {
+            Some(current) => Some((current, identity)),
+            None if proxy.offers_identity() => {
+                return Err(Failure::undelivered(MeshError::TlsFailed, "the proxy has no certificate yet"));
+            }
+            None => None,
+        },
+    };
+    // Nothing redirects what stays on the loopback device, so our own pod is reached at the inbound listener and the
+    // port travels in the server name.
+    let own = credentials.is_some() && Some(endpoint.address.ip()) == proxy.pod_ip;
+    let (address, port) = if own {
+        (SocketAddr::from((Ipv4Addr::LOCALHOST, proxy.inbound_port)), Some(endpoint.address.port()))
+    } else {
+        (endpoint.address, None)
+    };
+    let tcp = proxy.dialer.dial(address, limits::CONNECT_TIMEOUT).await.map_err(|error| {
+        let code = match error.kind() {
+            io::ErrorKind::TimedOut => MeshError::ConnectTimeout,
+            _ => MeshError::ConnectFailed,
+        };
+        Failure::undelivered(code, format!("cannot connect to {address}: {error}"))
+    })?;
+    let Some((current, identity)) = credentials else {
+        return Ok(Stream::from(tcp));
+    };
+    let handshake = current.connect(Rewound::new(Bytes::new(), tcp), identity, alpn, port);
+    let tls = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, handshake)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(|error| Failure::undelivered(MeshError::TlsFailed, format!("{identity} at {address}: {error}")))?;
+    Ok(Stream::Tls(Box::new(tls)))
+}
+
+/// A request that an endpoint did not answer; `request` is given back if it can be sent elsewhere.
+#[derive(Debug)]
+pub struct Unanswered {
+    /// Why.
+    pub failure: Failure,
+    /// The request, if nothing of it is lost.
+    pub request: Option<Request<Upload>>,
+}
+
+/// Has a request answered by an endpoint, over a kept connection if there is one.
+pub async fn send(
+    proxy: &Proxy,
+    backend: &Arc<Backend>,
+    request: Request<Upload>,
+) -> Result<(Response<Incoming>, Option<Lease>), Unanswered> {
+    match request.version() {
+        Version::HTTP_2 => send_http2(proxy, backend, request).await.map(|response| (response, None)),
+        _ => send_http1(proxy, backend, request).await,
+    }
+}
+
+async fn send_http1(
+    proxy: &Proxy,
+    backend: &Arc<Backend>,
+    mut request: Request<Upload>,
+) -> Result<(Response<Incoming>, Option<Lease>), Unanswered> {
+    let replayable = is_idempotent(request.method()) && matches!(request.body(), Upload::Empty);
+    let fresh = if replayable { limits::POOL_IDLE_TIMEOUT } else { limits::POOL_FRESH };
+    while let Some(mut sender) = backend.pool.take(Instant::now(), fresh) {
+        // The server may close a kept connection just now. What it has not answered and may safely see twice is
+        // sent again.
+        let copy = replayable.then(|| copy_head(&request));
+        match sender.try_send_request(request).await {
+            Ok(response) => return Ok((response, Some(Lease { sender, backend: backend.clone() }))),
+            Err(mut error) => match error.take_message().or(copy.filter(|_| !is_malformed(error.error()))) {
+                Some(unanswered) => request = unanswered,
+                None => return Err(Unanswered { failure: failure_of(error.into_error()), request: None }),
+            },
+        }
+    }
+    let mut sender = match open_http1(proxy, backend).await {
+        Ok(sender) => sender,
+        Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
+    };
+    match sender.try_send_request(request).await {
+        Ok(response) => Ok((response, Some(Lease { sender, backend: backend.clone() }))),
+        Err(mut error) => {
+            let request = error.take_message();
+            Err(Unanswered { failure: failure_with(error.into_error(), request.is_some()), request })
+        }
+    }
+}
+
+async fn open_http1(proxy: &Proxy, backend: &Backend) -> Result<Http1, Failure> {
+    let slot = backend.pool.slot().await.ok_or_else(|| {
+        let why = format!("{} connections to {} are busy", limits::POOL_CONNECTIONS, backend.endpoint.address);
+        Failure::undelivered(MeshError::Overload, why)
+    })?;
+    let stream = connect(proxy, backend, Alpn::Http1).await?;
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(limits::HTTP1_BUFFER)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| Failure::undelivered(MeshError::ConnectFailed, error))?;
+    tokio::spawn(async move {
+        let _slot = slot;
+        // What goes wrong here is also reported to the request that used the connection.
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(error = %Chain(&error), "HTTP/1 connection to an endpoint ended");
+        }
+    });
+    Ok(sender)
+}
+
+async fn send_http2(
+    proxy: &Proxy,
+    backend: &Arc<Backend>,
+    mut request: Request<Upload>,
+) -> Result<Response<Incoming>, Unanswered> {
+    let mut attempts = 0;
+    loop {
+        let mut sender = match shared_http2(proxy, backend).await {
+            Ok(sender) => sender,
+            Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
+        };
+        attempts += 1;
+        match sender.try_send_request(request).await {
+            Ok(response) => return Ok(response),
+            Err(mut error) => match error.take_message() {
+                // The shared connection closed before it took the request.
+                Some(unsent) if attempts < limits::MAX_ATTEMPTS => request = unsent,
+                unsent => {
+                    let failure = failure_with(error.into_error(), unsent.is_some());
+                    return Err(Unanswered { failure, request: unsent });
+                }
+            },
+        }
+    }
+}
+
+/// A handle to the endpoint's HTTP/2 connection; whoever comes first opens it, the others wait for that.
+async fn shared_http2(proxy: &Proxy, backend: &Backend) -> Result<Http2, Failure> {
+    let opened = tokio::time::timeout(limits::CONNECT_TIMEOUT + limits::HANDSHAKE_TIMEOUT, async {
+        let mut shared = backend.pool.http2.lock().await;
+        if let Some(shared) = shared.as_mut().filter(|shared| !shared.sender.is_closed()) {
+            shared.used = Instant::now();
+            return Ok(shared.sender.clone());
+        }
+        let sender = open_http2(proxy, backend).await?;
+        *shared = Some(Shared { sender: sender.clone(), used: Instant::now() });
+        Ok(sender)
+    });
+    opened.await.unwrap_or_else(|_| {
+        let why = format!("no connection to {} in time", backend.endpoint.address);
+        Err(Failure::undelivered(MeshError::ConnectTimeout, why))
+    })
+}
+
+async fn open_http2(proxy: &Proxy, backend: &Backend) -> Result<Http2, Failure> {
+    let stream = connect(proxy, backend, Alpn::Http2).await?;
+    let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(limits::HTTP2_STREAM_WINDOW)
+        .initial_connection_window_size(limits::HTTP2_CONNECTION_WINDOW)
+        .max_send_buf_size(limits::HTTP2_SEND_BUFFER)
+        .max_header_list_size(limits::HTTP2_HEADER_LIST)
+        .keep_alive_interval(limits::HTTP2_PING_INTERVAL)
+        .keep_alive_timeout(limits::HTTP2_PING_TIMEOUT)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| Failure::undelivered(MeshError::ConnectFailed, error))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(error = %Chain(&error), "HTTP/2 connection to an endpoint ended");
+        }
+    });
+    sender.ready().await.map_err(|error| Failure::undelivered(MeshError::ConnectFailed, error))?;
+    Ok(sender)
+}
+
+/// An HTTP/1 connection in use, to be given back when its response has ended.
+#[derive(Debug)]
+pub struct Lease {
+    sender: Http1,
+    backend: Arc<Backend>,
+}
+
+impl Lease {
+    /// Puts the connection back into its pool as soon as it can take another request.
+    pub fn give_back(self) {
+        let Lease { mut sender, backend } = self;
+        if sender.is_ready() {
+            backend.pool.put(sender, Instant::now());
+        } else if !sender.is_closed() {
+            tokio::spawn(async move {
+                if let Ok(Ok(())) = tokio::time::timeout(limits::POOL_SETTLE, sender.ready()).await {
+                    backend.pool.put(sender, Instant::now());
+                }
+            });
+        }
+    }
+}
+
+/// A request under way at an endpoint, as far as balancing is concerned.
+#[derive(Debug)]
+pub struct Flight {
+    backend: Arc<Backend>,
+    started: Instant,
+}
+
+impl Flight {
+    /// The request leaves.
+    pub fn start(backend: &Arc<Backend>) -> Self {
+        backend.load.lock().start();
+        Self { backend: backend.clone(), started: Instant::now() }
+    }
+
+    /// The response's head arrived.
+    pub fn answered(&self) {
+        let now = Instant::now();
+        self.backend.load.lock().answered(now, now.saturating_duration_since(self.started));
+    }
+
+    /// The endpoint did not serve.
+    pub fn failed(&self) {
+        self.backend.load.lock().failed(Instant::now());
+    }
+
+    /// How long it has been under way.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.backend.load.lock().finish();
+    }
+}
+
+/// Methods that may be repeated (RFC 9110, section 9.2.2).
+fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+}
+
+/// The same request without a body. Extensions (an upgrade in waiting) stay with the original.
+fn copy_head(request: &Request<Upload>) -> Request<Upload> {
+    let mut copy = Request::new(Upload::Empty);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+fn failure_of(error: hyper::Error) -> Failure {
+    failure_with(error, false)
+}
+
+fn failure_with(error: hyper::Error, unsent: bool) -> Failure {
+    let code = if is_tls(&error) {
+        MeshError::TlsFailed
+    } else if is_malformed(&error) {
+        MeshError::InvalidResponse
+    } else {
+        MeshError::ResetBeforeResponse
+    };
+    let source: BoxError = error.into();
+    if unsent { Failure::undelivered(code, source) } else { Failure::delivered(code, source) }
+}
+
+fn is_malformed(error: &hyper::Error) -> bool {
+    error.is_parse() || error.is_parse_status()
+}
+
+/// True if the other proxy refused our certificate: with TLS 1.3 a client learns that only on its first read.
+fn is_tls(error: &hyper::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        if inner.is::<rustls::Error>() {
+            return true;
+        }
+        if let Some(io) = inner.downcast_ref::<io::Error>()
+            && io.get_ref().is_some_and(|e| e.is::<rustls::Error>())
+        {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_idempotent_methods_repeat() {
+        for (method, expect) in [
+            (Method::GET, true),
+            (Method::PUT, true),
+            (Method::POST, false),
+            (Method::PATCH, false),
+            (Method::CONNECT, false),
+        ] {
+            assert_eq!(is_idempotent(&method), expect, "{method}");
+        }
+    }
+}
