@@ -500,4 +500,4 @@ impl Element {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

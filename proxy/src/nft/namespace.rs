@@ -27,20 +27,3 @@ pub(crate) fn inside(test: &str, body: impl FnOnce()) {
     let output = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert!(status.success() && output.contains("1 passed"), "{test} failed in its namespace:\n{output}");
 }
-
-/// What a program prints; `None` if it isn't installed.
-pub(crate) fn output_of(program: &str, args: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(args).output().ok()?;
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Some(String::from_utf8(output.stdout).unwrap())
-}
-
-/// Compares the kernel's rules, as `nft` prints them, with `expect`; does nothing where `nft` isn't installed.
-pub(crate) fn assert_ruleset(expect: &str) {
-    // Versions of `nft` differ in whether they name well-known priorities.
-    let plain =
-        |text: &str| text.replace("priority dstnat", "priority -100").replace("priority srcnat", "priority 100");
-    if let Some(listing) = output_of("nft", &["list", "ruleset"]) {
-        assert_eq!(plain(&listing), plain(expect), "{listing}");
-    }
-}

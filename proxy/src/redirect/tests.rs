@@ -1,5 +1,6 @@
 use super::*;
 use crate::nft::namespace;
+use crate::nft::tests::{assert_ruleset, output_of};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -53,7 +54,7 @@ fn the_rules_read_as_intended() {
     namespace::inside("redirect::tests::the_rules_read_as_intended", || {
         run(&args("22,4190-4192", "25,3306-3310")).unwrap();
         run(&args("22,4190-4192", "25,3306-3310")).unwrap();
-        namespace::assert_ruleset(include_str!("rules.nft"));
+        assert_ruleset(include_str!("rules.nft"));
     });
 }
 
@@ -95,7 +96,7 @@ impl Neighbours {
             format!("ip -6 addr add {POD6}/64 dev pod nodad"),
         ] {
             let words: Vec<&str> = command.split(' ').collect();
-            namespace::output_of(words[0], &words[1..]).unwrap();
+            output_of(words[0], &words[1..]).unwrap();
         }
         this.tell(&format!(
             "ip link set lo up; ip link set peer up; ip addr add {PEER}/24 dev peer; \

@@ -1,7 +1,9 @@
 //! The node: runs the pods bound to it as processes in namespaces, and lets others look and reach into them.
 
+pub mod dns;
 pub mod exec;
 pub mod logs;
+pub mod services;
 
 use exec::{Attach, Exec, ExecOptions};
 use logs::{LogOptions, LogStream};
