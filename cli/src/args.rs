@@ -5,6 +5,7 @@ use crate::output::{ColorChoice, RowFormat};
 use clap::builder::StyledStr;
 use clap::builder::styling::{AnsiColor, Effects, Styles};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use mesh_sandbox::lifecycle::DEFAULT_NAME;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -75,6 +76,8 @@ pub struct Global {
 /// Every verb.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run a local cluster
+    Sandbox(Sandbox),
     /// Check that the cluster is fit for the mesh, and the mesh well
     Check(Check),
     /// Golden metrics of workloads or routes, once
@@ -88,8 +91,112 @@ pub enum Command {
 }
 
 /// The order and grouping of the help page. A test holds it against [`Command`].
-const GROUPS: &[(&str, &[&str])] =
-    &[("Installing", &["check"]), ("Looking", &["stat", "top"]), ("Other", &["version", "completion"])];
+const GROUPS: &[(&str, &[&str])] = &[
+    ("Trying it", &["sandbox"]),
+    ("Installing", &["check"]),
+    ("Looking", &["stat", "top"]),
+    ("Other", &["version", "completion"]),
+];
+
+/// `meshctl sandbox`
+#[derive(Debug, Args)]
+#[command(long_about = "Run a local cluster: a Kubernetes-compatible API and a node whose pods are processes on this \
+    machine, each in a network namespace of its own.\n\nNothing needs to be installed, and where user namespaces are \
+    allowed, no root is needed. Several can run side by side under --name.")]
+#[command(after_long_help = "Examples:\n  \
+    meshctl sandbox up\n  \
+    export KUBECONFIG=\"$(meshctl sandbox kubeconfig)\"\n  \
+    meshctl sandbox image add nginx /usr/sbin/nginx\n  \
+    meshctl sandbox down")]
+pub struct Sandbox {
+    /// The verb.
+    #[command(subcommand)]
+    pub command: SandboxCommand,
+}
+
+/// What can be done with a sandbox.
+#[derive(Debug, Subcommand)]
+pub enum SandboxCommand {
+    /// Start it; it goes on in the background
+    Up(SandboxUp),
+    /// End it and remove everything it made, also after a crash
+    Down {
+        /// Which sandbox
+        #[arg(long, default_value = DEFAULT_NAME, value_parser = sandbox_name)]
+        name: String,
+    },
+    /// Show what runs
+    Status {
+        /// Which sandbox; all of them unless given
+        #[arg(long, value_parser = sandbox_name)]
+        name: Option<String>,
+        /// How to write it
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: TextFormat,
+    },
+    /// Print where its kubeconfig is
+    Kubeconfig {
+        /// Which sandbox
+        #[arg(long, default_value = DEFAULT_NAME, value_parser = sandbox_name)]
+        name: String,
+    },
+    /// Give programs of this machine image names that pods can run
+    Image(SandboxImage),
+}
+
+/// `meshctl sandbox up`
+#[derive(Debug, Args)]
+pub struct SandboxUp {
+    /// Which sandbox
+    #[arg(long, default_value = DEFAULT_NAME, value_parser = sandbox_name)]
+    pub name: String,
+    /// Make it the current context of your own kubeconfig, too
+    #[arg(long)]
+    pub set_context: bool,
+    /// How to write the result
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub output: TextFormat,
+}
+
+/// `meshctl sandbox image`
+#[derive(Debug, Args)]
+pub struct SandboxImage {
+    /// The verb.
+    #[command(subcommand)]
+    pub command: ImageCommand,
+}
+
+/// What can be done with a sandbox's images.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Add or replace an image
+    Add {
+        /// Which sandbox
+        #[arg(long = "name", value_name = "NAME", default_value = DEFAULT_NAME, value_parser = sandbox_name)]
+        sandbox: String,
+        /// As manifests name it
+        image: String,
+        /// The program that containers of this image run
+        program: PathBuf,
+    },
+    /// Remove an image
+    Remove {
+        /// Which sandbox
+        #[arg(long = "name", value_name = "NAME", default_value = DEFAULT_NAME, value_parser = sandbox_name)]
+        sandbox: String,
+        /// As manifests name it
+        image: String,
+    },
+    /// List images
+    List {
+        /// Which sandbox
+        #[arg(long = "name", value_name = "NAME", default_value = DEFAULT_NAME, value_parser = sandbox_name)]
+        sandbox: String,
+        /// How to write it
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: TextFormat,
+    },
+}
 
 /// `meshctl check`
 #[derive(Debug, Args)]
@@ -150,6 +257,9 @@ pub struct Stat {
     /// Namespaces.
     #[command(flatten)]
     pub namespaces: Namespaces,
+    /// Only resources with these labels
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub selector: Option<String>,
     /// A row for each route instead of each workload
     #[arg(long)]
     pub routes: bool,
@@ -182,6 +292,9 @@ pub struct Top {
     /// Namespaces.
     #[command(flatten)]
     pub namespaces: Namespaces,
+    /// Only resources with these labels
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub selector: Option<String>,
     /// How far the numbers look back, 60s at most
     #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = window)]
     pub window: Duration,
@@ -284,6 +397,15 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         rest = tail;
     }
     if text.is_empty() { Err(say()) } else { Ok(total) }
+}
+
+/// Reads a sandbox's name: it becomes a part of paths and of a context's name.
+fn sandbox_name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if text.is_empty() || text.len() > 40 || !text.chars().all(plain) || text.starts_with('-') {
+        return Err("a name has up to 40 lower-case letters, digits and dashes".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// Reads a duration that proxies can look back.

@@ -62,6 +62,8 @@ pub struct Query {
     pub of: Resource,
     /// Only in this namespace.
     pub namespace: Option<String>,
+    /// Only these rows, by namespace, kind and name.
+    pub only: Option<BTreeSet<WorkloadRef>>,
     /// Only what came from here.
     pub from: Option<Resource>,
     /// Only what was sent there, as the sender saw it.
@@ -74,7 +76,7 @@ pub struct Query {
 
 impl Default for Query {
     fn default() -> Self {
-        Self { of: Resource::ALL, namespace: None, from: None, to: None, routes: false, tcp_routes: false }
+        Self { of: Resource::ALL, namespace: None, only: None, from: None, to: None, routes: false, tcp_routes: false }
     }
 }
 
@@ -360,7 +362,7 @@ fn ids(
         ..RowId::default()
     };
     let name_fits = |name: &str| query.of.name.as_deref().is_none_or(|wanted| wanted == name);
-    match query.of.kind {
+    let mut ids = match query.of.kind {
         Kind::All | Kind::Workload(_) if query.of.is_workload(workload) => vec![id(&workload.kind, &workload.name)],
         Kind::Pod => pod.filter(|pod| name_fits(pod)).map(|pod| id("pod", pod)).into_iter().collect(),
         Kind::Namespace if name_fits(&workload.namespace) => vec![id("namespace", &workload.namespace)],
@@ -371,7 +373,17 @@ fn ids(
             })
             .unwrap_or_default(),
         _ => Vec::new(),
+    };
+    if let Some(only) = &query.only {
+        ids.retain(|id| {
+            only.contains(&WorkloadRef {
+                namespace: id.namespace.clone(),
+                kind: id.kind.clone(),
+                name: id.name.clone(),
+            })
+        });
     }
+    ids
 }
 
 /// Requests in a frame by row, for a history of rates; TCP rows count bytes.

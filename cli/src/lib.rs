@@ -8,7 +8,8 @@
 //! - [`cluster`]: which cluster is meant and how it is reached; [`observe`]: golden frames from it.
 //! - [`apply`]: objects to a cluster, and the wait until they work.
 //! - [`check`]: what is checked of cluster and mesh.
-//! - [`golden`]: from frames to rows, pure; [`resource`]: resources as kubectl writes them; [`top`]: the live screen.
+//! - [`golden`]: from frames to rows, pure; [`top`]: the live screen.
+//! - [`resource`], [`selector`]: resources as kubectl writes and selects them.
 
 pub mod apply;
 pub mod args;
@@ -20,12 +21,14 @@ pub mod golden;
 pub mod observe;
 pub mod output;
 pub mod resource;
+pub mod selector;
 pub mod top;
 
 use args::Cli;
 use error::{Error, Outcome};
 use output::Printer;
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Exit code for "it worked, and it found problems".
@@ -36,7 +39,11 @@ pub const EXIT_FAILURE: u8 = 2;
 /// Runs the program that the name this binary was called by stands for.
 pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    run(args)
+    let name = args.first().and_then(|arg| Path::new(arg).file_name()).and_then(|name| name.to_str());
+    match name {
+        Some("mesh-sandbox") => mesh_sandbox::lifecycle::daemon_main(args.into_iter()),
+        _ => run(args),
+    }
 }
 
 /// Runs `meshctl` itself.

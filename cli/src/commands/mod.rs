@@ -2,6 +2,8 @@
 
 pub mod check;
 pub mod completion;
+pub mod sandbox;
+pub mod sandbox_context;
 pub mod stat;
 pub mod top;
 pub mod version;
@@ -14,6 +16,7 @@ use crate::output::Printer;
 pub async fn run(cli: Cli, printer: &Printer) -> Result<Outcome> {
     let global = &cli.global;
     match cli.command {
+        Command::Sandbox(args) => sandbox::run(args, printer).await,
         Command::Check(args) => check::run(global, &args, printer).await,
         Command::Stat(args) => stat::run(global, &args, printer).await,
         Command::Top(args) => top::run(global, &args, printer).await,

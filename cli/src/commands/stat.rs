@@ -7,6 +7,7 @@ use crate::golden::{Query, Row, rows};
 use crate::observe::{self, Ask};
 use crate::output::{Column, Printer, RowFormat, numbers, words};
 use crate::resource::{Kind, Resource, short_kind};
+use crate::selector::select;
 use crate::top::format::{bytes_rate, latency, percent, rate};
 use comfy_table::{Cell, Color};
 use mesh_api::golden::GoldenFrame;
@@ -27,7 +28,11 @@ pub async fn run(global: &Global, args: &Stat, printer: &Printer) -> Result<Outc
         Kind::Namespace => None,
         _ => cluster.scope(&args.namespaces),
     };
-    let query = Query { of, namespace, from, to, routes: args.routes, tcp_routes: false };
+    let only = match &args.selector {
+        Some(labels) => Some(select(&cluster, &of, namespace.as_deref(), labels).await?),
+        None => None,
+    };
+    let query = Query { of, namespace, only, from, to, routes: args.routes, tcp_routes: false };
     let frame = observe::once(&cluster, &ask(&query, args.window), DEADLINE).await?;
     print(&frame, &query, args.output, printer)?;
     Ok(Outcome::Well)

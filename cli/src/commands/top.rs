@@ -8,6 +8,7 @@ use crate::golden::Query;
 use crate::observe::{self, Ask};
 use crate::output::{Printer, RowFormat};
 use crate::resource::Resource;
+use crate::selector::select;
 use crate::top::run::{has_terminal, run as show};
 use crate::top::state::State;
 use crate::top::theme::Theme;
@@ -20,7 +21,12 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub async fn run(global: &Global, args: &Top, printer: &Printer) -> Result<Outcome> {
     let of = Resource::read(&args.resource)?;
     let cluster = Cluster::connect(global).await?;
-    let query = Query { of, namespace: cluster.scope(&args.namespaces), routes: true, ..Query::default() };
+    let namespace = cluster.scope(&args.namespaces);
+    let only = match &args.selector {
+        Some(labels) => Some(select(&cluster, &of, namespace.as_deref(), labels).await?),
+        None => None,
+    };
+    let query = Query { of, namespace, only, routes: true, ..Query::default() };
     if !has_terminal() {
         let frame = observe::once(&cluster, &stat::ask(&query, args.window), DEADLINE).await?;
         stat::print(&frame, &query, RowFormat::Table, printer)?;
