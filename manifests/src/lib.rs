@@ -1,1 +1,9 @@
-//! stub
+//! What users write and what gets installed.
+//!
+//! Everything here takes values and gives values back: no cluster, no clock that is not handed in, no I/O beyond the
+//! reader and writer of a YAML stream. The control plane's webhook, `meshctl install` and `meshctl inject` all
+//! decide with this crate, so that they cannot disagree.
+
+pub mod config;
+pub mod ports;
+pub mod quantity;
