@@ -9,12 +9,13 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, TypeMeta};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, TypeMeta};
 use kube::core::GroupVersionKind;
 use kube::discovery::{Scope, oneshot};
 use mesh_api::names::{OBSERVE_GROUP, OBSERVE_VERSION};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::{Duration, Instant};
 
 /// Who we are in `managedFields`.
@@ -52,38 +53,73 @@ pub fn in_order(mut objects: Vec<Value>) -> Vec<Value> {
 
 /// Applies objects in order; those without a namespace go to `namespace` if their kind lives in one.
 pub async fn apply(cluster: &Cluster, objects: Vec<Value>, namespace: &str, step: &Step) -> Result<usize> {
-    let mut known: BTreeMap<(String, String), (ApiResource, Scope)> = BTreeMap::new();
+    let mut kinds = Kinds::default();
     let objects = in_order(objects);
     let count = objects.len();
     for (index, object) in objects.into_iter().enumerate() {
         let label = label(&object);
         step.now(&format!("applying {label} ({} of {count})", index + 1));
-        let object: DynamicObject = serde_json::from_value(object).during(|| format!("read {label}"))?;
-        let Some(TypeMeta { api_version, kind }) = object.types.clone() else {
-            return Err(Error::new("it has no apiVersion and kind").during(format!("apply {label}")));
-        };
-        let key = (api_version.clone(), kind.clone());
-        if !known.contains_key(&key) {
-            let gvk = gvk(&api_version, &kind);
-            let (resource, capabilities) =
-                oneshot::pinned_kind(&cluster.client, &gvk).await.during(|| format!("find the kind of {label}"))?;
-            known.insert(key.clone(), (resource, capabilities.scope));
-        }
-        let Some((resource, scope)) = known.get(&key) else { continue };
-        let api: Api<DynamicObject> = match scope {
-            Scope::Cluster => Api::all_with(cluster.client.clone(), resource),
-            Scope::Namespaced => {
-                let namespace = object.metadata.namespace.as_deref().unwrap_or(namespace);
-                Api::namespaced_with(cluster.client.clone(), namespace, resource)
-            }
-        };
-        let Some(name) = object.metadata.name.clone() else {
-            return Err(Error::new("it has no name").during(format!("apply {label}")));
-        };
+        let target = kinds.target(cluster, object, namespace).await.during(|| format!("apply {label}"))?;
         let params = PatchParams::apply(FIELD_MANAGER);
-        api.patch(&name, &params, &Patch::Apply(&object)).await.during(|| format!("apply {label}"))?;
+        let applied = target.api.patch(&target.name, &params, &Patch::Apply(&target.object)).await;
+        applied.during(|| format!("apply {label}"))?;
     }
     Ok(count)
+}
+
+/// Deletes objects in the opposite order, with everything that belongs to them; what is gone already is fine.
+pub async fn delete(cluster: &Cluster, objects: Vec<Value>, namespace: &str, step: &Step) -> Result<()> {
+    let mut kinds = Kinds::default();
+    for object in in_order(objects).into_iter().rev() {
+        let label = label(&object);
+        step.now(&format!("deleting {label}"));
+        let target = kinds.target(cluster, object, namespace).await.during(|| format!("delete {label}"))?;
+        match target.api.delete(&target.name, &DeleteParams::background()).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            deleted => drop(deleted.during(|| format!("delete {label}"))?),
+        }
+    }
+    Ok(())
+}
+
+/// An object, and where it lives.
+struct Target {
+    api: Api<DynamicObject>,
+    name: String,
+    object: DynamicObject,
+}
+
+/// What the API server said of kinds so far.
+#[derive(Default)]
+struct Kinds(BTreeMap<(String, String), (ApiResource, Scope)>);
+
+impl Kinds {
+    async fn target(&mut self, cluster: &Cluster, object: Value, namespace: &str) -> Result<Target> {
+        let object: DynamicObject = serde_json::from_value(object).during(|| "read it")?;
+        let Some(TypeMeta { api_version, kind }) = object.types.clone() else {
+            return Err(Error::new("it has no apiVersion and kind"));
+        };
+        let Some(name) = object.metadata.name.clone() else {
+            return Err(Error::new("it has no name"));
+        };
+        let (resource, scope) = match self.0.entry((api_version.clone(), kind.clone())) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let gvk = gvk(&api_version, &kind);
+                let found = oneshot::pinned_kind(&cluster.client, &gvk).await;
+                let (resource, capabilities) = found.during(|| format!("find the kind {kind} of {api_version}"))?;
+                unknown.insert((resource, capabilities.scope))
+            }
+        };
+        let client = cluster.client.clone();
+        let api = match scope {
+            Scope::Cluster => Api::all_with(client, resource),
+            Scope::Namespaced => {
+                Api::namespaced_with(client, object.metadata.namespace.as_deref().unwrap_or(namespace), resource)
+            }
+        };
+        Ok(Target { api, name, object })
+    }
 }
 
 fn gvk(api_version: &str, kind: &str) -> GroupVersionKind {

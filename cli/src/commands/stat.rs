@@ -34,7 +34,7 @@ pub async fn run(global: &Global, args: &Stat, printer: &Printer) -> Result<Outc
     };
     let query = Query { of, namespace, only, from, to, routes: args.routes, tcp_routes: false };
     let frame = observe::once(&cluster, &ask(&query, args.window), DEADLINE).await?;
-    print(&frame, &query, args.output, printer)?;
+    print(&VecDeque::from([frame]), &query, args.output, printer)?;
     Ok(Outcome::Well)
 }
 
@@ -45,9 +45,9 @@ pub fn ask(query: &Query, window: Duration) -> Ask {
     Ask { namespace, window, frames: Some(1), pods: query.of.kind == Kind::Pod }
 }
 
-/// Prints the rows of one frame.
-pub fn print(frame: &GoldenFrame, query: &Query, format: RowFormat, printer: &Printer) -> Result<()> {
-    let rows = rows(&VecDeque::from([frame.clone()]), query);
+/// Prints the rows of some frames.
+pub fn print(frames: &VecDeque<GoldenFrame>, query: &Query, format: RowFormat, printer: &Printer) -> Result<()> {
+    let rows = rows(frames, query);
     if rows.is_empty()
         && let Some(name) = &query.of.name
         && !query.routes
@@ -71,8 +71,8 @@ pub fn print(frame: &GoldenFrame, query: &Query, format: RowFormat, printer: &Pr
             printer.table(&columns(query, wide), cells)?;
         }
     }
-    if frame.silent_proxies > 0 {
-        printer.warn(&format!("{} proxies did not answer in time; their numbers are missing", frame.silent_proxies));
+    if let Some(silent) = frames.back().map(|frame| frame.silent_proxies).filter(|silent| *silent > 0) {
+        printer.warn(&format!("{silent} proxies did not answer in time; their numbers are missing"));
     }
     Ok(())
 }
@@ -172,7 +172,7 @@ mod tests {
 
     fn printed(query: &Query, format: RowFormat) -> (String, String) {
         let (printer, read) = Printer::memory();
-        print(&frame(SHOP, 10_000, 10_000), query, format, &printer).unwrap();
+        print(&VecDeque::from([frame(SHOP, 10_000, 10_000)]), query, format, &printer).unwrap();
         read()
     }
 
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn a_name_that_is_not_there_is_an_error() {
         let (printer, _) = Printer::memory();
-        let error = print(&frame(SHOP, 0, 1000), &shop("deploy/wob"), RowFormat::Table, &printer).unwrap_err();
+        let error = print(&crate::golden::tests::shop(), &shop("deploy/wob"), RowFormat::Table, &printer).unwrap_err();
         assert_eq!(
             error.to_string(),
             "cannot find wob: there is no deployment/wob with running pods in namespace shop"

@@ -12,6 +12,7 @@ use crate::selector::select;
 use crate::top::run::{has_terminal, run as show};
 use crate::top::state::State;
 use crate::top::theme::Theme;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// How long the control plane may take to answer once.
@@ -29,7 +30,7 @@ pub async fn run(global: &Global, args: &Top, printer: &Printer) -> Result<Outco
     let query = Query { of, namespace, only, routes: true, ..Query::default() };
     if !has_terminal() {
         let frame = observe::once(&cluster, &stat::ask(&query, args.window), DEADLINE).await?;
-        stat::print(&frame, &query, RowFormat::Table, printer)?;
+        stat::print(&VecDeque::from([frame]), &query, RowFormat::Table, printer)?;
         return Ok(Outcome::Well);
     }
     let name = cluster.server.trim_start_matches("https://").to_owned();

@@ -1,0 +1,217 @@
+//! What can be typed: every command, flag and example. Reads like the help page, because it is the help page.
+
+pub mod install;
+pub mod look;
+pub mod read;
+pub mod sandbox;
+
+pub use install::{Check, CheckFormat};
+pub use look::{Stat, Top};
+pub use sandbox::{ImageCommand, Sandbox, SandboxCommand, SandboxUp};
+
+use crate::output::ColorChoice;
+use clap::builder::StyledStr;
+use clap::builder::styling::{AnsiColor, Effects, Styles};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+/// A service mesh you can hold in your head
+///
+/// Mutual TLS, golden metrics and load balancing for every service, with one small proxy beside each pod.
+/// `meshctl demo` shows all of it on this machine, without a cluster.
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version, styles = STYLES, max_term_width = 110, disable_help_subcommand = true)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+#[command(help_template = "{about-with-newline}\n{usage-heading} {usage}\n\n{before-help}{options}{after-help}")]
+#[command(after_long_help = EXIT_CODES)]
+pub struct Cli {
+    /// Flags of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// The verb.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes:\n  \
+    0  done and well\n  \
+    1  the command worked and found problems (check, demo)\n  \
+    2  it could not do its work, or was called wrongly\n\n\
+    Data goes to stdout; progress, notes and errors go to stderr.";
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().effects(Effects::BOLD))
+    .usage(AnsiColor::Green.on_default().effects(Effects::BOLD))
+    .literal(AnsiColor::Cyan.on_default().effects(Effects::BOLD))
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// Flags of every command.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Context of the kubeconfig to use
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// Kubeconfig to use instead of $KUBECONFIG and ~/.kube/config
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// User to act as
+    #[arg(long = "as", global = true, value_name = "USER")]
+    pub impersonate: Option<String>,
+    /// Group to act as; may be given several times
+    #[arg(long = "as-group", global = true, value_name = "GROUP", requires = "impersonate")]
+    pub impersonate_group: Vec<String>,
+    /// Namespace of the control plane
+    #[arg(long, global = true, value_name = "NAMESPACE", env = "MESHCTL_NAMESPACE", hide_env_values = true)]
+    #[arg(default_value = mesh_api::names::SYSTEM_NAMESPACE)]
+    pub system_namespace: String,
+    /// Say more, on stderr
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Say only what is wrong
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// When to colour
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
+    #[arg(help = "When to colour: auto, always or never")]
+    pub color: ColorChoice,
+}
+
+/// Every verb.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a local cluster
+    Sandbox(Sandbox),
+    /// Check that the cluster is fit for the mesh, and the mesh well
+    Check(Check),
+    /// Golden metrics of workloads or routes, once
+    Stat(Stat),
+    /// Golden metrics of every route, live
+    Top(Top),
+    /// Show which versions run
+    Version(Version),
+    /// Print a completion script for a shell
+    Completion(Completion),
+}
+
+/// The order and grouping of the help page. A test holds it against [`Command`].
+const GROUPS: &[(&str, &[&str])] = &[
+    ("Trying it", &["sandbox"]),
+    ("Installing", &["check"]),
+    ("Looking", &["stat", "top"]),
+    ("Other", &["version", "completion"]),
+];
+
+/// `meshctl version`
+#[derive(Debug, Args)]
+#[command(long_about = "Show which versions run: this program, the control plane, and the proxies by version.\n\n\
+    Works without a cluster, and says then why it could not ask one.")]
+#[command(after_long_help = "Examples:\n  \
+    meshctl version\n  \
+    meshctl version -o json")]
+pub struct Version {
+    /// Do not ask the cluster
+    #[arg(long)]
+    pub client: bool,
+    /// How to write it
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub output: TextFormat,
+}
+
+/// `meshctl completion`
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    source <(meshctl completion bash)\n  \
+    meshctl completion zsh > \"${fpath[1]}/_meshctl\"\n  \
+    meshctl completion fish > ~/.config/fish/completions/meshctl.fish")]
+pub struct Completion {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// Text for people, or JSON.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum TextFormat {
+    /// Text for people
+    #[default]
+    Table,
+    /// JSON
+    Json,
+}
+
+/// Which namespace.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Namespaces {
+    /// Namespace to look at; the context's own unless given
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Look at all namespaces
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+}
+
+impl Cli {
+    /// Reads the command line; the error prints itself and knows its exit code.
+    pub fn read(args: Vec<OsString>) -> Result<Self, clap::Error> {
+        Self::from_arg_matches(&command().try_get_matches_from(args)?)
+    }
+}
+
+/// The command line as clap knows it, with the grouped list of commands on its help page.
+pub fn command() -> clap::Command {
+    let command = Cli::command();
+    let (heading, literal) = (STYLES.get_header(), STYLES.get_literal());
+    let mut text = String::new();
+    for (group, verbs) in GROUPS {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{heading}{group}:{heading:#}");
+        for verb in *verbs {
+            let about = command.find_subcommand(verb).and_then(|verb| verb.get_about()).map(StyledStr::to_string);
+            let _ = writeln!(text, "  {literal}{verb:<12}{literal:#} {}", about.unwrap_or_default());
+        }
+        text.push('\n');
+    }
+    command.before_help(StyledStr::from(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Cli, clap::Error> {
+        Cli::read(line.split_whitespace().map(OsString::from).collect())
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_stands_in_the_help_page_once() {
+        let mut listed: Vec<_> = GROUPS.iter().flat_map(|(_, verbs)| verbs.iter().copied()).collect();
+        let mut known: Vec<_> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
+        listed.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(listed, known);
+    }
+
+    #[test]
+    fn global_flags_work_on_either_side_of_the_verb() {
+        let cli = read("meshctl --context a version --as bob --as-group dev -q").unwrap();
+        assert_eq!(cli.global.context.as_deref(), Some("a"));
+        assert_eq!(cli.global.impersonate.as_deref(), Some("bob"));
+        assert_eq!(cli.global.impersonate_group, ["dev"]);
+        assert!(cli.global.quiet);
+    }
+
+    #[test]
+    fn a_wrong_call_exits_with_two() {
+        for line in ["meshctl nonsense", "meshctl version -o xml", "meshctl version -q -v"] {
+            assert_eq!(read(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+        assert_eq!(read("meshctl --help").unwrap_err().exit_code(), 0);
+    }
+}

@@ -1,0 +1,71 @@
+//! Values as people write them.
+
+use crate::observe::MAX_WINDOW;
+use std::time::Duration;
+
+/// Reads a duration as people write it: `500ms`, `10s`, `2m`, `1m30s`; a bare number means seconds.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let say = || format!("`{text}` is not a duration; write for instance 500ms, 10s or 2m");
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).map_err(|_| say());
+    }
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(say)?;
+        let (number, tail) = rest.split_at(digits);
+        let number: f64 = number.parse().map_err(|_| say())?;
+        let unit = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit);
+        let seconds = match unit {
+            "ms" => number / 1e3,
+            "s" => number,
+            "m" => number * 60.0,
+            "h" => number * 3600.0,
+            _ => return Err(say()),
+        };
+        total += Duration::try_from_secs_f64(seconds).map_err(|_| say())?;
+        rest = tail;
+    }
+    if text.is_empty() { Err(say()) } else { Ok(total) }
+}
+
+/// Reads a sandbox's name: it becomes a part of paths and of a context's name.
+pub(super) fn sandbox_name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if text.is_empty() || text.len() > 40 || !text.chars().all(plain) || text.starts_with('-') {
+        return Err("a name has up to 40 lower-case letters, digits and dashes".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// Reads a duration that proxies can look back.
+pub(super) fn window(text: &str) -> Result<Duration, String> {
+    let window = duration(text)?;
+    if window < Duration::from_secs(1) || window > MAX_WINDOW {
+        return Err(format!("proxies remember between 1s and {}s", MAX_WINDOW.as_secs()));
+    }
+    Ok(window)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        let check = |text: &str, expect: Option<u64>| {
+            assert_eq!(duration(text).ok(), expect.map(Duration::from_millis), "{text}");
+        };
+        check("500ms", Some(500));
+        check("10s", Some(10_000));
+        check("10", Some(10_000));
+        check("1m30s", Some(90_000));
+        check("1.5m", Some(90_000));
+        check("", None);
+        check("s", None);
+        check("10x", None);
+        check("-1s", None);
+        check("1e300s", None);
+    }
+}
