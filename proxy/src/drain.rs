@@ -71,26 +71,31 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    #[tokio::test(start_paused = true)]
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[tokio::test]
     async fn what_is_under_way_gets_its_time_and_no_more() {
         let drain = Arc::new(Drain::default());
         let closing = drain.clone();
         drain.spawn(async move {
             closing.reached(Phase::Closing).await;
-            tokio::time::sleep(Duration::from_secs(3)).await;
+            tokio::time::sleep(ms(30)).await;
         });
         drain.spawn(std::future::pending());
         let start = tokio::time::Instant::now();
-        let cut = drain.run(Duration::from_secs(2), Duration::from_secs(10)).await;
-        assert_eq!((cut, start.elapsed()), (1, Duration::from_secs(10)));
+        let cut = drain.run(ms(20), ms(300)).await;
+        assert_eq!(cut, 1);
+        assert!(start.elapsed() >= ms(300));
         assert_eq!(drain.phase(), Phase::Closing);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn an_idle_proxy_ends_after_the_linger() {
         let drain = Drain::default();
         let start = tokio::time::Instant::now();
-        assert_eq!(drain.run(Duration::from_secs(2), Duration::from_secs(10)).await, 0);
-        assert_eq!(start.elapsed(), Duration::from_secs(2));
+        assert_eq!(drain.run(ms(20), Duration::from_secs(60)).await, 0);
+        assert!(start.elapsed() >= ms(20) && start.elapsed() < Duration::from_secs(30));
     }
 }

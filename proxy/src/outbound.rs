@@ -1,6 +1,7 @@
 //! Connections that the application opens: where they are going, what they speak, and on to one of the endpoints.
 
 use crate::detect::{self, Spoken};
+use crate::limits;
 use crate::listen::original_destination;
 use crate::proxy::Proxy;
 use crate::request::Client;
@@ -23,7 +24,7 @@ pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, _from: SocketAddr) -> 
     let address = original_destination(&tcp).or(proxy.defaults.lock().outbound).unwrap_or(own);
     let refusal = (address == own || proxy.is_own_listener(address)).then_some(MeshError::LoopDetected);
     let target = if refusal.is_some() { proxy.state.app(address) } else { proxy.state.target(address) };
-    let known = target.resolve().await;
+    let known = target.resolve(limits::RESOLVE_WAIT).await;
     let client = |tls| Client {
         direction: Direction::Outbound,
         scope: known.scope.clone(),
