@@ -100,9 +100,11 @@ async fn accept(
 ) {
     let mut closing = pin!(proxy.drain.reached(Phase::Closing));
     loop {
+        // Whoever is in the listen queue when we stop is still served: the queue comes first, then the end.
         // The semaphore is never closed, so a slot comes sooner or later.
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         tokio::select! {
+            biased;
             (stream, from) = listen::accept(&listener) => start(proxy.clone(), stream, from, slot),
             () = &mut closing => return,
         }

@@ -1,0 +1,69 @@
+//! The end of a proxy, and the requests that must survive it.
+
+use crate::world::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+#[tokio::test]
+async fn no_request_is_lost() {
+    let (_load, mut web, app) = mesh().await;
+    let inbound = web.inbound;
+    let forgotten = Arc::new(AtomicBool::new(false));
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let forgotten = forgotten.clone();
+        clients.spawn(async move {
+            // Keeps a connection until told to close it, then opens another: a client whose list of endpoints lags
+            // behind.
+            let mut answered = 0;
+            while !forgotten.load(Ordering::Relaxed) {
+                let mut http = Http::one(inbound).await;
+                loop {
+                    let got = http.get("/work").await;
+                    assert_eq!(got.status, 200);
+                    answered += 1;
+                    if got.headers.get("connection").is_some_and(|c| c == "close") {
+                        break;
+                    }
+                }
+            }
+            answered
+        });
+    }
+    let mut slow_one = Http::one(inbound).await;
+    let slow_one = tokio::spawn(async move { slow_one.get("/slow").await });
+    let mut slow_two = Http::two(inbound).await;
+    let slow_two = tokio::spawn(async move { slow_two.get("/slow").await });
+    while app.count() < 50 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    web.shut_down();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    forgotten.store(true, Ordering::Relaxed);
+    assert!(web.admin("/ready").await.starts_with("HTTP/1.1 503"));
+    assert!(web.admin("/live").await.starts_with("HTTP/1.1 200"));
+    for slow in [slow_one, slow_two] {
+        let got = slow.await.unwrap();
+        assert_eq!((got.status, &got.body[..]), (200, &b"slow"[..]));
+    }
+    let start = Instant::now();
+    web.ended().await;
+    assert!(start.elapsed() < Duration::from_secs(5), "nothing was left to wait for");
+    let answered: usize = clients.join_all().await.into_iter().sum();
+    assert_eq!(app.count(), answered + 2);
+}
+
+#[tokio::test]
+async fn idle_connections_do_not_hold_up_the_end() {
+    let (mut load, mut web, _app) = mesh().await;
+    let mut one = Http::one(load.outbound).await;
+    let mut two = Http::two(load.outbound).await;
+    assert_eq!((one.get("/").await.status, two.get("/").await.status), (200, 200));
+    let start = Instant::now();
+    load.shut_down();
+    web.shut_down();
+    load.ended().await;
+    web.ended().await;
+    assert!(start.elapsed() < Duration::from_secs(5));
+}

@@ -1,0 +1,12 @@
+//! The data plane as a whole: real proxies in this process, real sockets on the loopback device, certificates from a
+//! throw-away authority.
+
+#![allow(unreachable_pub)] // nothing outside a test binary could reach it
+#![allow(clippy::unwrap_used)] // in a test that is an assertion
+
+mod control;
+mod drain;
+mod http;
+mod identity;
+mod tcp;
+mod world;

@@ -1,0 +1,145 @@
+//! Opaque TCP through two proxies.
+
+use crate::world::*;
+use mesh_api::Protocol;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Answers the whole of what a client said, reversed, once the client has closed its side.
+async fn reverser() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut said = Vec::new();
+                stream.read_to_end(&mut said).await.unwrap();
+                said.reverse();
+                stream.write_all(&said).await.unwrap();
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn half_closed_connections_work_through_tls() {
+    let authority = Authority::new();
+    let db = server(&authority, "db", reverser().await);
+    let load = client(&authority, vec![endpoint(db.inbound, Some(account("db")))]);
+    let mut stream = TcpStream::connect(load.outbound).await.unwrap();
+    stream.write_all(b"\x00\x01question").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    tokio::time::timeout(SOON, stream.read_to_end(&mut got)).await.unwrap().unwrap();
+    assert_eq!(got, b"noitseuq\x01\x00");
+    for proxy in [&load, &db] {
+        proxy.expect_metric("mesh_tcp_bytes_total", &["flow=\"read\"", "tls=\"mutual\""], 10.0).await;
+        proxy.expect_metric("mesh_tcp_bytes_total", &["flow=\"write\"", "tls=\"mutual\""], 10.0).await;
+        proxy.expect_metric("mesh_tcp_opened_total", &[], 1.0).await;
+        proxy.expect_metric("mesh_tcp_open_connections", &[], 0.0).await;
+        proxy.expect_metric("mesh_requests_total", &[], 0.0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_may_speak_first() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                stream.write_all(b"220 ready\r\n").await.unwrap();
+                let mut word = [0; 4];
+                stream.read_exact(&mut word).await.unwrap();
+                stream.write_all(&word).await.unwrap();
+            });
+        }
+    });
+    let authority = Authority::new();
+    let mail = server(&authority, "mail", app);
+    let load = client(&authority, vec![endpoint(mail.inbound, Some(account("mail")))]);
+    for round in 0..2 {
+        let start = std::time::Instant::now();
+        let mut stream = TcpStream::connect(load.outbound).await.unwrap();
+        let mut banner = [0; 11];
+        tokio::time::timeout(SOON, stream.read_exact(&mut banner)).await.unwrap().unwrap();
+        assert_eq!(&banner, b"220 ready\r\n");
+        assert!(round > 0 || start.elapsed() >= Duration::from_millis(100));
+        stream.write_all(b"QUIT").await.unwrap();
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"QUIT");
+    }
+    load.expect_metric("mesh_tcp_opened_total", &["tls=\"mutual\""], 2.0).await;
+    load.expect_metric("mesh_tcp_bytes_total", &["flow=\"write\""], 30.0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_thinks_first_still_gets_http() {
+    let (load, _web, _app) = mesh().await;
+    let mut stream = TcpStream::connect(load.outbound).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    stream.write_all(b"GET /late HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(SOON, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    load.expect_metric("mesh_requests_total", &["route=\"/late\""], 1.0).await;
+}
+
+#[tokio::test]
+async fn a_reset_travels_through_both_proxies() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app = listener.local_addr().unwrap();
+    let authority = Authority::new();
+    let db = server(&authority, "db", app);
+    let load = client(&authority, vec![endpoint(db.inbound, Some(account("db")))]);
+    let mut stream = TcpStream::connect(load.outbound).await.unwrap();
+    stream.write_all(b"\x00hello").await.unwrap();
+    let (mut accepted, _) = listener.accept().await.unwrap();
+    accepted.read_u8().await.unwrap();
+    accepted.set_zero_linger().unwrap();
+    drop(accepted);
+    let error = tokio::time::timeout(SOON, stream.read_u8()).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn the_applications_own_tls_passes_through() {
+    // Anything that begins like a ClientHello without our ALPN; the far end only has to see the same bytes.
+    let provider = mesh_proxy::tls::provider();
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let mut tls = rustls::ClientConnection::new(config.into(), "example.org".try_into().unwrap()).unwrap();
+    let mut hello = Vec::new();
+    tls.write_tls(&mut hello).unwrap();
+
+    let web = Proxy::start(
+        mesh_api::FileConfig { inbound_default: Some(reverser().await), ..Default::default() },
+        Some(&Authority::new().issue(&account("web"))),
+    );
+    let load = Proxy::start(towards(Protocol::Detect, vec![endpoint(web.inbound, None)]), None);
+    let mut stream = TcpStream::connect(load.outbound).await.unwrap();
+    stream.write_all(&hello).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    tokio::time::timeout(SOON, stream.read_to_end(&mut got)).await.unwrap().unwrap();
+    hello.reverse();
+    assert!(got == hello);
+    load.expect_metric("mesh_tcp_opened_total", &["tls=\"passthrough\""], 1.0).await;
+    web.expect_metric("mesh_tcp_opened_total", &["tls=\"passthrough\""], 1.0).await;
+}
+
+#[tokio::test]
+async fn without_an_endpoint_the_client_is_reset_and_it_is_counted() {
+    let load = Proxy::start(towards(Protocol::Opaque, vec![]), None);
+    let mut stream = TcpStream::connect(load.outbound).await.unwrap();
+    assert!(tokio::time::timeout(SOON, stream.read_u8()).await.unwrap().is_err());
+    load.expect_metric("mesh_tcp_opened_total", &[], 1.0).await;
+    load.expect_metric("mesh_tcp_open_connections", &[], 0.0).await;
+}
