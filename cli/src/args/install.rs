@@ -13,7 +13,7 @@ use std::time::Duration;
 )]
 #[command(after_long_help = "Examples:\n  \
     meshctl check --pre                 # before an install\n  \
-    meshctl check --wait 2m             # until all is well, two minutes at most\n  \
+    meshctl check --wait                # until all is well, two minutes at most\n  \
     meshctl check --proxy -n shop\n  \
     meshctl check -o json | jq -r '.checks[] | select(.status == \"failed\") | .id'")]
 pub struct Check {
@@ -26,8 +26,8 @@ pub struct Check {
     /// Only proxies of this namespace
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
-    /// Try again until nothing fails, for so long at most
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    /// Try again until nothing fails, for so long at most (2m unless given)
+    #[arg(long, value_name = "DURATION", value_parser = duration, num_args = 0..=1, default_missing_value = "2m")]
     pub wait: Option<Duration>,
     /// How to write it
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]

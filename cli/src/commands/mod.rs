@@ -4,6 +4,7 @@ pub mod check;
 pub mod completion;
 pub mod sandbox;
 pub mod sandbox_context;
+pub mod sources;
 pub mod stat;
 pub mod top;
 pub mod version;
