@@ -5,5 +5,10 @@
 //! decide with this crate, so that they cannot disagree.
 
 pub mod config;
+pub mod inject;
+pub mod nearest;
 pub mod ports;
 pub mod quantity;
+pub mod settings;
+pub mod sidecar;
+pub mod yaml;

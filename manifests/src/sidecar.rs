@@ -1,0 +1,144 @@
+//! The parts that the injector adds to a pod: the redirect step, the proxy, its token.
+//!
+//! Both containers stand first among the init containers. The redirect is set before anything else runs; the proxy
+//! is a native sidecar (an init container that keeps running), so it is ready before the application's own init
+//! containers and outlives the application when the pod stops.
+
+use crate::config::MeshConfig;
+use crate::config::ProxyResources;
+use crate::settings::ProxySettings;
+use mesh_api::names;
+use serde_json::{Map, Value, json};
+
+/// Volume that holds the proxy's service account token.
+pub const TOKEN_VOLUME: &str = "mesh-identity-token";
+/// Directory of the token in the proxy's container.
+const TOKEN_DIRECTORY: &str = "/var/run/secrets/meshctl.dev";
+/// Lifetime of the token; the node renews it well before.
+const TOKEN_SECONDS: u32 = 3600;
+
+/// The init container that makes the pod's traffic pass through the proxy.
+pub fn redirect_container(settings: &ProxySettings, config: &MeshConfig) -> Value {
+    let mut args = vec![
+        "redirect".to_owned(),
+        "--proxy-uid".to_owned(),
+        names::PROXY_UID.to_string(),
+        "--outbound-port".to_owned(),
+        names::OUTBOUND_PORT.to_string(),
+        "--inbound-port".to_owned(),
+        names::INBOUND_PORT.to_string(),
+        "--skip-inbound-ports".to_owned(),
+        settings.skip_inbound_ports.union(&crate::ports::PortSet::of(&[names::ADMIN_PORT])).to_string(),
+    ];
+    if !settings.skip_outbound_ports.is_empty() {
+        args.extend(["--skip-outbound-ports".to_owned(), settings.skip_outbound_ports.to_string()]);
+    }
+    json!({
+        "name": names::REDIRECT_CONTAINER,
+        "image": settings.image,
+        "imagePullPolicy": config.proxy.image_pull_policy.as_str(),
+        "args": args,
+        "resources": resource_object(&settings.resources),
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"] },
+            "privileged": false,
+            "readOnlyRootFilesystem": true,
+            "runAsGroup": 0,
+            "runAsNonRoot": false,
+            "runAsUser": 0,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    })
+}
+
+/// The proxy itself.
+pub fn proxy_container(settings: &ProxySettings, config: &MeshConfig) -> Value {
+    let probe = |path: &str, period: u32, failures: u32| {
+        json!({
+            "httpGet": { "path": path, "port": names::ADMIN_PORT },
+            "periodSeconds": period,
+            "timeoutSeconds": 2,
+            "failureThreshold": failures,
+        })
+    };
+    json!({
+        "name": names::PROXY_CONTAINER,
+        "image": settings.image,
+        "imagePullPolicy": config.proxy.image_pull_policy.as_str(),
+        "restartPolicy": "Always",
+        "env": environment(settings, config),
+        "ports": [
+            { "name": "mesh-inbound", "containerPort": names::INBOUND_PORT, "protocol": "TCP" },
+            { "name": "mesh-admin", "containerPort": names::ADMIN_PORT, "protocol": "TCP" },
+        ],
+        // The application waits for this one: two minutes for control to answer, looked at every second.
+        "startupProbe": probe("/ready", 1, 120),
+        "readinessProbe": probe("/ready", 5, 3),
+        "livenessProbe": probe("/live", 10, 3),
+        "resources": resource_object(&settings.resources),
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "capabilities": { "drop": ["ALL"] },
+            "readOnlyRootFilesystem": true,
+            "runAsGroup": names::PROXY_UID,
+            "runAsNonRoot": true,
+            "runAsUser": names::PROXY_UID,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{ "name": TOKEN_VOLUME, "mountPath": TOKEN_DIRECTORY, "readOnly": true }],
+    })
+}
+
+/// The volume with the token that proves to control which service account the pod runs as.
+pub fn token_volume() -> Value {
+    json!({
+        "name": TOKEN_VOLUME,
+        "projected": {
+            "sources": [{
+                "serviceAccountToken": {
+                    "audience": names::IDENTITY_AUDIENCE,
+                    "expirationSeconds": TOKEN_SECONDS,
+                    "path": "token",
+                },
+            }],
+        },
+    })
+}
+
+fn environment(settings: &ProxySettings, config: &MeshConfig) -> Vec<Value> {
+    let plain = |name: &str, value: String| json!({ "name": name, "value": value });
+    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    vec![
+        field("MESH_POD_NAME", "metadata.name"),
+        field("MESH_POD_NAMESPACE", "metadata.namespace"),
+        field("MESH_POD_IP", "status.podIP"),
+        field("MESH_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        plain("MESH_TRUST_DOMAIN", config.trust_domain.clone()),
+        plain("MESH_CONTROL_ADDRESS", config.control_address()),
+        plain("MESH_CONTROL_IDENTITY", config.control_identity().to_string()),
+        plain("MESH_TOKEN_FILE", format!("{TOKEN_DIRECTORY}/token")),
+        plain("MESH_LOG", settings.log.clone()),
+        plain("MESH_DRAIN_TIMEOUT", settings.drain_timeout.to_string()),
+        plain("MESH_WORKERS", config.proxy.workers.to_string()),
+        plain("MESH_TRUST_ANCHORS", config.trust_anchors_pem.clone()),
+    ]
+}
+
+/// `resources` of a container, without what is not set.
+pub(crate) fn resource_object(resources: &ProxyResources) -> Value {
+    let ProxyResources { cpu_request, cpu_limit, memory_request, memory_limit } = resources;
+    let mut object = Map::new();
+    for (group, cpu, memory) in [("requests", cpu_request, memory_request), ("limits", cpu_limit, memory_limit)] {
+        let amounts: Map<String, Value> = [("cpu", cpu), ("memory", memory)]
+            .into_iter()
+            .filter_map(|(name, amount)| Some((name.to_owned(), Value::from(amount.as_ref()?.as_str()))))
+            .collect();
+        if !amounts.is_empty() {
+            object.insert(group.to_owned(), Value::Object(amounts));
+        }
+    }
+    Value::Object(object)
+}
