@@ -77,7 +77,7 @@ fn walk(folder: &Path, depth: usize, sources: &mut Vec<Source>) -> Result<()> {
     }
     let entries = std::fs::read_dir(folder).during(tried)?;
     let mut paths =
-        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().during(tried)?;
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<_>>>().during(tried)?;
     paths.sort();
     for path in paths {
         // A link to a folder could lead in a circle.
