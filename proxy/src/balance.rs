@@ -47,10 +47,12 @@ impl Load {
         self.observe(now, latency);
     }
 
-    /// An attempt failed.
-    pub fn failed(&mut self, now: Instant) {
+    /// An attempt failed; true if that is news.
+    pub fn failed(&mut self, now: Instant) -> bool {
+        let news = !self.is_failing(now);
         self.failed = Some(now);
         self.observe(now, FAILURE);
+        news
     }
 
     /// True if the last attempt failed not long ago.
@@ -114,7 +116,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -124,7 +126,7 @@ impl Random {
 
     /// A number below `n` (which is not 0).
     pub fn below(&mut self, n: usize) -> usize {
-        ((u128::from(self.next()) * n as u128) >> 64) as usize
+        ((u128::from(self.number()) * n as u128) >> 64) as usize
     }
 
     /// `duration` give or take a fifth, so that many proxies do not act at once.
@@ -172,7 +174,7 @@ mod tests {
     fn a_failure_is_remembered_until_an_answer_or_some_seconds() {
         let t0 = Instant::now();
         let mut load = Load::new(t0);
-        load.failed(t0);
+        assert!(load.failed(t0) && !load.failed(t0));
         assert!(load.is_failing(t0 + ms(4_000)) && !load.is_failing(t0 + ms(6_000)));
         assert!(load.cost(t0) > 1_000_000.0);
         load.answered(t0, ms(1));

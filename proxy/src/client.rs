@@ -81,8 +81,9 @@ pub async fn tick(proxy: Arc<Proxy>) {
     seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         seconds.tick().await;
-        let frame = proxy.golden.tick(unix_ms());
-        if let Some(observer) = &*proxy.observer.lock()
+        let observer = proxy.observer.lock().clone();
+        let frame = proxy.golden.tick(unix_ms(), observer.is_some());
+        if let Some(observer) = observer
             && observer.try_send(frame).is_err()
         {
             count(&proxy.counters.frames_dropped);

@@ -288,8 +288,8 @@ impl Golden {
         inner.series.entry(id).or_insert(cell).clone()
     }
 
-    /// Closes the frame of the span that ends now, remembers it and returns it.
-    pub fn tick(&self, now_ms: u64) -> ProxyFrame {
+    /// Closes the frame of the span that ends now, remembers it, and returns it if somebody looks.
+    pub fn tick(&self, now_ms: u64, looking: bool) -> ProxyFrame {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
         inner.tick += 1;
@@ -308,7 +308,9 @@ impl Golden {
                 counts.changed_tick = inner.tick;
                 remembered.series.push((cell.clone(), recent.clone()));
             }
-            frame.series.push((cell.key(), recent));
+            if looking {
+                frame.series.push((cell.key(), recent));
+            }
         }
         inner.remember(remembered);
         inner.forget_stale();
@@ -317,7 +319,7 @@ impl Golden {
 
     /// The sum of the last `seconds`, as far as remembered.
     pub fn backfill(&self, now_ms: u64, seconds: u16) -> ProxyFrame {
-        self.tick(now_ms);
+        self.tick(now_ms, false);
         let inner = self.inner.lock();
         let mut span_ms = 0;
         let mut sums: HashMap<*const Cell, (Arc<Cell>, Series)> = HashMap::new();
@@ -414,12 +416,12 @@ mod tests {
         let web = scope(&golden, "web");
         golden.cell(&web, subject("/a")).finish(&finished(200));
         golden.cell(&web, subject("/a")).finish(&finished(500));
-        let frame = golden.tick(1000);
+        let frame = golden.tick(1000, true);
         assert_eq!((frame.span_ms, frame.series.len()), (1000, 1));
         let (key, series) = &frame.series[0];
         assert_eq!((key.route.as_str(), series.requests, series.successes), ("/a", 2, 1));
         assert_eq!(series.latency.count(), 2);
-        assert!(golden.tick(2000).series.is_empty());
+        assert!(golden.tick(2000, true).series.is_empty());
         golden.cell(&web, subject("/a")).finish(&finished(200));
         let sum = golden.backfill(2500, 10);
         assert_eq!((sum.span_ms, sum.series[0].1.requests), (2500, 3));
@@ -433,13 +435,13 @@ mod tests {
         let cell = golden.cell(&scope(&golden, "db"), tcp());
         cell.tcp_opened();
         cell.tcp_bytes(10, 20);
-        assert_eq!(golden.tick(1000).series[0].1.tcp_open, 1);
-        let quiet = golden.tick(2000);
+        assert_eq!(golden.tick(1000, true).series[0].1.tcp_open, 1);
+        let quiet = golden.tick(2000, true);
         assert_eq!((quiet.series[0].1.tcp_open, quiet.series[0].1.tcp_read_bytes), (1, 0));
         assert_eq!(golden.backfill(2000, 60).series[0].1.tcp_write_bytes, 20);
         cell.tcp_closed(None);
-        assert_eq!(golden.tick(3000).series[0].1.tcp_open, 0);
-        assert!(golden.tick(4000).series.is_empty());
+        assert_eq!(golden.tick(3000, true).series[0].1.tcp_open, 0);
+        assert!(golden.tick(4000, true).series.is_empty());
     }
 
     #[test]
@@ -450,7 +452,7 @@ mod tests {
         for i in 0..n {
             golden.cell(&web, subject(&format!("/{i}"))).finish(&finished(200));
         }
-        let frame = golden.tick(1000);
+        let frame = golden.tick(1000, true);
         assert_eq!(frame.series.iter().map(|(_, s)| s.requests).sum::<u64>(), n as u64);
         let other = frame.series.iter().find(|(k, _)| k.peer.kind == "other").unwrap();
         assert_eq!(other.1.requests, 50);
@@ -464,7 +466,7 @@ mod tests {
         let web = scope(&golden, "web");
         for second in 1..=100 {
             golden.cell(&web, subject("/")).finish(&finished(200));
-            golden.tick(second * 1000);
+            golden.tick(second * 1000, true);
         }
         let sum = golden.backfill(100_000, 60);
         // The extra tick of the backfill itself takes the place of one second.

@@ -4,7 +4,7 @@
 use crate::golden::{Golden, Outcome};
 use crate::limits;
 use crate::proxy::Proxy;
-use mesh_api::golden::{Direction, SeriesKey, TlsStatus};
+use mesh_api::golden::{Carried, Direction, SeriesKey, TlsStatus};
 use mesh_api::histogram::bucket_value_us;
 use mesh_api::{Histogram, WorkloadRef};
 use prometheus_client::collector::Collector;
@@ -80,7 +80,7 @@ fn requests(encoder: &mut DescriptorEncoder<'_>, golden: &Golden) -> fmt::Result
     let mut family = encoder.encode_descriptor("mesh_requests", "Requests finished", None, MetricType::Counter)?;
     each(golden, |key, totals| {
         for (Outcome { status, grpc_status, error }, n) in &totals.outcomes {
-            if key.carried == mesh_api::golden::Carried::Tcp {
+            if key.carried == Carried::Tcp {
                 continue;
             }
             let mut labels = labels_of(key);
@@ -140,6 +140,20 @@ fn tcp(encoder: &mut DescriptorEncoder<'_>, golden: &Golden) -> fmt::Result {
     each(golden, |key, totals| match totals.tcp_opened {
         0 => Ok(()),
         n => counter(&mut opened, &labels_of(key), n),
+    })?;
+    let mut failed = encoder.encode_descriptor(
+        "mesh_tcp_failures",
+        "Opaque connections the mesh could not serve",
+        None,
+        MetricType::Counter,
+    )?;
+    each(golden, |key, totals| {
+        for (outcome, n) in totals.outcomes.iter().filter(|_| key.carried == Carried::Tcp) {
+            let mut labels = labels_of(key);
+            labels.push(("error", outcome.error.map(|e| e.code().to_owned()).unwrap_or_default()));
+            counter(&mut failed, &labels, *n)?;
+        }
+        Ok(())
     })?;
     let mut bytes = encoder.encode_descriptor(
         "mesh_tcp",

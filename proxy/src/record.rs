@@ -153,7 +153,7 @@ mod tests {
     use mesh_api::golden::{Direction, Series};
 
     fn one_series(golden: &Golden) -> Series {
-        let frame = golden.tick(1000);
+        let frame = golden.tick(1000, true);
         assert_eq!(frame.series.len(), 1);
         frame.series[0].1.clone()
     }

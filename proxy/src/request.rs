@@ -87,16 +87,11 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Respo
                 break (response, lease, flight, backend);
             }
             Err(Unanswered { failure, request: unsent }) => {
-                flight.failed();
+                flight.failed(&failure);
                 tried.push(backend.endpoint.address);
                 match unsent.filter(|_| may_try_another(&failure, &known, &tried)) {
                     Some(unsent) => request = unsent,
-                    None => {
-                        tracing::warn!(
-                            endpoint = %backend.endpoint.address, attempts = tried.len(), %failure, "request failed"
-                        );
-                        return refuse(&client, record, failure.code, "");
-                    }
+                    None => return refuse(&client, record, failure.code, ""),
                 }
             }
         }
@@ -221,6 +216,13 @@ fn tunnel(client: &Arc<Client>, backend: &Backend, theirs: OnUpgrade, ours: OnUp
             Err(error) => tracing::debug!(%error, "upgrade was not completed"),
         }
     });
+}
+
+/// Counts what came instead of a request.
+pub fn malformed(client: &Client) {
+    let route = client.target.routes.name("/", false);
+    let subject = Subject { carried: Carried::Http, tls: client.tls, route, method: "other" };
+    Record::open(&client.proxy.golden, &client.scope, subject).failed(MeshError::InvalidRequest);
 }
 
 /// Answers in place of an endpoint; says what is wrong and what to do about it.

@@ -55,6 +55,10 @@ pub async fn http1(client: Arc<Client>, stream: Stream) {
         }
     };
     if let Err(error) = result {
+        if error.is_parse() {
+            // Answered with 400 before it became a request; counted all the same.
+            request::malformed(&client);
+        }
         tracing::debug!(error = %Chain(&error), "HTTP/1 connection of a client ended");
     }
 }
@@ -121,7 +125,7 @@ pub async fn open_opaque(client: &Client, known: &Known) -> Option<Opened> {
                 return Some(Opened { server, record, _flight: flight });
             }
             Err(failure) => {
-                flight.failed();
+                flight.failed(&failure);
                 tried.push(backend.endpoint.address);
                 last = Some((backend, failure));
             }
@@ -130,9 +134,6 @@ pub async fn open_opaque(client: &Client, known: &Known) -> Option<Opened> {
     let backend = last.as_ref().map(|(backend, _)| backend);
     let code = last.as_ref().map_or(MeshError::NoEndpoints, |(_, failure)| failure.code);
     account(client, backend).failed(client.refusal.unwrap_or(code));
-    if let Some((backend, failure)) = last {
-        tracing::warn!(endpoint = %backend.endpoint.address, attempts = tried.len(), %failure, "connection failed");
-    }
     None
 }
 

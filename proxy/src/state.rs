@@ -211,7 +211,7 @@ impl State {
         targets.into_iter().filter_map(|t| t.known.load_full().map(|k| (t, k))).collect()
     }
 
-    /// Addresses control is to be asked about.
+    /// Addresses a new stream has to ask about.
     pub fn wanted(&self) -> Vec<SocketAddr> {
         self.news.lock().clear();
         self.targets.lock().keys().copied().collect()
@@ -263,9 +263,12 @@ impl State {
         }
     }
 
+    /// Without a stream there is nobody to tell, and the next stream asks about everything anyway.
     fn tell(&self, news: News) {
-        self.news.lock().push(news);
-        self.has_news.notify_one();
+        if self.is_connected() {
+            self.news.lock().push(news);
+            self.has_news.notify_one();
+        }
     }
 
     /// The address itself, reached as it is.
@@ -403,6 +406,7 @@ mod tests {
     #[tokio::test]
     async fn an_unknown_address_waits_once_and_goes_as_it_is() {
         let state = state(true);
+        state.set_connected(true);
         let target = state.target(ADDRESS);
         assert_eq!(state.news().await, [News::Wanted(ADDRESS)]);
         let known = target.resolve(Duration::from_millis(20)).await;

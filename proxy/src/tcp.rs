@@ -193,7 +193,7 @@ mod tests {
         client.read_to_end(&mut got).await.unwrap();
         assert_eq!(got, b"hello answer");
         task.await.unwrap();
-        let series = &golden.tick(1000).series[0].1;
+        let series = &golden.tick(1000, true).series[0].1;
         assert_eq!((series.tcp_read_bytes, series.tcp_write_bytes), (8, 12));
         assert_eq!((series.tcp_opened, series.tcp_closed, series.tcp_open), (1, 1, 0));
     }

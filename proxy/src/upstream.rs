@@ -18,7 +18,7 @@ use mesh_api::MeshError;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Opens a connection to an endpoint, protected if the endpoint has an identity.
 pub async fn connect(proxy: &Proxy, backend: &Backend, alpn: Alpn) -> Result<Stream, Failure> {
@@ -242,14 +242,14 @@ impl Flight {
         self.backend.load.lock().answered(now, now.saturating_duration_since(self.started));
     }
 
-    /// The endpoint did not serve.
-    pub fn failed(&self) {
-        self.backend.load.lock().failed(Instant::now());
-    }
-
-    /// How long it has been under way.
-    pub fn elapsed(&self) -> Duration {
-        self.started.elapsed()
+    /// The endpoint did not serve. Logged once, until it serves again or has been left alone for a while.
+    pub fn failed(&self, failure: &Failure) {
+        let news = self.backend.load.lock().failed(Instant::now());
+        if news {
+            tracing::warn!(endpoint = %self.backend.endpoint.address, %failure, "endpoint does not serve");
+        } else {
+            tracing::debug!(endpoint = %self.backend.endpoint.address, %failure, "endpoint does not serve");
+        }
     }
 }
 

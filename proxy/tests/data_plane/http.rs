@@ -187,6 +187,26 @@ async fn the_mesh_explains_its_own_answers() {
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 400");
+
+    let mut stream = TcpStream::connect(load.outbound).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\ncontent-length: x\r\n\r\n").await.unwrap();
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 400");
+    load.expect_metric("mesh_requests_total", &["error=\"invalid-request\""], 2.0).await;
+}
+
+#[tokio::test]
+async fn answers_without_a_body_keep_their_head() {
+    let (load, _web, _app) = mesh().await;
+    let mut http = Http::one(load.outbound).await;
+    for _ in 0..3 {
+        let got = http.send(Request::head("/").header("host", "web").body(Full::default()).unwrap()).await;
+        assert_eq!((got.status, &got.headers["content-length"], got.body.len()), (200, &"5".parse().unwrap(), 0));
+        let got = http.get("/empty").await;
+        assert_eq!((got.status, got.body.len()), (204, 0));
+    }
+    load.expect_metric("mesh_requests_total", &["tls=\"mutual\""], 6.0).await;
+    load.expect_metric("mesh_requests_total", &["status=\"204\""], 3.0).await;
 }
 
 #[tokio::test]

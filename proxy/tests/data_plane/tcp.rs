@@ -140,6 +140,6 @@ async fn without_an_endpoint_the_client_is_reset_and_it_is_counted() {
     let load = Proxy::start(towards(Protocol::Opaque, vec![]), None);
     let mut stream = TcpStream::connect(load.outbound).await.unwrap();
     assert!(tokio::time::timeout(SOON, stream.read_u8()).await.unwrap().is_err());
-    load.expect_metric("mesh_tcp_opened_total", &[], 1.0).await;
+    load.expect_metric("mesh_tcp_failures_total", &["error=\"no-endpoints\""], 1.0).await;
     load.expect_metric("mesh_tcp_open_connections", &[], 0.0).await;
 }

@@ -302,6 +302,7 @@ async fn answer(mut request: Request<Incoming>) -> Response<Body> {
             Response::new(full("slow"))
         }
         "/headers" => Response::new(full(format!("{:?}", request.headers()))),
+        "/empty" => Response::builder().status(StatusCode::NO_CONTENT).body(full("")).unwrap(),
         "/fail" => Response::builder().status(StatusCode::INTERNAL_SERVER_ERROR).body(full("no")).unwrap(),
         _ => Response::builder().header("mesh-error", "forged").body(full("hello")).unwrap(),
     }
