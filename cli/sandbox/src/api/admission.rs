@@ -3,7 +3,7 @@
 use super::kinds::Resource;
 use super::service::Call;
 use super::status::ApiError;
-use super::{defaults, timestamp, write};
+use super::{crd, defaults, timestamp, webhooks, write};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -48,18 +48,41 @@ pub(super) async fn admit(
         priority(call, object)?;
         tolerations(object);
     }
-    let _ = old;
+    let identity = object["metadata"].clone();
+    if webhooks::mutate(call, operation, old, object).await? {
+        for field in ["name", "namespace", "uid"] {
+            if object["metadata"][field] != identity[field] {
+                let name = identity["name"].as_str().unwrap_or_default();
+                let why = format!("a mutating webhook may not change metadata.{field}");
+                return Err(ApiError::internal(format!(
+                    "Internal error occurred: {} \"{name}\": {why}",
+                    call.resource.kind
+                )));
+            }
+        }
+        crd::prune(&call.resource, object);
+        defaults::apply_defaults(&call.resource, object);
+    }
+    if crd::is_definition(&call.resource) {
+        crd::complete(&call.api, object);
+        crd::check(object)?;
+    }
     Ok(())
 }
 
-/// Asks validating webhooks.
+/// Has the final object judged: by what this API can do, then by validating webhooks.
 pub(super) async fn check(
-    _call: &Call,
-    _operation: Operation,
-    _old: Option<&Value>,
-    _object: Option<&Value>,
+    call: &Call,
+    operation: Operation,
+    old: Option<&Value>,
+    object: Option<&Value>,
 ) -> Result<(), ApiError> {
-    Ok(())
+    if call.resource.group == "admissionregistration.k8s.io"
+        && let Some(object) = object
+    {
+        webhooks::check_configuration(call, object)?;
+    }
+    webhooks::validate(call, operation, old, object).await
 }
 
 /// Refuses new objects in namespaces that don't exist or are going away.

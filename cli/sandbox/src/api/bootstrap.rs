@@ -1,11 +1,14 @@
 //! What every cluster holds from its first moment.
 
-use super::{Api, admission, defaults};
+use super::{Api, admission, aggregation, defaults, rbac};
 use anyhow::Context;
 use serde_json::{Value, json};
 
 /// Namespaces every cluster has.
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// Roles and bindings, a list of objects.
+const ROLES: &str = include_str!("bootstrap.yaml");
 
 /// Fills an empty store.
 pub(super) fn populate(api: &Api) -> anyhow::Result<()> {
@@ -24,7 +27,32 @@ pub(super) fn populate(api: &Api) -> anyhow::Result<()> {
             }),
         )?;
     }
+    for object in roles()? {
+        seed(api, object)?;
+    }
+    rbac::aggregate(api);
+    for object in aggregation::own_objects(api) {
+        seed(api, object)?;
+    }
+    aggregation::sync_local(api);
     Ok(())
+}
+
+fn roles() -> anyhow::Result<Vec<Value>> {
+    const GROUP: &str = "rbac.authorization.k8s.io";
+    let mut roles: Vec<Value> = serde_saphyr::from_str(ROLES).context("reading the roles every cluster has")?;
+    for role in &mut roles {
+        role["apiVersion"] = format!("{GROUP}/v1").into();
+        role["metadata"]["labels"]["kubernetes.io/bootstrapping"] = "rbac-defaults".into();
+        role["metadata"]["annotations"]["rbac.authorization.kubernetes.io/autoupdate"] = "true".into();
+        if role["roleRef"].is_object() {
+            role["roleRef"]["apiGroup"] = GROUP.into();
+        }
+        for subject in role["subjects"].as_array_mut().into_iter().flatten() {
+            subject["apiGroup"] = GROUP.into();
+        }
+    }
+    Ok(roles)
 }
 
 /// The API's own Service, which has no selector: its endpoints are written here.

@@ -120,8 +120,8 @@ async fn delete(call: &Call, name: &str, options: &Options) -> Result<Deleted, A
     protect(call, name)?;
     let policy = options.propagation(call);
     admission::check(call, admission::Operation::Delete, Some(&verbs::present(call, &current)), None).await?;
-    settle::before_delete(call, &current).await?;
-    let (deleted, before) = store.transact(&resource.collection(), |tx| {
+    settle::before_delete(call, name, &current).await?;
+    let deleted = store.transact(&resource.collection(), |tx| {
         let before = tx.get(&key).cloned().ok_or_else(not_found)?;
         check_preconditions(resource, name, options, &before)?;
         let next = decide(resource, &before, options.grace, policy, jiff::Timestamp::now());
@@ -132,11 +132,10 @@ async fn delete(call: &Call, name: &str, options: &Options) -> Result<Deleted, A
             Some(next) => tx.put(key.clone(), next),
             None => tx.remove(&key).unwrap_or_else(|| before.clone()),
         };
-        Ok::<_, ApiError>((Deleted { object, gone }, before))
+        Ok::<_, ApiError>(Deleted { object, gone })
     })?;
     if !options.dry_run {
-        let after = (!deleted.gone).then_some(&deleted.object);
-        settle::after_write(call, Some(&before), after).await;
+        settle::after_write(call, (!deleted.gone).then_some(&deleted.object));
     }
     Ok(deleted)
 }

@@ -7,6 +7,7 @@
 //! sandbox's own controllers included.
 
 pub mod admission;
+mod aggregation;
 mod allocate;
 pub mod apply;
 pub mod authn;
@@ -14,6 +15,7 @@ mod bootstrap;
 mod crd;
 pub mod defaults;
 mod delete;
+mod discovery;
 mod events;
 pub mod kinds;
 pub mod negotiate;
@@ -22,17 +24,22 @@ pub mod patch;
 pub mod path;
 pub mod pki;
 mod rbac;
+mod remote;
+mod reviews;
 pub mod schema;
 pub mod selector;
+mod server;
 pub mod service;
 mod settle;
 pub mod status;
 pub mod store;
 mod subresources;
 pub mod table;
+pub mod tokens;
 pub mod validate;
 mod verbs;
 mod watch;
+mod webhooks;
 mod write;
 
 use authn::User;
@@ -97,6 +104,8 @@ struct Inner {
     store: Store,
     registry: RwLock<Arc<Registry>>,
     pki: pki::Pki,
+    signer: tokens::Signer,
+    probes: aggregation::Probes,
     pod_streams: OnceLock<PodStreams>,
 }
 
@@ -109,6 +118,8 @@ impl Api {
             store: Store::default(),
             registry: RwLock::new(Arc::new(Registry::built_in())),
             pki,
+            signer: tokens::Signer::generate()?,
+            probes: aggregation::Probes::default(),
             pod_streams: OnceLock::new(),
         };
         let api = Self { inner: Arc::new(inner) };
@@ -154,6 +165,10 @@ impl Api {
     /// What is served now.
     pub fn registry(&self) -> Arc<Registry> {
         self.inner.registry.read().clone()
+    }
+
+    fn signer(&self) -> &tokens::Signer {
+        &self.inner.signer
     }
 
     fn config(&self) -> &Config {

@@ -76,6 +76,9 @@ impl RequestInfo {
         info.is_resource = true;
         info.read_resource(rest);
         info.verb = info.resource_verb(method, query);
+        if matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
+            info.name = selected_name(query);
+        }
         info
     }
 
@@ -123,6 +126,13 @@ impl RequestInfo {
             format!("{}/{}", self.resource, self.subresource)
         }
     }
+}
+
+/// The one name a field selector allows: permission for that object is enough.
+fn selected_name(query: &Query) -> Option<String> {
+    let mut conditions = query.get("fieldSelector")?.split(',');
+    let name = conditions.find_map(|condition| condition.strip_prefix("metadata.name="))?;
+    Some(name.trim_start_matches('=').to_owned())
 }
 
 /// Undoes percent encoding; invalid sequences stay as they are.

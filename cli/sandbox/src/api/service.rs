@@ -5,12 +5,12 @@ use super::kinds::Resource;
 use super::negotiate::{self, Accept};
 use super::path::{Query, RequestInfo};
 use super::status::ApiError;
-use super::{Api, Body, rbac, verbs};
+use super::{Api, Body, aggregation, authn, discovery, rbac, verbs};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::header::{CONTENT_TYPE, USER_AGENT};
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
@@ -160,16 +160,23 @@ async fn dispatch(
     query: Query,
     accept: Accept,
 ) -> Result<Response<Body>, ApiError> {
-    let user = user?;
+    let user = authn::impersonate(&api, user?, &parts.headers)?;
     let info = RequestInfo::new(&parts.method, parts.uri.path(), &query);
     rbac::authorize(&api, &user, &info)?;
+    if let Some((group, version)) = group_version(&info)
+        && let Some(remote) = aggregation::find(&api, group, version)
+    {
+        return aggregation::proxy(&api, &user, &remote, parts, body).await;
+    }
     if !info.is_resource {
-        return Err(ApiError::new(404, "NotFound", "the server could not find the requested resource"));
+        if !matches!(parts.method, Method::GET | Method::HEAD) {
+            return Err(verbs::not_allowed());
+        }
+        return discovery::serve(&api, &info.path, &accept);
     }
     let registry = api.registry();
-    let Some(resource) = registry.find(&info.group, &info.version, &info.resource).cloned() else {
-        return Err(ApiError::new(404, "NotFound", "the server could not find the requested resource"));
-    };
+    let found = registry.find(&info.group, &info.version, &info.resource).cloned();
+    let resource = found.ok_or_else(discovery::not_found)?;
     let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let content_type = header(CONTENT_TYPE).split(';').next().unwrap_or_default().trim().to_owned();
     let user_agent = header(USER_AGENT).to_owned();
@@ -178,6 +185,18 @@ async fn dispatch(
     let mut response = verbs::serve(&call, parts, body).await.unwrap_or_else(|error| refuse(&call.accept, &error));
     negotiate::warn(&mut response, &call.warnings.lock());
     Ok(response)
+}
+
+/// Group and version a request is within, its discovery included.
+fn group_version(info: &RequestInfo) -> Option<(&str, &str)> {
+    if info.is_resource {
+        return Some((info.group.as_str(), info.version.as_str())).filter(|(group, _)| !group.is_empty());
+    }
+    let mut parts = info.path.split('/').filter(|part| !part.is_empty());
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some("apis"), Some(group), Some(version), None) => Some((group, version)),
+        _ => None,
+    }
 }
 
 /// Renders an error as a `Status`.

@@ -1,11 +1,13 @@
 //! Parts of objects with a path of their own: status, scale, a pod's binding and eviction, its streams.
 
+use super::remote::{self, Target, Trust};
 use super::service::{Call, RequestBody};
 use super::status::ApiError;
 use super::store::Object;
-use super::{Body, PodRequest, delete, verbs, write};
+use super::{Body, PodRequest, aggregation, delete, tokens, verbs, write};
+use http::header::{AUTHORIZATION, HOST};
 use http::request::Parts;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use serde_json::{Value, json};
 
 /// Serves a request for a subresource.
@@ -31,6 +33,11 @@ pub(super) async fn serve(call: &Call, parts: Parts, body: RequestBody) -> Resul
         }
         ("scale", "get" | "update" | "patch") => scale(call, body).await,
         ("eviction", "create") => evict(call, body).await,
+        ("token", "create") => {
+            let request = write::parse(call, &body.collect().await?)?;
+            Ok(call.accept.respond(201, &tokens::request(call, &request)?))
+        }
+        ("proxy", _) => proxy(call, parts, body).await,
         ("binding", "create") => bind(call, body).await,
         ("log", "get") | ("exec" | "attach" | "portforward", "get" | "create") => stream(call, parts, body).await,
         _ => Err(verbs::not_allowed()),
@@ -202,6 +209,73 @@ async fn stream(call: &Call, parts: Parts, body: RequestBody) -> Result<Response
     let request = Request::from_parts(parts, incoming);
     let (namespace, pod) = (call.namespace().to_owned(), call.name().to_owned());
     Ok(streams(PodRequest { request, namespace, pod, subresource }).await)
+}
+
+/// Passes a request on to a pod or a Service, `[scheme:]name[:port]`.
+async fn proxy(call: &Call, parts: Parts, body: RequestBody) -> Result<Response<Body>, ApiError> {
+    let unreachable = |error: anyhow::Error| {
+        ApiError::new(503, "ServiceUnavailable", format!("error trying to reach service: {error:#}"))
+    };
+    let pieces: Vec<&str> = call.name().split(':').collect();
+    let (scheme, name, port) = match pieces.as_slice() {
+        [name] => ("http", *name, ""),
+        [name, port] => ("http", *name, *port),
+        [scheme, name, port] => (if *scheme == "https" { "https" } else { "http" }, *name, *port),
+        _ => return Err(ApiError::bad_request(format!("invalid request name \"{}\"", call.name()))),
+    };
+    let store = call.api.store();
+    let object = store
+        .get(&call.resource.collection(), call.namespace(), name)
+        .ok_or_else(|| ApiError::not_found(&call.resource.qualified(), name))?;
+    let is_service = call.resource.plural == "services";
+    let host = if is_service { &object["spec"]["clusterIP"] } else { &object["status"]["podIP"] };
+    let host = host.as_str().filter(|host| !host.is_empty() && *host != "None");
+    let (Some(host), Some(port)) = (host, proxied_port(&object, is_service, port)) else {
+        let what = if is_service { "endpoints" } else { "address" };
+        return Err(ApiError::new(
+            503,
+            "ServiceUnavailable",
+            format!("no {what} available for {} \"{name}\"", call.resource.singular),
+        ));
+    };
+    let target = Target { host: host.to_owned(), port, server_name: host.to_owned() };
+    let sender = match scheme {
+        "https" => remote::connect_tls(&call.api, &target, &Trust::Anything, None).await,
+        _ => remote::connect_plain(&call.api, &target).await,
+    }
+    .map_err(unreachable)?;
+    // The path as it was sent, so that what is encoded stays so.
+    let raw = parts.uri.path().split_once("/proxy").map_or("", |(_, rest)| rest);
+    let raw = if raw.is_empty() { "/" } else { raw };
+    let path = parts.uri.query().map_or_else(|| raw.to_owned(), |query| format!("{raw}?{query}"));
+    let host = format!("{}:{}", target.host, target.port);
+    aggregation::forward(sender, parts, body, &path, |headers| {
+        headers.remove(AUTHORIZATION);
+        if let Ok(host) = HeaderValue::from_str(&host) {
+            headers.insert(HOST, host);
+        }
+    })
+    .await
+}
+
+/// The port a proxied request goes to: by number, by name, or the first there is.
+fn proxied_port(object: &Value, is_service: bool, wanted: &str) -> Option<u16> {
+    if let Ok(port) = wanted.parse() {
+        return Some(port);
+    }
+    let ports: Vec<&Value> = if is_service {
+        object["spec"]["ports"].as_array().into_iter().flatten().collect()
+    } else {
+        let containers = object["spec"]["containers"].as_array().into_iter().flatten();
+        containers.flat_map(|container| container["ports"].as_array().into_iter().flatten()).collect()
+    };
+    let field = if is_service { "port" } else { "containerPort" };
+    let found = ports.into_iter().find(|port| wanted.is_empty() || port["name"] == wanted);
+    match found {
+        Some(port) => port[field].as_u64().and_then(|port| u16::try_from(port).ok()),
+        None if wanted.is_empty() => Some(80),
+        None => None,
+    }
 }
 
 #[cfg(test)]

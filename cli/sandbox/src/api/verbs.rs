@@ -6,7 +6,7 @@ use super::selector::{FieldSelector, LabelSelector, Selector};
 use super::service::{Call, RequestBody};
 use super::status::ApiError;
 use super::store::{Expired, Key, Object};
-use super::{Body, delete, events, subresources, watch, write};
+use super::{Body, delete, events, reviews, subresources, watch, write};
 use base64::Engine;
 use http::Response;
 use http::request::Parts;
@@ -34,6 +34,9 @@ pub(super) async fn serve(call: &Call, parts: Parts, body: RequestBody) -> Resul
         "watch" => watch::serve(call),
         "create" => {
             let object = write::decode(call, &body.collect().await?)?;
+            if call.resource.verbs() == ["create"] {
+                return Ok(call.reply(201, &reviews::answer(call, object)?));
+            }
             let created = write::create(call, object).await?;
             Ok(call.reply(201, &present(call, &created)))
         }

@@ -4,9 +4,7 @@ use super::kinds::Resource;
 use super::service::Call;
 use super::status::ApiError;
 use super::store::{Key, Object};
-use super::{
-    admission, allocate, apply, crd, defaults, events, patch as patches, rbac, settle, timestamp, uid, validate,
-};
+use super::{admission, allocate, apply, crd, events, patch as patches, rbac, settle, timestamp, uid, validate};
 use serde_json::{Map, Value, json};
 
 /// How often a change is computed anew because somebody else was faster.
@@ -100,7 +98,7 @@ async fn insert(
         allocate::assign(resource, tx.objects().map(|o| &**o), None, &mut object)?;
         if call.dry_run() { Ok(Object::new(object)) } else { Ok(tx.put(key, object)) }
     })?;
-    settle::after_write(call, None, Some(&created)).await;
+    settle::after_write(call, Some(&created));
     Ok(created)
 }
 
@@ -358,7 +356,7 @@ pub(super) async fn update(
         }
         store_form(resource, &mut next);
         if let Some(updated) = commit(call, &key, &stored, next)? {
-            settle::after_write(call, Some(&stored), Some(&updated)).await;
+            settle::after_write(call, Some(&updated));
             return Ok(updated);
         }
     }
