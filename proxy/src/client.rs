@@ -152,7 +152,7 @@ async fn converse(proxy: &Arc<Proxy>, mut outgoing: Outgoing, mut lines: Lines) 
                     outgoing.send(&message).await?;
                 }
             }
-            Some(frame) = frames.recv() => outgoing.send(&ProxyMessage::Golden { frame }).await?,
+            Some(frame) = frames.recv() => outgoing.send(&ProxyMessage::Golden { frame, backfill: false }).await?,
         }
     }
 }
@@ -176,7 +176,7 @@ fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFr
         ControlMessage::Observe { backfill_s } => {
             let frame = proxy.golden.backfill(unix_ms(), backfill_s);
             *proxy.observer.lock() = Some(observer.clone());
-            Some(ProxyMessage::Golden { frame })
+            Some(ProxyMessage::Golden { frame, backfill: true })
         }
         ControlMessage::StopObserve {} => {
             *proxy.observer.lock() = None;

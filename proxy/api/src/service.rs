@@ -126,11 +126,18 @@ impl EndpointsChange {
 
     /// The change that turns `old` into `new` (both in address order).
     pub fn between(old: &[Endpoint], new: &[Endpoint]) -> Self {
-        Self {
-            reset: false,
-            upsert: new.iter().filter(|e| !old.contains(e)).cloned().collect(),
-            remove: old.iter().map(|e| e.address).filter(|a| !new.iter().any(|e| e.address == *a)).collect(),
+        let mut change = Self::default();
+        let mut before = old.iter().peekable();
+        for endpoint in new {
+            while let Some(gone) = before.next_if(|e| e.address < endpoint.address) {
+                change.remove.push(gone.address);
+            }
+            if before.next_if(|e| e.address == endpoint.address) != Some(endpoint) {
+                change.upsert.push(endpoint.clone());
+            }
         }
+        change.remove.extend(before.map(|e| e.address));
+        change
     }
 }
 

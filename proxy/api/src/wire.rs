@@ -52,6 +52,9 @@ pub enum ProxyMessage {
     Golden {
         /// The frame.
         frame: ProxyFrame,
+        /// True for the sum of the past that answers an [`ControlMessage::Observe`].
+        #[serde(default)]
+        backfill: bool,
     },
     /// Still there; answers a heartbeat.
     Heartbeat {},
