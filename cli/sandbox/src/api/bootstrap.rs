@@ -18,6 +18,7 @@ pub(super) fn populate(api: &Api) -> anyhow::Result<()> {
     for object in own_service(api) {
         seed(api, object)?;
     }
+    seed(api, dns_service())?;
     for (name, value) in [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)] {
         seed(
             api,
@@ -90,6 +91,24 @@ fn own_service(api: &Api) -> [Value; 3] {
             "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
         }),
     ]
+}
+
+/// The Service of cluster DNS. It has no endpoints: the node itself answers at its address.
+fn dns_service() -> Value {
+    let address = crate::node::services::DNS_ADDRESS.to_string();
+    let labels = json!({"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"});
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": labels},
+        "spec": {
+            "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address],
+            "ports": [
+                {"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53},
+                {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53},
+            ],
+        },
+        "status": {"loadBalancer": {}},
+    })
 }
 
 /// Stores an object without asking anybody.

@@ -1,6 +1,7 @@
 //! Commands run in a container that already runs, and joining the container's own streams.
 
 use std::future::Future;
+use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -73,4 +74,19 @@ pub struct Attach {
     pub exit: Pin<Box<dyn Future<Output = Exit> + Send>>,
     /// Changes the terminal's size; does nothing without one.
     pub resize: Resize,
+}
+
+impl Resize {
+    /// Sets the terminal's size in characters; programs in it are told by a signal.
+    #[allow(unsafe_code)]
+    pub fn set(&self, columns: u16, rows: u16) {
+        let Some(terminal) = &self.0 else { return };
+        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: the descriptor is open for as long as `terminal` is borrowed, and the kernel only reads the struct. There
+        // is no safe wrapper for this call in the crates used here.
+        let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+        if result < 0 {
+            tracing::debug!(error = %std::io::Error::last_os_error(), "cannot set the size of a terminal");
+        }
+    }
 }

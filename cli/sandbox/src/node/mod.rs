@@ -3,7 +3,11 @@
 pub mod dns;
 pub mod exec;
 pub mod logs;
+mod portforward;
 pub mod services;
+mod spdy;
+pub mod streams;
+mod websocket;
 
 use exec::{Attach, Exec, ExecOptions};
 use logs::{LogOptions, LogStream};

@@ -1,0 +1,146 @@
+//! `pods/portforward`: carries connections of the client to ports of a pod.
+//!
+//! Over SPDY the client opens two streams for each connection: `error`, on which the server says what went wrong, and
+//! `data`. Over WebSocket channels there is one connection for each port asked for: channel 2·n for data, 2·n+1 for
+//! errors, each starting with the port's number.
+
+use super::spdy::Connection;
+use super::streams::channel::{Channel, Outlet};
+use super::{Kubelet, PodError};
+use bytes::BytesMut;
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+/// Bytes carried at once.
+const PIECE: usize = 32 * 1024;
+/// Connections at once over one client's connection.
+const MAX_CONNECTIONS: usize = 1024;
+/// Streams waiting for their counterpart.
+const MAX_UNPAIRED: usize = 64;
+
+/// The pod that connections go to.
+#[derive(Clone)]
+pub(super) struct Target {
+    /// The node it runs on.
+    pub(super) kubelet: Kubelet,
+    /// Its namespace.
+    pub(super) namespace: Arc<str>,
+    /// Its name.
+    pub(super) pod: Arc<str>,
+}
+
+/// The two streams of one connection, as they come.
+#[derive(Default)]
+struct Pair {
+    data: Option<Channel>,
+    error: Option<Channel>,
+}
+
+/// Serves connections over SPDY until the client is gone.
+pub(super) async fn serve_spdy(mut connection: Connection, target: &Target) {
+    let mut waiting: HashMap<(String, u16), Pair> = HashMap::new();
+    let mut forwards = JoinSet::new();
+    loop {
+        let (headers, stream) = tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Some(accepted) => accepted,
+                None => break,
+            },
+            Some(_) = forwards.join_next() => continue,
+        };
+        let port = headers.get("port").and_then(|port| port.parse::<u16>().ok()).filter(|port| *port > 0);
+        let (Some(kind), Some(port)) = (headers.get("streamtype"), port) else {
+            stream.outlet().reset().await;
+            continue;
+        };
+        let key = (headers.get("requestid").unwrap_or_default().to_owned(), port);
+        if forwards.len() >= MAX_CONNECTIONS || waiting.len() >= MAX_UNPAIRED && !waiting.contains_key(&key) {
+            stream.outlet().reset().await;
+            continue;
+        }
+        let pair = waiting.entry(key.clone()).or_default();
+        match kind {
+            "data" => pair.data = Some(stream),
+            "error" => pair.error = Some(stream),
+            _ => stream.outlet().reset().await,
+        }
+        if let Some(Pair { data: Some(data), error: Some(error) }) = waiting.get_mut(&key).map(std::mem::take) {
+            waiting.remove(&key);
+            let target = target.clone();
+            forwards.spawn(async move { forward(&target, port, data, &error.outlet()).await });
+        } else if let Some(pair) = waiting.get(&key)
+            && pair.data.is_none()
+            && pair.error.is_none()
+        {
+            waiting.remove(&key);
+        }
+    }
+    forwards.shutdown().await;
+    connection.close().await;
+}
+
+/// Serves one connection for each of `ports` over WebSocket channels.
+pub(super) async fn serve_channels(channels: Vec<Channel>, ports: &[u16], target: &Target) {
+    let mut channels = channels.into_iter();
+    let mut forwards = JoinSet::new();
+    for port in ports {
+        let (Some(data), Some(error)) = (channels.next(), channels.next()) else { break };
+        let (target, port) = (target.clone(), *port);
+        let error = error.outlet();
+        for outlet in [&data.outlet(), &error] {
+            if outlet.send(port.to_le_bytes().to_vec()).await.is_err() {
+                return;
+            }
+        }
+        forwards.spawn(async move { forward(&target, port, data, &error).await });
+    }
+    while forwards.join_next().await.is_some() {}
+}
+
+/// Carries one connection from beginning to end.
+async fn forward(target: &Target, port: u16, data: Channel, error: &Outlet) {
+    match target.kubelet.dial(&target.namespace, &target.pod, port).await {
+        Ok(stream) => carry(stream, data).await,
+        Err(failure) => {
+            let _ = error.send(failure_text(target, port, &failure)).await;
+            data.outlet().reset().await;
+        }
+    }
+    error.finish().await;
+}
+
+fn failure_text(target: &Target, port: u16, failure: &PodError) -> String {
+    format!("cannot connect to port {port} of pod {}/{}: {failure}", target.namespace, target.pod)
+}
+
+/// Copies both directions, each to its own end, until both have ended or the client gives the connection up.
+async fn carry(stream: TcpStream, mut data: Channel) {
+    let (mut from_pod, mut to_pod) = stream.into_split();
+    let (outlet, gone) = (data.outlet(), data.gone());
+    let upstream = async {
+        while let Some(bytes) = data.receive().await {
+            if to_pod.write_all(&bytes).await.is_err() {
+                break;
+            }
+        }
+        let _ = to_pod.shutdown().await;
+    };
+    let downstream = async {
+        let mut buffer = BytesMut::new();
+        loop {
+            buffer.reserve(PIECE);
+            match from_pod.read_buf(&mut buffer).await {
+                Ok(1..) if outlet.send(buffer.split().freeze()).await.is_ok() => {}
+                _ => break,
+            }
+        }
+        outlet.finish().await;
+    };
+    tokio::select! {
+        _ = async { tokio::join!(upstream, downstream) } => {}
+        () = gone.cancelled() => {}
+    }
+}
