@@ -24,6 +24,8 @@ pub enum Spoken {
     Http2,
     /// Anything else.
     Opaque,
+    /// Nothing, and the client closed its side.
+    Closed,
     /// Nothing within [`limits::DETECT_SILENCE`].
     Silent,
 }
@@ -46,6 +48,9 @@ pub async fn detect(tcp: &mut TcpStream) -> io::Result<(Bytes, Spoken)> {
                 let ended = read? == 0;
                 if let Some(spoken) = judge(&ahead) {
                     return Ok((ahead.freeze(), spoken));
+                }
+                if ended && ahead.is_empty() {
+                    return Ok((Bytes::new(), Spoken::Closed));
                 }
                 if ended || ahead.len() >= limits::DETECT_BYTES {
                     return Ok((ahead.freeze(), Spoken::Opaque));

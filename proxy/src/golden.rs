@@ -147,6 +147,11 @@ impl Cell {
         }
     }
 
+    /// True for what golden metrics are about; health probes are not.
+    fn is_traffic(&self) -> bool {
+        &*self.subject.route != crate::route::PROBE
+    }
+
     /// Counts a finished request.
     pub fn finish(&self, finished: &Finished) {
         let latency_us = micros(finished.latency);
@@ -297,7 +302,7 @@ impl Golden {
         inner.ticked_at_ms = now_ms;
         let mut frame = ProxyFrame { at_ms: now_ms, span_ms, series: Vec::new() };
         let mut remembered = Frame { span_ms, series: Vec::new() };
-        for cell in inner.series.values() {
+        for cell in inner.series.values().filter(|cell| cell.is_traffic()) {
             let mut counts = cell.counts.lock();
             if !counts.changed && counts.totals.tcp_open == 0 {
                 continue;
@@ -332,7 +337,7 @@ impl Golden {
             let sum = sums.entry(Arc::as_ptr(cell)).or_insert_with(|| (cell.clone(), Series::default()));
             sum.1.merge(series, false);
         }
-        for cell in inner.series.values() {
+        for cell in inner.series.values().filter(|cell| cell.is_traffic()) {
             let open = cell.counts.lock().totals.tcp_open;
             if open > 0 || sums.contains_key(&Arc::as_ptr(cell)) {
                 let sum = sums.entry(Arc::as_ptr(cell)).or_insert_with(|| (cell.clone(), Series::default()));
@@ -442,6 +447,16 @@ mod tests {
         cell.tcp_closed(None);
         assert_eq!(golden.tick(3000, true).series[0].1.tcp_open, 0);
         assert!(golden.tick(4000, true).series.is_empty());
+    }
+
+    #[test]
+    fn probes_are_counted_but_not_shown_as_traffic() {
+        let golden = Golden::new(0);
+        golden.cell(&scope(&golden, "web"), subject(crate::route::PROBE)).finish(&finished(200));
+        assert!(golden.tick(1000, true).series.is_empty() && golden.backfill(1500, 60).series.is_empty());
+        let mut seen = 0;
+        golden.each(|_, totals| seen += totals.latency.count());
+        assert_eq!(seen, 1);
     }
 
     #[test]

@@ -72,7 +72,10 @@ fn signing_request(identity: &SpiffeId, key: &KeyPair) -> anyhow::Result<String>
 }
 
 async fn ask(proxy: &Proxy, control: &Control, request: &CertifyRequest) -> anyhow::Result<CertifyResponse> {
-    let config = tls::anonymous_client(&control.anchors).context("MESH_TRUST_ANCHORS cannot be used")?;
+    // Anchors that came with the last certificate may be newer than those the pod was started with.
+    let newer = proxy.credentials.current().map(|current| current.anchors.clone()).unwrap_or_default();
+    let anchors = format!("{}\n{newer}", control.anchors);
+    let config = tls::anonymous_client(&anchors).context("MESH_TRUST_ANCHORS cannot be used")?;
     let tcp = client::dial(proxy, control).await?;
     let stream = client::within(tls::connect_control(&config, tcp, &control.identity)).await?;
     let mut connection = client::Http2::handshake(stream).await?;

@@ -53,6 +53,7 @@ pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, from: SocketAddr) -> i
     match spoken {
         Spoken::Http1 => serve::http1(client, stream).await,
         Spoken::Http2 => serve::http2(client, stream).await,
+        Spoken::Closed => serve::wordless(&client, &client.target.now(), stream).await,
         Spoken::Tls | Spoken::MeshTls | Spoken::Opaque | Spoken::Silent => {
             serve::opaque(&client, &client.target.now(), stream).await;
         }
@@ -104,7 +105,7 @@ impl WhereTo {
 fn settle(declared: Protocol, spoken: Spoken) -> Spoken {
     match (declared, spoken) {
         // The application's own TLS cannot be looked into, whatever the port is declared to speak.
-        (_, Spoken::Tls | Spoken::MeshTls) => spoken,
+        (_, Spoken::Tls | Spoken::MeshTls | Spoken::Closed) => spoken,
         (Protocol::Detect, spoken) => spoken,
         (Protocol::Opaque, _) => Spoken::Opaque,
         (Protocol::Http1, _) => Spoken::Http1,

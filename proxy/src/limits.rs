@@ -63,8 +63,8 @@ pub const POOL_CONNECTIONS: usize = 1024;
 pub const POOL_IDLE: usize = 128;
 /// How long an unused connection is kept.
 pub const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// A request that must not be sent twice takes only a connection used within this time: servers close idle
-/// connections without warning.
+/// A request that must not be sent twice takes only a connection to an application used within this time:
+/// applications close idle connections without warning.
 pub const POOL_FRESH: Duration = Duration::from_secs(1);
 /// How long a request waits for a free connection to an endpoint at its limit before it is shed.
 pub const POOL_WAIT: Duration = Duration::from_secs(1);
@@ -94,7 +94,7 @@ pub const TARGET_IDLE: Duration = Duration::from_secs(600);
 /// Series of golden metrics; past it everything is counted under `other`.
 pub const MAX_SERIES: usize = 1024;
 /// Peers (workload, service and port) named in series; past it they are `other`.
-pub const MAX_SCOPES: usize = 512;
+pub const MAX_SCOPES: usize = 4096;
 /// Learned routes of one service; past it they are `other`.
 pub const MAX_ROUTES: usize = 100;
 /// Length of a learned route.

@@ -60,6 +60,8 @@ async fn carry(known: &Arc<Known>, spoken: Spoken, stream: Stream, client: impl 
         Spoken::Http1 => serve::http1(Arc::new(client(TlsStatus::Plain)), stream).await,
         Spoken::Http2 => serve::http2(Arc::new(client(TlsStatus::Plain)), stream).await,
         Spoken::Tls | Spoken::MeshTls => serve::opaque(&client(TlsStatus::Passthrough), known, stream).await,
-        Spoken::Opaque | Spoken::Silent => serve::opaque(&client(TlsStatus::Plain), known, stream).await,
+        Spoken::Opaque | Spoken::Silent | Spoken::Closed => {
+            serve::opaque(&client(TlsStatus::Plain), known, stream).await
+        }
     }
 }

@@ -110,9 +110,9 @@ pub struct ConnectionRecord {
 }
 
 impl ConnectionRecord {
-    /// Opens the account.
-    pub fn open(golden: &Golden, scope: &Arc<Scope>, tls: TlsStatus) -> Self {
-        let subject = Subject { carried: Carried::Tcp, tls, route: Arc::default(), method: "" };
+    /// Opens the account; `route` is empty for all but probes.
+    pub fn open(golden: &Golden, scope: &Arc<Scope>, tls: TlsStatus, route: Arc<str>) -> Self {
+        let subject = Subject { carried: Carried::Tcp, tls, route, method: "" };
         let cell = golden.cell(scope, subject);
         cell.tcp_opened();
         Self { cell, error: None }

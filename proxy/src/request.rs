@@ -54,7 +54,11 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Respo
     let subject = Subject {
         carried: if grpc { Carried::Grpc } else { Carried::Http },
         tls: client.tls,
-        route: client.target.routes.name(request.uri().path(), grpc),
+        route: if is_probe(&client, &request) {
+            client.target.routes.probe()
+        } else {
+            client.target.routes.name(request.uri().path(), grpc)
+        },
         method: if grpc { "" } else { method_label(request.method()) },
     };
     let mut record = Record::open(&proxy.golden, &client.scope, subject);
@@ -81,8 +85,17 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Respo
         let tls = protection(&client, &backend);
         record.attempt(backend.scope.as_ref(), tls);
         let flight = Flight::start(&backend);
+        let spare = spare(&client, &known, &tried, &request);
         match upstream::send(proxy, &backend, request).await {
             Ok((response, lease)) => {
+                if let Some(again) = spare
+                    && let Some(failure) = undelivered(&response)
+                {
+                    flight.failed(&failure);
+                    tried.push(backend.endpoint.address);
+                    request = again;
+                    continue;
+                }
                 flight.answered();
                 break (response, lease, flight, backend);
             }
@@ -105,6 +118,21 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Respo
 fn may_try_another(failure: &Failure, known: &Known, tried: &[SocketAddr]) -> bool {
     // The request was given back whole, so that sending it again is as good as sending it once.
     failure.may_retry(false) && tried.len() < limits::MAX_ATTEMPTS.min(known.backends.len())
+}
+
+/// A second copy of a request without a body, as long as there is another endpoint to send it to.
+fn spare(client: &Client, known: &Known, tried: &[SocketAddr], request: &Request<Upload>) -> Option<Request<Upload>> {
+    let another = tried.len() + 1 < limits::MAX_ATTEMPTS.min(known.backends.len());
+    let repeatable = client.direction == Direction::Outbound && matches!(request.body(), Upload::Empty);
+    (another && repeatable).then(|| upstream::copy_head(request))
+}
+
+/// The failure another proxy reports of a request that never reached its application, which has perhaps just ended.
+fn undelivered(response: &Response<Incoming>) -> Option<Failure> {
+    let code = response.headers().get(&ERROR_HEADER)?.as_bytes();
+    let safe = [MeshError::ConnectFailed, MeshError::ConnectTimeout, MeshError::Draining];
+    let error = safe.into_iter().find(|error| error.code().as_bytes() == code)?;
+    Some(Failure::undelivered(error, "the endpoint's proxy could not reach its application"))
 }
 
 /// The endpoint for the next attempt.
@@ -130,6 +158,13 @@ fn protection(client: &Client, backend: &Backend) -> TlsStatus {
         }
         Direction::Outbound => client.tls,
     }
+}
+
+/// True for a health probe of the kubelet, which is no part of the mesh and says who it is.
+fn is_probe(client: &Client, request: &Request<Incoming>) -> bool {
+    client.direction == Direction::Inbound
+        && client.tls == TlsStatus::Plain
+        && request.headers().get(header::USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"kube-probe/"))
 }
 
 fn is_grpc(request: &Request<Incoming>) -> bool {
@@ -207,7 +242,7 @@ fn note_remote_error(client: &Client, record: &mut Record, response: &mut Respon
 /// Carries what follows an upgrade as an opaque connection.
 fn tunnel(client: &Arc<Client>, backend: &Backend, theirs: OnUpgrade, ours: OnUpgrade) {
     let scope = backend.scope.as_ref().unwrap_or(&client.scope);
-    let record = ConnectionRecord::open(&client.proxy.golden, scope, protection(client, backend));
+    let record = ConnectionRecord::open(&client.proxy.golden, scope, protection(client, backend), Arc::default());
     client.proxy.drain.spawn(async move {
         match tokio::try_join!(theirs, ours) {
             Ok((theirs, ours)) => {

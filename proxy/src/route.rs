@@ -10,6 +10,8 @@ use std::sync::Arc;
 const ID: &str = "{id}";
 /// The route of everything past the cap.
 pub const OTHER: &str = "other";
+/// The route of health probes: counted on `/metrics`, left out of golden metrics, which are about traffic.
+pub const PROBE: &str = "probe";
 
 /// The learned routes of one service.
 #[derive(Debug)]
@@ -21,12 +23,14 @@ pub struct Routes {
 struct Inner {
     known: HashMap<Box<str>, Arc<str>>,
     other: Arc<str>,
+    probe: Arc<str>,
     template: String, // scratch, so that naming a known route allocates nothing
 }
 
 impl Default for Routes {
     fn default() -> Self {
-        let inner = Inner { known: HashMap::new(), other: Arc::from(OTHER), template: String::new() };
+        let inner =
+            Inner { known: HashMap::new(), other: Arc::from(OTHER), probe: Arc::from(PROBE), template: String::new() };
         Self { inner: Mutex::new(inner) }
     }
 }
@@ -35,7 +39,7 @@ impl Routes {
     /// The route of a request path; every request of one route shares the same name.
     pub fn name(&self, path: &str, grpc: bool) -> Arc<str> {
         let mut inner = self.inner.lock();
-        let Inner { known, other, template } = &mut *inner;
+        let Inner { known, other, template, probe: _ } = &mut *inner;
         template.clear();
         if grpc && path.len() <= MAX_ROUTE_BYTES {
             template.push_str(path);
@@ -51,6 +55,13 @@ impl Routes {
         let route: Arc<str> = Arc::from(template.as_str());
         known.insert(Box::from(template.as_str()), route.clone());
         route
+    }
+}
+
+impl Routes {
+    /// The route of health probes.
+    pub fn probe(&self) -> Arc<str> {
+        self.inner.lock().probe.clone()
     }
 }
 

@@ -98,15 +98,29 @@ pub async fn http2(client: Arc<Client>, stream: Stream) {
 /// Carries a connection without looking into it.
 pub async fn opaque(client: &Client, known: &Known, stream: Stream) {
     match open_opaque(client, known).await {
-        Some(opened) => tcp::carry(stream, opened.server, BytesMut::new(), &opened.record).await,
+        Some(opened) => {
+            let record = account(client, Some(&opened.backend), Arc::default());
+            tcp::carry(stream, opened.server, BytesMut::new(), &record).await;
+        }
         None => stream.reset(),
     }
 }
 
-/// A connection to an endpoint for opaque traffic, and its account.
+/// Carries a connection whose client closed its side without a word: a probe, or one that only wants to listen.
+pub async fn wordless(client: &Client, known: &Known, stream: Stream) {
+    match open_opaque(client, known).await {
+        Some(opened) => {
+            let record = account(client, Some(&opened.backend), client.target.routes.probe());
+            tcp::carry(stream, opened.server, BytesMut::new(), &record).await;
+        }
+        None => stream.reset(),
+    }
+}
+
+/// A connection to an endpoint for opaque traffic.
 pub struct Opened {
     server: Stream,
-    record: ConnectionRecord,
+    backend: Arc<Backend>,
     _flight: Flight,
 }
 
@@ -121,8 +135,7 @@ pub async fn open_opaque(client: &Client, known: &Known) -> Option<Opened> {
         match upstream::connect(proxy, &backend, Alpn::Tcp).await {
             Ok(server) => {
                 flight.answered();
-                let record = account(client, Some(&backend));
-                return Some(Opened { server, record, _flight: flight });
+                return Some(Opened { server, backend, _flight: flight });
             }
             Err(failure) => {
                 flight.failed(&failure);
@@ -133,17 +146,17 @@ pub async fn open_opaque(client: &Client, known: &Known) -> Option<Opened> {
     }
     let backend = last.as_ref().map(|(backend, _)| backend);
     let code = last.as_ref().map_or(MeshError::NoEndpoints, |(_, failure)| failure.code);
-    account(client, backend).failed(client.refusal.unwrap_or(code));
+    account(client, backend, Arc::default()).failed(client.refusal.unwrap_or(code));
     None
 }
 
-fn account(client: &Client, backend: Option<&Arc<Backend>>) -> ConnectionRecord {
+fn account(client: &Client, backend: Option<&Arc<Backend>>, route: Arc<str>) -> ConnectionRecord {
     let scope = backend.and_then(|b| b.scope.as_ref()).unwrap_or(&client.scope);
     let meshed = client.direction == Direction::Outbound
         && client.proxy.offers_identity()
         && backend.is_some_and(|b| b.endpoint.identity.is_some());
     let tls = if meshed { TlsStatus::Mutual } else { client.tls };
-    ConnectionRecord::open(&client.proxy.golden, scope, tls)
+    ConnectionRecord::open(&client.proxy.golden, scope, tls, route)
 }
 
 /// What became of a connection whose client said nothing at first.
@@ -172,14 +185,15 @@ pub async fn silent(
             readable?;
             drop(opened);
             let (ahead, spoken) = detect::detect(&mut tcp).await?;
-            // A client that only half-closed has nothing to detect either.
+            // Readable yet nothing read: it was no word after all.
             Ok(Broken::ByClient(tcp, ahead, if spoken == Spoken::Silent { Spoken::Opaque } else { spoken }))
         }
         read = opened.server.read_buf(&mut said) => {
             if read.is_ok_and(|n| n > 0) {
                 server_first();
             }
-            tcp::carry(tcp.into(), opened.server, said, &opened.record).await;
+            let record = account(client, Some(&opened.backend), Arc::default());
+            tcp::carry(tcp.into(), opened.server, said, &record).await;
             Ok(Broken::ByServer)
         }
     }

@@ -171,7 +171,7 @@ mod tests {
         let ((client, near_client), (near_server, server)) = (pair().await, pair().await);
         let golden = Arc::new(Golden::new(0));
         let scope = golden.scope(Direction::Outbound, &WorkloadRef::new("a", "b", "c"), None, 1);
-        let record = ConnectionRecord::open(&golden, &scope, TlsStatus::Plain);
+        let record = ConnectionRecord::open(&golden, &scope, TlsStatus::Plain, Arc::default());
         let from_server = BytesMut::from(from_server);
         let task = tokio::spawn(async move {
             carry(near_client.into(), near_server.into(), from_server, &record).await;

@@ -107,6 +107,8 @@ pub struct Current {
     pub identity: SpiffeId,
     /// End of its validity, Unix seconds.
     pub expires_at: u64,
+    /// The trust anchors that came with it, PEM.
+    pub anchors: String,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
 }
@@ -160,7 +162,13 @@ impl Current {
             .with_custom_certificate_verifier(verifier)
             .with_client_auth_cert(chain, key)?;
         client.resumption = Resumption::in_memory_sessions(RESUMABLE_SESSIONS);
-        Ok(Self { identity, expires_at, server: Arc::new(server), client: Arc::new(client) })
+        Ok(Self {
+            identity,
+            expires_at,
+            anchors: anchors.to_owned(),
+            server: Arc::new(server),
+            client: Arc::new(client),
+        })
     }
 
     /// Terminates mesh TLS; the client has to prove an identity of our trust domain.

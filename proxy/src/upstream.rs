@@ -86,7 +86,9 @@ async fn send_http1(
     mut request: Request<Upload>,
 ) -> Result<(Response<Incoming>, Option<Lease>), Unanswered> {
     let replayable = is_idempotent(request.method()) && matches!(request.body(), Upload::Empty);
-    let fresh = if replayable { limits::POOL_IDLE_TIMEOUT } else { limits::POOL_FRESH };
+    // Other proxies keep idle connections for longer than we do; applications close them when they like.
+    let patient = replayable || backend.endpoint.identity.is_some();
+    let fresh = if patient { limits::POOL_IDLE_TIMEOUT } else { limits::POOL_FRESH };
     while let Some(mut sender) = backend.pool.take(Instant::now(), fresh) {
         // The server may close a kept connection just now. What it has not answered and may safely see twice is
         // sent again.
@@ -265,7 +267,7 @@ fn is_idempotent(method: &Method) -> bool {
 }
 
 /// The same request without a body. Extensions (an upgrade in waiting) stay with the original.
-fn copy_head(request: &Request<Upload>) -> Request<Upload> {
+pub fn copy_head(request: &Request<Upload>) -> Request<Upload> {
     let mut copy = Request::new(Upload::Empty);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();

@@ -143,6 +143,34 @@ async fn a_dead_endpoint_costs_a_retry_and_no_request() {
 }
 
 #[tokio::test]
+async fn what_never_reached_an_application_goes_to_another_pod() {
+    let authority = Authority::new();
+    let app = App::start().await;
+    let ended = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (one, two) = (server(&authority, "web", app.address), server(&authority, "web", ended));
+    let endpoints = [&one, &two].map(|proxy| endpoint(proxy.inbound, Some(account("web"))));
+    let load = client(&authority, endpoints.to_vec());
+    for mut http in [Http::one(load.outbound).await, Http::two(load.outbound).await] {
+        for _ in 0..10 {
+            assert_eq!(http.get("/").await.status, 200);
+        }
+    }
+    assert!(two.metric("mesh_requests_total", &["error=\"connect-failed\""]).await >= 1.0);
+    load.expect_metric("mesh_requests_total", &["status=\"200\"", "error=\"\""], 20.0).await;
+}
+
+#[tokio::test]
+async fn probes_are_told_from_traffic() {
+    let (_load, web, _app) = mesh().await;
+    let mut http = Http::one(web.inbound).await;
+    let probe = Request::get("/health").header("host", "web").header("user-agent", "kube-probe/1.34");
+    assert_eq!(http.send(probe.body(Full::default()).unwrap()).await.status, 200);
+    drop(TcpStream::connect(web.inbound).await.unwrap());
+    web.expect_metric("mesh_requests_total", &["route=\"probe\"", "tls=\"plain\""], 1.0).await;
+    web.expect_metric("mesh_tcp_opened_total", &["route=\"probe\"", "tls=\"plain\""], 1.0).await;
+}
+
+#[tokio::test]
 async fn a_kept_connection_that_the_server_closed_costs_nothing() {
     // Answers one request a connection and closes it without saying so.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
