@@ -1,1 +1,48 @@
-fn main() {}
+//! The mesh's end-to-end tests: one binary, one file a feature.
+//!
+//! The binary is two things. Called by cargo it is the test runner. Called under the name `meshctl` (or one of the
+//! names the sandbox starts its programs by) it is that program, so that the tests run exactly the code they were
+//! built with and need no other binary.
+//!
+//! A test that needs a privilege or a tool the machine lacks is listed as ignored with the reason in its name;
+//! with `MESH_TEST_STRICT=1` it fails instead.
+
+mod capture;
+mod demo;
+mod forger;
+mod harness;
+mod install;
+mod interception;
+mod kubectl;
+mod real_programs;
+mod resilience;
+mod sandbox;
+mod tidy;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match harness::called_as().as_str() {
+        "meshctl" | "mesh-proxy" | "mesh-control" | "mesh-demo" | "mesh-sandbox" => return meshctl::main(),
+        "mesh-capture" => return capture::main(),
+        "mesh-forger" => return forger::main(),
+        _ => {}
+    }
+    let mut arguments = libtest_mimic::Arguments::from_args();
+    // Most tests start processes of their own: more than two at a time only wait for each other.
+    arguments.test_threads = arguments.test_threads.or(Some(2));
+    let tests = [
+        tidy::tests(),
+        sandbox::tests(),
+        kubectl::tests(),
+        install::tests(),
+        interception::tests(),
+        real_programs::tests(),
+        resilience::tests(),
+        demo::tests(),
+    ];
+    let tests = tests.into_iter().flatten().collect();
+    let conclusion = libtest_mimic::run(&arguments, tests);
+    harness::tear_down();
+    conclusion.exit_code()
+}
