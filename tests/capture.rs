@@ -29,12 +29,8 @@ fn fail(message: &str) -> ExitCode {
 }
 
 fn run(interface: &str, time: Duration) -> std::io::Result<()> {
-    let socket = nix::sys::socket::socket(
-        AddressFamily::Packet,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::EthAll,
-    )?;
+    let socket =
+        nix::sys::socket::socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
     nix::sys::socket::setsockopt(
         &socket,
         nix::sys::socket::sockopt::ReceiveTimeout,

@@ -19,8 +19,20 @@ fn once_prints_golden_routes() -> Result<()> {
         ensure!(rows.iter().any(|row| row["name"] == name), "no row for {name}: {}", ran.stdout);
     }
     let keys = [
-        "namespace", "kind", "name", "route", "method", "service", "rps", "success_rate", "latency_p50_ms", "latency_p95_ms",
-        "latency_p99_ms", "mtls_rate", "retries_rate", "timeouts_rate",
+        "namespace",
+        "kind",
+        "name",
+        "route",
+        "method",
+        "service",
+        "rps",
+        "success_rate",
+        "latency_p50_ms",
+        "latency_p95_ms",
+        "latency_p99_ms",
+        "mtls_rate",
+        "retries_rate",
+        "timeouts_rate",
     ];
     for row in &rows {
         for key in keys {
@@ -34,7 +46,9 @@ fn once_prints_golden_routes() -> Result<()> {
     }
     let failing = rows
         .iter()
-        .find(|row| row["name"] == "catalog" && row["route"].as_str().is_some_and(|r| r.starts_with("/recommendations")))
+        .find(|row| {
+            row["name"] == "catalog" && row["route"].as_str().is_some_and(|r| r.starts_with("/recommendations"))
+        })
         .context("catalog's failing route has no row")?;
     let success = failing["success_rate"].as_f64().context("no success rate")?;
     ensure!((0.9..1.0).contains(&success), "the failing route succeeds {success}");

@@ -77,7 +77,10 @@ impl Ran {
         if self.code != Some(code) {
             bail!(
                 "`{}` ended with {:?}, not {code}\n--- stdout\n{}\n--- stderr\n{}",
-                self.line, self.code, self.stdout, self.stderr
+                self.line,
+                self.code,
+                self.stdout,
+                self.stderr
             );
         }
         Ok(self)
@@ -94,7 +97,12 @@ impl Ran {
     /// Fails unless stderr contains the text.
     pub(crate) fn complains(self, text: &str) -> Result<Self> {
         if !self.stderr.contains(text) {
-            bail!("`{}` does not complain of `{text}`\n--- stdout\n{}\n--- stderr\n{}", self.line, self.stdout, self.stderr);
+            bail!(
+                "`{}` does not complain of `{text}`\n--- stdout\n{}\n--- stderr\n{}",
+                self.line,
+                self.stdout,
+                self.stderr
+            );
         }
         Ok(self)
     }

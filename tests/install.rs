@@ -92,7 +92,8 @@ fn a_bad_annotation_is_refused_with_an_event() -> Result<()> {
 fn host_network_pods_are_skipped() -> Result<()> {
     let s = SHOP.get()?;
     s.kubectl(["create", "ns", "hosted"])?.ok()?;
-    let host = pod("host", serde_json::json!({"meshctl.dev/inject": "enabled"}), serde_json::json!({"hostNetwork": true}));
+    let host =
+        pod("host", serde_json::json!({"meshctl.dev/inject": "enabled"}), serde_json::json!({"hostNetwork": true}));
     s.kubectl_with_input(["-n", "hosted", "apply", "-f", "-"], &host)?.ok()?;
     let containers = "jsonpath={.spec.initContainers}";
     let found = s.kubectl(["-n", "hosted", "get", "pod", "host", "-o", containers])?.ok()?.stdout;

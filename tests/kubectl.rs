@@ -87,7 +87,11 @@ fn get_in_every_form() -> Result<()> {
     s.kubectl(["-n", "forms", "get", "deploy", "-o", path])?.ok()?.says("web")?;
     let columns = "custom-columns=N:.metadata.name,R:.spec.replicas";
     s.kubectl(["-n", "forms", "get", "deploy", "-o", columns])?.ok()?.says("N     R")?.says("web   1")?;
-    s.kubectl(["-n", "forms", "get", "all"])?.ok()?.says("pod/web-")?.says("deployment.apps/web")?.says("replicaset.apps/web-")?;
+    s.kubectl(["-n", "forms", "get", "all"])?
+        .ok()?
+        .says("pod/web-")?
+        .says("deployment.apps/web")?
+        .says("replicaset.apps/web-")?;
     s.kubectl(["get", "nodes"])?.ok()?.says("Ready")?;
     s.kubectl(["get", "pods", "-A"])?.ok()?.says("forms")?;
     let missing = s.kubectl(["-n", "forms", "get", "pod", "nobody-here"])?.exits(1)?;
@@ -146,7 +150,9 @@ fn create_and_its_errors() -> Result<()> {
     let again = s.kubectl(["-n", "created", "create", "configmap", "one"])?.exits(1)?;
     again.complains("AlreadyExists")?.complains("configmaps \"one\" already exists")?;
     let unknown = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"two"},"dat":{"a":"b"}}"#;
-    s.kubectl_with_input(["-n", "created", "create", "-f", "-"], unknown)?.exits(1)?.complains("unknown field \"dat\"")?;
+    s.kubectl_with_input(["-n", "created", "create", "-f", "-"], unknown)?
+        .exits(1)?
+        .complains("unknown field \"dat\"")?;
     let invalid = deployment("UPPER", 1, "true");
     s.kubectl_with_input(["-n", "created", "create", "-f", "-"], &invalid)?.exits(1)?.complains("metadata.name")?;
     let nowhere = s.kubectl(["-n", "no-such-namespace", "create", "configmap", "x"])?.exits(1)?;
@@ -204,8 +210,10 @@ fn diff_shows_a_change() -> Result<()> {
 fn patches_of_every_type() -> Result<()> {
     let s = namespace("patched")?;
     s.kubectl_with_input(["-n", "patched", "apply", "-f", "-"], &deployment("web", 1, COUNT))?.ok()?;
-    let patch = |kind: &str, text: &str| s.kubectl(["-n", "patched", "patch", "deploy", "web", "--type", kind, "-p", text]);
-    let strategic = r#"{"spec":{"template":{"spec":{"containers":[{"name":"main","env":[{"name":"A","value":"1"}]}]}}}}"#;
+    let patch =
+        |kind: &str, text: &str| s.kubectl(["-n", "patched", "patch", "deploy", "web", "--type", kind, "-p", text]);
+    let strategic =
+        r#"{"spec":{"template":{"spec":{"containers":[{"name":"main","env":[{"name":"A","value":"1"}]}]}}}}"#;
     patch("strategic", strategic)?.ok()?.says("patched")?;
     patch("merge", r#"{"metadata":{"labels":{"merged":"yes"}}}"#)?.ok()?;
     patch("json", r#"[{"op":"replace","path":"/spec/replicas","value":2}]"#)?.ok()?;
@@ -220,7 +228,9 @@ fn patches_of_every_type() -> Result<()> {
 fn delete_cascades() -> Result<()> {
     let s = namespace("deleted")?;
     start(s, "deleted", "web", 2)?;
-    s.kubectl(["-n", "deleted", "delete", "deploy", "web", "--timeout=30s"])?.ok()?.says("deployment.apps \"web\" deleted")?;
+    s.kubectl(["-n", "deleted", "delete", "deploy", "web", "--timeout=30s"])?
+        .ok()?
+        .says("deployment.apps \"web\" deleted")?;
     eventually(Duration::from_secs(20), "the pods go with their deployment", || {
         let left = s.kubectl(["-n", "deleted", "get", "pods,rs", "-o", "name"])?.ok()?.stdout;
         ensure!(left.is_empty(), "still there: {left}");
@@ -241,7 +251,8 @@ fn logs_follow() -> Result<()> {
     let tail = s.kubectl(["-n", "logged", "logs", "deploy/web", "--tail=1"])?.ok()?.stdout;
     ensure!(tail.lines().count() == 1, "{tail}");
     s.kubectl(["-n", "logged", "logs", "deploy/web", "--timestamps", "--tail=1"])?.ok()?.says("T")?.says("Z line")?;
-    let mut child = s.kubectl_command(["-n", "logged", "logs", "-f", "--tail=0", "deploy/web"])?.stdout(Stdio::piped()).spawn()?;
+    let mut child =
+        s.kubectl_command(["-n", "logged", "logs", "-f", "--tail=0", "deploy/web"])?.stdout(Stdio::piped()).spawn()?;
     let out = BufReader::new(child.stdout.take().context("no stdout")?);
     let lines: Vec<String> = out.lines().take(2).collect::<std::io::Result<_>>()?;
     child.kill()?;
@@ -305,13 +316,19 @@ fn port_forward_carries_bytes() -> Result<()> {
 fn wait_and_rollout() -> Result<()> {
     let s = namespace("rolled")?;
     start(s, "rolled", "web", 2)?;
-    s.kubectl(["-n", "rolled", "wait", "--for=condition=Available", "deploy/web", "--timeout=30s"])?.ok()?.says("condition met")?;
+    s.kubectl(["-n", "rolled", "wait", "--for=condition=Available", "deploy/web", "--timeout=30s"])?
+        .ok()?
+        .says("condition met")?;
     let pods = || -> Result<String> {
-        Ok(s.kubectl(["-n", "rolled", "get", "pods", "-o", "name", "--field-selector=status.phase=Running"])?.ok()?.stdout)
+        Ok(s.kubectl(["-n", "rolled", "get", "pods", "-o", "name", "--field-selector=status.phase=Running"])?
+            .ok()?
+            .stdout)
     };
     let before = pods()?;
     s.kubectl(["-n", "rolled", "rollout", "restart", "deploy/web"])?.ok()?.says("restarted")?;
-    s.kubectl(["-n", "rolled", "rollout", "status", "deploy/web", "--timeout=60s"])?.ok()?.says("successfully rolled out")?;
+    s.kubectl(["-n", "rolled", "rollout", "status", "deploy/web", "--timeout=60s"])?
+        .ok()?
+        .says("successfully rolled out")?;
     eventually(Duration::from_secs(20), "only new pods are left", || {
         let now = pods()?;
         ensure!(now.lines().count() == 2 && now.lines().all(|pod| !before.contains(pod)), "{before} → {now}");
@@ -343,12 +360,15 @@ fn auth_can_i() -> Result<()> {
     let account = "--as=system:serviceaccount:judged:default";
     s.kubectl(["-n", "judged", "auth", "can-i", "list", "pods", account])?.exits(1)?.says("no")?;
     s.kubectl(["-n", "judged", "create", "role", "reader", "--verb=list", "--resource=pods"])?.ok()?;
-    let binding = ["-n", "judged", "create", "rolebinding", "reads", "--role=reader", "--serviceaccount=judged:default"];
+    let binding =
+        ["-n", "judged", "create", "rolebinding", "reads", "--role=reader", "--serviceaccount=judged:default"];
     s.kubectl(binding)?.ok()?;
     s.kubectl(["-n", "judged", "auth", "can-i", "list", "pods", account])?.ok()?.says("yes")?;
     s.kubectl(["-n", "judged", "get", "pods", account])?.ok()?;
     let refused = s.kubectl(["-n", "judged", "get", "secrets", account])?.exits(1)?;
-    refused.complains("User \"system:serviceaccount:judged:default\" cannot list resource \"secrets\" in API group \"\"")?;
+    refused.complains(
+        "User \"system:serviceaccount:judged:default\" cannot list resource \"secrets\" in API group \"\"",
+    )?;
     Ok(())
 }
 
@@ -371,7 +391,8 @@ fn create_token_authenticates() -> Result<()> {
     let config = s.kubectl(["config", "view", "--raw", "-o", "json"])?.ok()?.stdout;
     let config: serde_json::Value = serde_json::from_str(&config)?;
     let server = config["clusters"][0]["cluster"]["server"].as_str().context("no server")?.to_owned();
-    let who = s.kubectl(["--kubeconfig=/dev/null", "--insecure-skip-tls-verify", "-s", &server, &bearer, "auth", "whoami"])?;
+    let who =
+        s.kubectl(["--kubeconfig=/dev/null", "--insecure-skip-tls-verify", "-s", &server, &bearer, "auth", "whoami"])?;
     who.ok()?.says("system:serviceaccount:tokened:default")?;
     Ok(())
 }
@@ -379,8 +400,10 @@ fn create_token_authenticates() -> Result<()> {
 fn an_unknown_image_says_what_to_do() -> Result<()> {
     let s = namespace("strange")?;
     s.kubectl(["-n", "strange", "run", "x", "--image=ghost:1"])?.ok()?;
-    eventually(Duration::from_secs(15), "the pull fails", || s.kubectl(["-n", "strange", "get", "pod", "x"])?.ok()?.says("ErrImagePull"))
-        .or_else(|_| s.kubectl(["-n", "strange", "get", "pod", "x"])?.ok()?.says("ImagePullBackOff"))?;
+    eventually(Duration::from_secs(15), "the pull fails", || {
+        s.kubectl(["-n", "strange", "get", "pod", "x"])?.ok()?.says("ErrImagePull")
+    })
+    .or_else(|_| s.kubectl(["-n", "strange", "get", "pod", "x"])?.ok()?.says("ImagePullBackOff"))?;
     s.kubectl(["-n", "strange", "describe", "pod", "x"])?.ok()?.says("meshctl sandbox image add")?;
     Ok(())
 }

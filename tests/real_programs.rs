@@ -76,7 +76,12 @@ fn nginx_answers_curl() -> Result<()> {
             "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
     });
     deploy(s, "nginx", 8080, spec, &[json!({"name": "data", "emptyDir": {}})])?;
-    let curl = || call(s, "nginx", &["curl", "-sS", "--max-time", "3", "http://nginx:8080/"])?.ok()?.says("made by nginx").map(|_| ());
+    let curl = || {
+        call(s, "nginx", &["curl", "-sS", "--max-time", "3", "http://nginx:8080/"])?
+            .ok()?
+            .says("made by nginx")
+            .map(|_| ())
+    };
     curl()?;
     row(s, "nginx", "rps", curl)?;
     Ok(())

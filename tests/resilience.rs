@@ -81,7 +81,9 @@ fn control_process(s: &Sandbox) -> Result<Pid> {
     }
     candidates
         .into_iter()
-        .find(|&pid| std::iter::successors(Some(pid), |pid| parents.get(pid).copied()).take(20).any(|p| daemons.contains(&p)))
+        .find(|&pid| {
+            std::iter::successors(Some(pid), |pid| parents.get(pid).copied()).take(20).any(|p| daemons.contains(&p))
+        })
         .map(Pid::from_raw)
         .context("no mesh-control runs in this sandbox")
 }
@@ -98,7 +100,8 @@ fn control_killed_under_load_loses_nothing() -> Result<()> {
     let s = shop("headless")?;
     let statuses = under_load(&s, 8, || {
         kill(control_process(&s)?, Signal::SIGKILL)?;
-        s.kubectl(["-n", "mesh-system", "wait", "--for=condition=Available", "deploy/mesh-control", "--timeout=60s"])?.ok()?;
+        s.kubectl(["-n", "mesh-system", "wait", "--for=condition=Available", "deploy/mesh-control", "--timeout=60s"])?
+            .ok()?;
         Ok(())
     })?;
     all_well(&statuses)?;

@@ -100,8 +100,17 @@ fn files_say_why_they_exist() -> Result<()> {
 
 fn the_top_level_is_the_agreed_one() -> Result<()> {
     let agreed = [
-        "Cargo.toml", "Cargo.lock", "README.md", "LICENSE", "rust-toolchain.toml", "cli", "control", "manifests", "proxy",
-        "tests", "target",
+        "Cargo.toml",
+        "Cargo.lock",
+        "README.md",
+        "LICENSE",
+        "rust-toolchain.toml",
+        "cli",
+        "control",
+        "manifests",
+        "proxy",
+        "tests",
+        "target",
     ];
     for entry in std::fs::read_dir(root())? {
         let name = entry?.file_name().to_string_lossy().into_owned();

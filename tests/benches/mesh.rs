@@ -166,7 +166,9 @@ fn memory(s: &Sandbox) -> Result<()> {
             proportional.extend(field("Pss:"));
         }
         let (count, resident, proportional) = (resident.len(), median(resident), median(proportional));
-        say(&format!("| idle memory of {program}, resident / proportional share ({count} running) | {resident:.1} / {proportional:.1} MiB |"));
+        say(&format!(
+            "| idle memory of {program}, resident / proportional share ({count} running) | {resident:.1} / {proportional:.1} MiB |"
+        ));
     }
     let _ = s;
     Ok(())

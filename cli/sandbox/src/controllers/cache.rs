@@ -11,8 +11,8 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::core::PartialObjectMeta;
+use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::runtime::{WatchStreamExt, metadata_watcher};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -159,7 +159,9 @@ pub(crate) struct Cluster {
 }
 
 /// Where the cache keeps objects of a kind, so that a write can put its result there.
-pub(crate) trait Cached: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static {
+pub(crate) trait Cached:
+    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static
+{
     fn objects(cluster: &mut Cluster) -> &mut Objects<Self>;
 }
 
@@ -191,8 +193,13 @@ cached! {
 }
 
 /// Follows one kind for as long as somebody listens.
-fn follow<K>(api: Api<K>, config: watcher::Config, out: &mpsc::Sender<Change>, stop: &CancellationToken, wrap: fn(Event<K>) -> Change)
-where
+fn follow<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    out: &mpsc::Sender<Change>,
+    stop: &CancellationToken,
+    wrap: fn(Event<K>) -> Change,
+) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let (out, stop) = (out.clone(), stop.clone());
@@ -200,8 +207,12 @@ where
         let mut events = watcher(api, config).default_backoff().boxed();
         loop {
             match events.try_next().await {
-                Ok(Some(event)) if out.send(wrap(event)).await.is_ok() => {}
-                Ok(_) => return,
+                Ok(Some(event)) => {
+                    if out.send(wrap(event)).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => return,
                 Err(error) => tracing::debug!(%error, kind = %K::kind(&()), "a watch broke off and is taken up again"),
             }
         }
@@ -209,15 +220,24 @@ where
 }
 
 /// Follows the metadata of a kind known only by name.
-pub(crate) fn follow_metadata(client: &Client, resource: kube::core::ApiResource, out: &mpsc::Sender<Change>, stop: &CancellationToken) {
+pub(crate) fn follow_metadata(
+    client: &Client,
+    resource: kube::core::ApiResource,
+    out: &mpsc::Sender<Change>,
+    stop: &CancellationToken,
+) {
     let (out, stop) = (out.clone(), stop.clone());
-    let api: Api<kube::core::DynamicObject> = Api::all_with(client.clone(), &resource);
+    let api: Api<PartialObjectMeta<kube::core::DynamicObject>> = Api::all_with(client.clone(), &resource);
     tokio::spawn(stop.run_until_cancelled_owned(async move {
-        let mut events = metadata_watcher(api, watcher::Config::default()).default_backoff().boxed();
+        let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
         loop {
             match events.try_next().await {
-                Ok(Some(event)) if out.send(Change::Metadata(resource.clone(), Box::new(event))).await.is_ok() => {}
-                Ok(_) => return,
+                Ok(Some(event)) => {
+                    if out.send(Change::Metadata(resource.clone(), Box::new(event))).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => return,
                 Err(error) => tracing::debug!(%error, kind = %resource.kind, "a watch broke off and is taken up again"),
             }
         }
@@ -234,7 +254,8 @@ impl Cluster {
             )*};
         }
         follow_all!(Namespace Node Pod Service ServiceAccount Slice Deployment ReplicaSet StatefulSet DaemonSet Job CronJob Budget);
-        let only = watcher::Config::default().fields(&format!("metadata.name={}", super::service_account::ROOT_CERTIFICATE));
+        let only =
+            watcher::Config::default().fields(&format!("metadata.name={}", super::service_account::ROOT_CERTIFICATE));
         follow(Api::all(client.clone()), only, &out, stop, Change::RootCertificate);
         super::garbage::follow_everything(client.clone(), out, stop.clone());
         let cluster = Self {
@@ -275,12 +296,12 @@ impl Cluster {
             }),
             Change::Pod(event) => self.take(event, Self::work_for_pod),
             Change::Service(event) => self.take(event, |_, o| vec![Work::Endpoints(key_of(&o.metadata))]),
-            Change::ServiceAccount(event) => self.take(event, |_, o| {
-                vec![Work::ServiceAccounts(o.metadata.namespace.clone().unwrap_or_default())]
-            }),
-            Change::RootCertificate(event) => self.take(event, |_, o| {
-                vec![Work::ServiceAccounts(o.metadata.namespace.clone().unwrap_or_default())]
-            }),
+            Change::ServiceAccount(event) => {
+                self.take(event, |_, o| vec![Work::ServiceAccounts(o.metadata.namespace.clone().unwrap_or_default())])
+            }
+            Change::RootCertificate(event) => {
+                self.take(event, |_, o| vec![Work::ServiceAccounts(o.metadata.namespace.clone().unwrap_or_default())])
+            }
             Change::Slice(event) => self.take(event, |_, o| {
                 let labels = o.metadata.labels.as_ref();
                 let service = labels.and_then(|l| l.get("kubernetes.io/service-name"));
@@ -306,7 +327,11 @@ impl Cluster {
     fn take<K: Cached>(&mut self, event: Event<K>, work: fn(&Self, &K) -> Vec<Work>) -> Vec<Work> {
         match event {
             Event::Apply(object) | Event::InitApply(object) => {
-                if K::objects(self).put(object.clone()) { work(self, &object) } else { Vec::new() }
+                if K::objects(self).put(object.clone()) {
+                    work(self, &object)
+                } else {
+                    Vec::new()
+                }
             }
             Event::Delete(object) => {
                 K::objects(self).remove(&object);

@@ -20,7 +20,8 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<
     let now = Timestamp::now();
     let zone = spec.time_zone.as_deref().and_then(|name| TimeZone::get(name).ok()).unwrap_or(TimeZone::UTC);
     let Some(schedule) = Schedule::parse(&spec.schedule) else {
-        event::warning(cluster, &cron, NAME, "UnparseableSchedule", format!("unparseable schedule: {}", spec.schedule)).await;
+        event::warning(cluster, &cron, NAME, "UnparseableSchedule", format!("unparseable schedule: {}", spec.schedule))
+            .await;
         return Ok(None);
     };
     let jobs: Vec<Job> = cluster.jobs.controlled(&cron.metadata).cloned().collect();
@@ -76,8 +77,13 @@ fn job_of(cron: &CronJob, minute: i64) -> Job {
 /// Deletes finished jobs beyond the history limits.
 async fn forget_old(cluster: &mut Cluster, cron: &CronJob) -> kube::Result<()> {
     let spec = cron.spec.clone().unwrap_or_default();
-    for (kind, keep) in [("Complete", spec.successful_jobs_history_limit.unwrap_or(3)), ("Failed", spec.failed_jobs_history_limit.unwrap_or(1))] {
-        let ended = |job: &&Job| job.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == kind && c.status == "True");
+    for (kind, keep) in [
+        ("Complete", spec.successful_jobs_history_limit.unwrap_or(3)),
+        ("Failed", spec.failed_jobs_history_limit.unwrap_or(1)),
+    ] {
+        let ended = |job: &&Job| {
+            job.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == kind && c.status == "True")
+        };
         let mut jobs: Vec<Job> = cluster.jobs.controlled(&cron.metadata).filter(ended).cloned().collect();
         jobs.sort_by_key(|job| job.metadata.creation_timestamp.as_ref().map(|time| time.0));
         for job in jobs.iter().take(jobs.len().saturating_sub(keep.max(0) as usize)) {
@@ -106,7 +112,13 @@ impl Schedule {
         };
         let parts: Vec<&str> = text.split_whitespace().collect();
         let [minute, hour, day, month, weekday] = parts[..] else { return None };
-        let fields = [field(minute, 0, 59)?, field(hour, 0, 23)?, field(day, 1, 31)?, field(month, 1, 12)?, field(weekday, 0, 7)?];
+        let fields = [
+            field(minute, 0, 59)?,
+            field(hour, 0, 23)?,
+            field(day, 1, 31)?,
+            field(month, 1, 12)?,
+            field(weekday, 0, 7)?,
+        ];
         Some(Self { fields, any_day: day.starts_with('*'), any_weekday: weekday.starts_with('*') })
     }
 
@@ -125,7 +137,8 @@ impl Schedule {
 fn field(text: &str, low: i8, high: i8) -> Option<Vec<i8>> {
     let mut values = Vec::new();
     for part in text.split(',') {
-        let (range, step) = part.split_once('/').map_or((part, Some(1)), |(r, s)| (r, s.parse::<i8>().ok().filter(|&s| s > 0)));
+        let (range, step) =
+            part.split_once('/').map_or((part, Some(1)), |(r, s)| (r, s.parse::<i8>().ok().filter(|&s| s > 0)));
         let (from, to) = match (range, range.split_once('-')) {
             ("*" | "?", _) => (low, high),
             (_, Some((from, to))) => (from.parse().ok()?, to.parse().ok()?),

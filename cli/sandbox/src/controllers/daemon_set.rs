@@ -17,7 +17,10 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<
     let spec = set.spec.clone().unwrap_or_default();
     let revision = hash_of(&spec.template, 0);
     let nodes: Vec<String> = cluster.nodes.iter().filter_map(|node| node.metadata.name.clone()).collect();
-    let on = |pod: &Pod, node: &str| pod.spec.as_ref().and_then(|s| s.node_selector.as_ref()).and_then(|s| s.get(HOSTNAME)).map(String::as_str) == Some(node);
+    let on = |pod: &Pod, node: &str| {
+        pod.spec.as_ref().and_then(|s| s.node_selector.as_ref()).and_then(|s| s.get(HOSTNAME)).map(String::as_str)
+            == Some(node)
+    };
     if set.metadata.deletion_timestamp.is_none() {
         for node in &nodes {
             let pods: Vec<Pod> = cluster.pods.controlled(&set.metadata).filter(|pod| on(pod, node)).cloned().collect();
@@ -44,7 +47,9 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<
         number_ready: count(&template::is_ready),
         number_available: Some(available),
         number_unavailable: (wanted > available).then_some(wanted - available),
-        updated_number_scheduled: Some(count(&|pod| pod.metadata.labels.as_ref().and_then(|l| l.get(REVISION)) == Some(&revision))),
+        updated_number_scheduled: Some(count(&|pod| {
+            pod.metadata.labels.as_ref().and_then(|l| l.get(REVISION)) == Some(&revision)
+        })),
         number_misscheduled: 0,
         observed_generation: set.metadata.generation,
         collision_count: None,

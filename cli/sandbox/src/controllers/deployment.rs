@@ -72,7 +72,12 @@ fn next_revision(sets: &[ReplicaSet]) -> u64 {
     sets.iter().map(|set| revision_of(&set.metadata)).max().unwrap_or(0) + 1
 }
 
-async fn create_set(cluster: &mut Cluster, deployment: &Deployment, hash: &str, revision: u64) -> kube::Result<ReplicaSet> {
+async fn create_set(
+    cluster: &mut Cluster,
+    deployment: &Deployment,
+    hash: &str,
+    revision: u64,
+) -> kube::Result<ReplicaSet> {
     let spec = deployment.spec.clone().unwrap_or_default();
     let mut template = spec.template;
     let meta = template.metadata.get_or_insert_default();
@@ -105,7 +110,12 @@ async fn create_set(cluster: &mut Cluster, deployment: &Deployment, hash: &str, 
 
 /// Keeps the revision on the ReplicaSet in use (it is the newest, also after going back to an old one) and on the
 /// Deployment, where `kubectl rollout history` and `describe` look.
-async fn number(cluster: &mut Cluster, deployment: &Deployment, current: &ReplicaSet, sets: &[ReplicaSet]) -> kube::Result<()> {
+async fn number(
+    cluster: &mut Cluster,
+    deployment: &Deployment,
+    current: &ReplicaSet,
+    sets: &[ReplicaSet],
+) -> kube::Result<()> {
     let others = sets.iter().filter(|set| set.metadata.uid != current.metadata.uid);
     let newest = others.map(|set| revision_of(&set.metadata)).max().unwrap_or(0);
     let revision = if revision_of(&current.metadata) > newest { revision_of(&current.metadata) } else { newest + 1 };
@@ -166,7 +176,8 @@ fn scales(deployment: &Deployment, current: Option<Key>, sets: &[ReplicaSet], pa
         return steps;
     }
     let (surge, unavailable) = slack(deployment);
-    let target = if new_now > wanted { wanted } else { wanted.min(new_now + (wanted + surge - old_total - new_now).max(0)) };
+    let target =
+        if new_now > wanted { wanted } else { wanted.min(new_now + (wanted + surge - old_total - new_now).max(0)) };
     if target != new_now {
         steps.push((new.clone(), target));
     }
@@ -201,7 +212,9 @@ async fn clean_up(cluster: &mut Cluster, deployment: &Deployment, current: Optio
     let mut old: Vec<ReplicaSet> = cluster
         .replica_sets
         .controlled(&deployment.metadata)
-        .filter(|set| set.metadata.uid != current && replicas_of(set) == 0 && set.status.as_ref().is_none_or(|s| s.replicas == 0))
+        .filter(|set| {
+            set.metadata.uid != current && replicas_of(set) == 0 && set.status.as_ref().is_none_or(|s| s.replicas == 0)
+        })
         .filter(|set| set.metadata.deletion_timestamp.is_none())
         .cloned()
         .collect();
@@ -212,7 +225,12 @@ async fn clean_up(cluster: &mut Cluster, deployment: &Deployment, current: Optio
     Ok(())
 }
 
-fn status(deployment: &Deployment, current: Option<Key>, sets: &[ReplicaSet], now: jiff::Timestamp) -> DeploymentStatus {
+fn status(
+    deployment: &Deployment,
+    current: Option<Key>,
+    sets: &[ReplicaSet],
+    now: jiff::Timestamp,
+) -> DeploymentStatus {
     let sum = |pick: &dyn Fn(&ReplicaSet) -> i32| sets.iter().map(pick).sum::<i32>();
     let some = |number: i32| (number > 0).then_some(number);
     let observed = |set: &ReplicaSet| set.status.as_ref().map_or(0, |s| s.replicas);

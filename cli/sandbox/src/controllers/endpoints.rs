@@ -26,7 +26,8 @@ pub(crate) fn selects(service: &Service, labels: &BTreeMap<String, String>) -> b
 pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<Again> {
     let mine = |slice: &&EndpointSlice| {
         let labels = slice.metadata.labels.as_ref();
-        labels.and_then(|l| l.get(SERVICE)) == Some(&key.1) && labels.and_then(|l| l.get(MANAGED_BY)).is_some_and(|m| m == NAME)
+        labels.and_then(|l| l.get(SERVICE)) == Some(&key.1)
+            && labels.and_then(|l| l.get(MANAGED_BY)).is_some_and(|m| m == NAME)
     };
     let existing: Vec<EndpointSlice> = cluster.slices.inside(&key.0).filter(mine).cloned().collect();
     let service = cluster.services.get(key).filter(|s| s.metadata.deletion_timestamp.is_none()).cloned();
@@ -47,7 +48,8 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<
         cluster.delete::<EndpointSlice>(&key_of(&slice.metadata), &DeleteParams::default()).await?;
     }
     for slice in &wanted {
-        let known = existing.iter().find(|e| e.metadata.name == slice.metadata.name && e.metadata.deletion_timestamp.is_none());
+        let known =
+            existing.iter().find(|e| e.metadata.name == slice.metadata.name && e.metadata.deletion_timestamp.is_none());
         match known {
             Some(known) if known.endpoints == slice.endpoints && known.ports == slice.ports => {}
             Some(known) => {
@@ -97,7 +99,11 @@ fn slices(service: &Service, pods: &[&Pod]) -> Vec<EndpointSlice> {
     let mut slices = Vec::new();
     for ((v6, _), (ports, mut endpoints)) in groups {
         endpoints.sort_by(|a, b| a.addresses.cmp(&b.addresses));
-        let parts: Vec<Vec<Endpoint>> = if endpoints.is_empty() { vec![Vec::new()] } else { endpoints.chunks(SLICE_SIZE).map(<[_]>::to_vec).collect() };
+        let parts: Vec<Vec<Endpoint>> = if endpoints.is_empty() {
+            vec![Vec::new()]
+        } else {
+            endpoints.chunks(SLICE_SIZE).map(<[_]>::to_vec).collect()
+        };
         for part in parts {
             let suffix = slices.len();
             slices.push(EndpointSlice {
@@ -134,7 +140,8 @@ fn resolve(target: Option<&IntOrString>, port: i32, pod: &Pod) -> Option<i32> {
 
 fn endpoints_of(pod: &Pod, service: &Service, unready_too: bool) -> Vec<(bool, Endpoint)> {
     let status = pod.status.clone().unwrap_or_default();
-    let addresses: BTreeSet<String> = status.pod_ips.into_iter().flatten().map(|ip| ip.ip).chain(status.pod_ip).collect();
+    let addresses: BTreeSet<String> =
+        status.pod_ips.into_iter().flatten().map(|ip| ip.ip).chain(status.pod_ip).collect();
     let spec = pod.spec.clone().unwrap_or_default();
     let terminating = pod.metadata.deletion_timestamp.is_some();
     let ready = template::is_ready(pod);

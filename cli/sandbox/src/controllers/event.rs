@@ -11,16 +11,35 @@ use std::sync::atomic::{AtomicU64, Ordering};
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// Says of an object that something normal happened.
-pub(crate) async fn normal<K: Resource<DynamicType = ()>>(cluster: &Cluster, about: &K, by: &str, reason: &str, message: String) {
+pub(crate) async fn normal<K: Resource<DynamicType = ()>>(
+    cluster: &Cluster,
+    about: &K,
+    by: &str,
+    reason: &str,
+    message: String,
+) {
     emit(cluster, about, by, "Normal", reason, message).await;
 }
 
 /// Says of an object that something is wrong.
-pub(crate) async fn warning<K: Resource<DynamicType = ()>>(cluster: &Cluster, about: &K, by: &str, reason: &str, message: String) {
+pub(crate) async fn warning<K: Resource<DynamicType = ()>>(
+    cluster: &Cluster,
+    about: &K,
+    by: &str,
+    reason: &str,
+    message: String,
+) {
     emit(cluster, about, by, "Warning", reason, message).await;
 }
 
-async fn emit<K: Resource<DynamicType = ()>>(cluster: &Cluster, about: &K, by: &str, kind: &str, reason: &str, message: String) {
+async fn emit<K: Resource<DynamicType = ()>>(
+    cluster: &Cluster,
+    about: &K,
+    by: &str,
+    kind: &str,
+    reason: &str,
+    message: String,
+) {
     let meta = about.meta();
     let namespace = meta.namespace.clone().unwrap_or_else(|| "default".to_owned());
     let name = meta.name.clone().unwrap_or_default();

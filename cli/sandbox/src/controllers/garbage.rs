@@ -41,7 +41,11 @@ pub(crate) struct Graph {
 
 impl Graph {
     /// Takes a change in and says whose fate has to be looked at.
-    pub(crate) fn apply(&mut self, resource: &ApiResource, event: Event<PartialObjectMeta<DynamicObject>>) -> Vec<Work> {
+    pub(crate) fn apply(
+        &mut self,
+        resource: &ApiResource,
+        event: Event<PartialObjectMeta<DynamicObject>>,
+    ) -> Vec<Work> {
         match event {
             Event::Apply(object) | Event::InitApply(object) => self.put(resource, object.metadata),
             Event::Delete(object) => self.remove(&object.metadata.uid.unwrap_or_default()),
@@ -69,7 +73,13 @@ impl Graph {
         let interesting = !owners.is_empty() || (deleting && finalizers.iter().any(|f| is_ours(f)));
         let mut work: Vec<Work> = interesting.then(|| Work::Garbage(uid.clone())).into_iter().collect();
         // An owner deleted in the foreground waits for this one to start going.
-        work.extend(owners.iter().filter(|owner| self.nodes.get(*owner).is_some_and(|n| n.deleting)).cloned().map(Work::Garbage));
+        work.extend(
+            owners
+                .iter()
+                .filter(|owner| self.nodes.get(*owner).is_some_and(|n| n.deleting))
+                .cloned()
+                .map(Work::Garbage),
+        );
         self.nodes.insert(uid, Node { resource: resource.clone(), key: key_of(&meta), owners, deleting, finalizers });
         work
     }
@@ -112,9 +122,13 @@ pub(crate) fn follow_everything(client: Client, out: mpsc::Sender<Change>, stop:
                 Ok(found) => {
                     for group in found.groups() {
                         for (resource, capabilities) in group.recommended_resources() {
-                            let watchable = capabilities.supports_operation(verbs::WATCH) && capabilities.supports_operation(verbs::DELETE);
+                            let watchable = capabilities.supports_operation(verbs::WATCH)
+                                && capabilities.supports_operation(verbs::DELETE);
                             // Events come and go by themselves, and exist once under two names.
-                            if watchable && resource.kind != "Event" && followed.insert((resource.group.clone(), resource.kind.clone())) {
+                            if watchable
+                                && resource.kind != "Event"
+                                && followed.insert((resource.group.clone(), resource.kind.clone()))
+                            {
                                 follow_metadata(&client, resource, &out, &stop);
                             }
                         }
@@ -138,7 +152,8 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, uid: &str) -> kube::Result<
                 let whole = api_of(&cluster.client, owned);
                 let found = gone_is_fine(whole.get_metadata(&owned.key.1).await)?;
                 let Some(found) = found else { continue };
-                let references: Vec<_> = found.metadata.owner_references.into_iter().flatten().filter(|r| keep.contains(&&r.uid)).collect();
+                let references: Vec<_> =
+                    found.metadata.owner_references.into_iter().flatten().filter(|r| keep.contains(&&r.uid)).collect();
                 let patch = json!({"metadata": {"ownerReferences": references}});
                 gone_is_fine(whole.patch_metadata(&owned.key.1, &PatchParams::default(), &Patch::Merge(&patch)).await)?;
             }

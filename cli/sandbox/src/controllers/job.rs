@@ -71,7 +71,8 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<
     let pods: Vec<Pod> = cluster.pods.controlled(&job.metadata).cloned().collect();
     let status = status(&job, &pods, &plan, now);
     cluster.set_status::<Job, _>(key, job.status.as_ref(), &status).await?;
-    let deadline = job.spec.as_ref().and_then(|s| s.active_deadline_seconds).map(|s| Duration::from_secs(s.max(0) as u64));
+    let deadline =
+        job.spec.as_ref().and_then(|s| s.active_deadline_seconds).map(|s| Duration::from_secs(s.max(0) as u64));
     Ok(again.into_iter().chain(deadline).min())
 }
 
@@ -142,7 +143,9 @@ async fn create(cluster: &mut Cluster, job: &Job) -> kube::Result<()> {
     let (name, uid) = (job.metadata.name.clone().unwrap_or_default(), job.metadata.uid.clone().unwrap_or_default());
     let mut pod = template::pod_of(job, &template, PodName::Prefix(format!("{name}-")));
     let labels = pod.metadata.labels.get_or_insert_default();
-    for (label, value) in [("job-name", &name), ("batch.kubernetes.io/job-name", &name), ("batch.kubernetes.io/controller-uid", &uid)] {
+    for (label, value) in
+        [("job-name", &name), ("batch.kubernetes.io/job-name", &name), ("batch.kubernetes.io/controller-uid", &uid)]
+    {
         labels.insert(label.to_owned(), value.clone());
     }
     let created = cluster.create(&pod).await?;
@@ -175,9 +178,14 @@ fn status(job: &Job, pods: &[Pod], plan: &Plan, now: jiff::Timestamp) -> JobStat
     let conditions = match plan {
         Plan::Complete => {
             let message = || "Reached expected number of succeeded pods".to_owned();
-            Some(vec![end("SuccessCriteriaMet", "CompletionsReached", message()), end("Complete", "CompletionsReached", message())])
+            Some(vec![
+                end("SuccessCriteriaMet", "CompletionsReached", message()),
+                end("Complete", "CompletionsReached", message()),
+            ])
         }
-        Plan::Fail(reason, message) => Some(vec![end("FailureTarget", reason, message.clone()), end("Failed", reason, message.clone())]),
+        Plan::Fail(reason, message) => {
+            Some(vec![end("FailureTarget", reason, message.clone()), end("Failed", reason, message.clone())])
+        }
         _ => before.conditions.clone(),
     };
     JobStatus {

@@ -83,7 +83,8 @@ fn obstacle(pod: &Pod, node: &Node) -> Option<String> {
         return Some("node(s) were unschedulable".to_owned());
     }
     let tolerations = spec.tolerations.unwrap_or_default();
-    let repels = |taint: &&Taint| taint.effect != "PreferNoSchedule" && !tolerations.iter().any(|t| tolerates(t, taint));
+    let repels =
+        |taint: &&Taint| taint.effect != "PreferNoSchedule" && !tolerations.iter().any(|t| tolerates(t, taint));
     let taint = node_spec.taints.unwrap_or_default().iter().find(repels).map(|t| t.key.clone())?;
     Some(format!("node(s) had untolerated taint {{{taint}}}"))
 }
@@ -107,7 +108,8 @@ mod tests {
     fn selectors_and_taints_keep_pods_away() {
         let pod = |spec| serde_json::from_value::<Pod>(json!({"spec": spec})).unwrap();
         let plain = node(json!({"metadata": {"name": "a", "labels": {"disk": "ssd"}}}));
-        let tainted = node(json!({"metadata": {"name": "b"}, "spec": {"taints": [{"key": "gpu", "effect": "NoSchedule"}]}}));
+        let tainted =
+            node(json!({"metadata": {"name": "b"}, "spec": {"taints": [{"key": "gpu", "effect": "NoSchedule"}]}}));
         assert!(choose(&pod(json!({"containers": []})), &[&plain]).is_ok());
         assert!(choose(&pod(json!({"containers": [], "nodeSelector": {"disk": "ssd"}})), &[&plain]).is_ok());
         let why = choose(&pod(json!({"containers": [], "nodeSelector": {"disk": "tape"}})), &[&plain]).unwrap_err();

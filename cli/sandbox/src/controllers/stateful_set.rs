@@ -72,7 +72,8 @@ enum Step {
 /// The next thing to do: make the first missing pod (all, if parallel), or take away the last that is too many, broken
 /// off or old; in order, nothing while another pod is not ready.
 fn next(name: &str, wanted: i32, parallel: bool, by_hand: bool, revision: &String, pods: &[Pod]) -> Option<Step> {
-    let named = |ordinal: i32| pods.iter().find(|pod| pod.metadata.name.as_deref() == Some(&format!("{name}-{ordinal}")));
+    let named =
+        |ordinal: i32| pods.iter().find(|pod| pod.metadata.name.as_deref() == Some(&format!("{name}-{ordinal}")));
     if let Some(ended) = pods.iter().find(|pod| template::has_ended(pod) && pod.metadata.deletion_timestamp.is_none()) {
         return Some(Step::Delete(key_of(&ended.metadata).1));
     }
@@ -88,7 +89,9 @@ fn next(name: &str, wanted: i32, parallel: bool, by_hand: bool, revision: &Strin
     let quiet = pods.iter().all(|pod| pod.metadata.deletion_timestamp.is_none());
     let surplus = pods.iter().filter(|pod| ordinal(pod).is_some_and(|o| o >= wanted)).max_by_key(|pod| ordinal(pod));
     if let Some(pod) = surplus {
-        return (quiet || parallel).then(|| Step::Delete(key_of(&pod.metadata).1)).filter(|_| pod.metadata.deletion_timestamp.is_none());
+        return (quiet || parallel)
+            .then(|| Step::Delete(key_of(&pod.metadata).1))
+            .filter(|_| pod.metadata.deletion_timestamp.is_none());
     }
     let old = pods.iter().filter(|pod| !by_hand && label(pod) != Some(revision)).max_by_key(|pod| ordinal(pod))?;
     let others_ready = pods.iter().all(|pod| template::is_ready(pod) || pod.metadata.name == old.metadata.name);
@@ -108,7 +111,8 @@ async fn create(cluster: &mut Cluster, set: &StatefulSet, ordinal: i32, revision
         pod_spec.subdomain = spec.service_name;
     }
     cluster.create(&pod).await?;
-    let message = format!("create Pod {name} in StatefulSet {} successful", set.metadata.name.as_deref().unwrap_or_default());
+    let message =
+        format!("create Pod {name} in StatefulSet {} successful", set.metadata.name.as_deref().unwrap_or_default());
     event::normal(cluster, set, NAME, "SuccessfulCreate", message).await;
     Ok(())
 }
@@ -135,10 +139,19 @@ mod tests {
         assert_eq!(step(2, true, &[]), Some(Step::Create(vec![0, 1])));
         assert_eq!(step(2, false, &[pod("db-0", false, "r2")]), None, "waits for the first");
         assert_eq!(step(2, false, &[pod("db-0", true, "r2")]), Some(Step::Create(vec![1])));
-        assert_eq!(step(1, false, &[pod("db-0", true, "r2"), pod("db-1", true, "r2")]), Some(Step::Delete("db-1".into())));
-        assert_eq!(step(2, false, &[pod("db-0", true, "r1"), pod("db-1", true, "r1")]), Some(Step::Delete("db-1".into())));
+        assert_eq!(
+            step(1, false, &[pod("db-0", true, "r2"), pod("db-1", true, "r2")]),
+            Some(Step::Delete("db-1".into()))
+        );
+        assert_eq!(
+            step(2, false, &[pod("db-0", true, "r1"), pod("db-1", true, "r1")]),
+            Some(Step::Delete("db-1".into()))
+        );
         assert_eq!(step(2, false, &[pod("db-0", true, "r1"), pod("db-1", false, "r2")]), None);
-        assert_eq!(step(2, false, &[pod("db-0", true, "r1"), pod("db-1", true, "r2")]), Some(Step::Delete("db-0".into())));
+        assert_eq!(
+            step(2, false, &[pod("db-0", true, "r1"), pod("db-1", true, "r2")]),
+            Some(Step::Delete("db-0".into()))
+        );
         assert_eq!(step(2, false, &[pod("db-0", true, "r2"), pod("db-1", true, "r2")]), None);
     }
 }

@@ -84,7 +84,9 @@ pub(crate) fn is_ready(pod: &Pod) -> bool {
 
 /// True if the pod has been ready for long enough to be relied on.
 pub(crate) fn is_available(pod: &Pod, min_ready_seconds: i32, now: jiff::Timestamp) -> bool {
-    ready_since(pod).is_some_and(|since| min_ready_seconds == 0 || now.as_second() - since.as_second() >= i64::from(min_ready_seconds))
+    ready_since(pod).is_some_and(|since| {
+        min_ready_seconds == 0 || now.as_second() - since.as_second() >= i64::from(min_ready_seconds)
+    })
 }
 
 /// True if the labels satisfy the selector; an empty selector matches everything.

@@ -81,22 +81,32 @@ async fn a_deployment_becomes_scheduled_pods_and_endpoints() {
     let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), "default");
     until("three endpoints", || async {
         let list = slices.list(&ListParams::default().labels("kubernetes.io/service-name=web")).await.unwrap();
-        list.items.iter().flat_map(|s| &s.endpoints).filter(|e| e.conditions.as_ref().unwrap().ready == Some(true)).count() == 3
+        list.items
+            .iter()
+            .flat_map(|s| &s.endpoints)
+            .filter(|e| e.conditions.as_ref().unwrap().ready == Some(true))
+            .count()
+            == 3
     })
     .await;
     // Exactly as many as asked for: a controller that acts on stale knowledge would have made more.
     assert_eq!(pods.list(&ListParams::default()).await.unwrap().items.len(), 3);
 
-    deployments.replace("web", &PostParams::default(), &{
-        let mut changed = deployments.get("web").await.unwrap();
-        changed.spec.as_mut().unwrap().template.spec.as_mut().unwrap().containers[0].image = Some("two".to_owned());
-        changed
-    }).await.unwrap();
+    deployments
+        .replace("web", &PostParams::default(), &{
+            let mut changed = deployments.get("web").await.unwrap();
+            changed.spec.as_mut().unwrap().template.spec.as_mut().unwrap().containers[0].image = Some("two".to_owned());
+            changed
+        })
+        .await
+        .unwrap();
     until("the rollout is complete", || async {
         make_ready(&pods).await;
         let now = deployments.get("web").await.unwrap();
         let status = now.status.unwrap_or_default();
-        status.observed_generation == now.metadata.generation && status.updated_replicas == Some(3) && status.replicas == Some(3)
+        status.observed_generation == now.metadata.generation
+            && status.updated_replicas == Some(3)
+            && status.replicas == Some(3)
     })
     .await;
 
@@ -104,7 +114,8 @@ async fn a_deployment_becomes_scheduled_pods_and_endpoints() {
     let sets: Api<ReplicaSet> = Api::namespaced(client.clone(), "default");
     until("everything it owned is gone", || async {
         make_ready(&pods).await;
-        sets.list(&ListParams::default()).await.unwrap().items.is_empty() && pods.list(&ListParams::default()).await.unwrap().items.is_empty()
+        sets.list(&ListParams::default()).await.unwrap().items.is_empty()
+            && pods.list(&ListParams::default()).await.unwrap().items.is_empty()
     })
     .await;
 }
@@ -118,7 +129,9 @@ async fn namespaces_get_their_account_and_go_with_all_they_hold() {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "shop");
     until("the default account", || async { accounts.get_opt("default").await.unwrap().is_some() }).await;
     until("the authority", || async { maps.get_opt("kube-root-ca.crt").await.unwrap().is_some() }).await;
-    maps.create(&PostParams::default(), &from(json!({"metadata": {"name": "mine", "namespace": "shop"}}))).await.unwrap();
+    maps.create(&PostParams::default(), &from(json!({"metadata": {"name": "mine", "namespace": "shop"}})))
+        .await
+        .unwrap();
     namespaces.delete("shop", &DeleteParams::default()).await.unwrap();
     until("the namespace is gone", || async { namespaces.get_opt("shop").await.unwrap().is_none() }).await;
     assert!(maps.list(&ListParams::default()).await.unwrap().items.is_empty());
