@@ -23,6 +23,7 @@ pub mod openapi;
 pub mod patch;
 pub mod path;
 pub mod pki;
+mod protobuf;
 mod rbac;
 mod remote;
 mod reviews;

@@ -144,6 +144,8 @@ pub(super) async fn handle(api: Api, parts: Parts, body: RequestBody, user: Resu
     let query = Query::parse(parts.uri.query());
     let accept = match Accept::read(&parts.headers, &query) {
         Ok(accept) => accept,
+        // Its only client asks for a protobuf document, and goes on happily when there is none.
+        Err(_) if parts.uri.path() == "/openapi/v2" => return refuse(&Accept::default(), &discovery::not_found()),
         Err(error) => return refuse(&Accept::default(), &error),
     };
     match dispatch(api, parts, body, user, query, accept.clone()).await {

@@ -4,7 +4,9 @@ use super::kinds::Resource;
 use super::service::Call;
 use super::status::ApiError;
 use super::store::{Key, Object};
-use super::{admission, allocate, apply, crd, events, patch as patches, rbac, settle, timestamp, uid, validate};
+use super::{
+    admission, allocate, apply, crd, events, patch as patches, protobuf, rbac, settle, timestamp, uid, validate,
+};
 use serde_json::{Map, Value, json};
 
 /// How often a change is computed anew because somebody else was faster.
@@ -30,8 +32,11 @@ pub(super) fn decode(call: &Call, bytes: &[u8]) -> Result<Value, ApiError> {
 /// Reads JSON or YAML, whatever it holds.
 pub(super) fn parse(call: &Call, bytes: &[u8]) -> Result<Value, ApiError> {
     match call.content_type.as_str() {
-        "application/vnd.kubernetes.protobuf" | "application/cbor" => {
-            Err(unsupported_media("application/json, application/yaml"))
+        "application/vnd.kubernetes.protobuf" => {
+            protobuf::decode(bytes).map_err(|why| ApiError::bad_request(format!("error decoding protobuf: {why}")))
+        }
+        "application/cbor" | "application/apply-patch+cbor" => {
+            Err(unsupported_media("application/json, application/yaml, application/vnd.kubernetes.protobuf"))
         }
         "application/yaml" | "text/yaml" | "application/apply-patch+yaml" => serde_json::from_slice(bytes)
             .or_else(|_| serde_saphyr::from_slice(bytes))
