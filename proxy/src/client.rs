@@ -204,7 +204,7 @@ pub async fn dial(proxy: &Proxy, control: &Control) -> anyhow::Result<TcpStream>
 
 /// A TLS handshake with control, within its time.
 pub async fn within<T>(handshake: impl Future<Output = io::Result<T>>) -> anyhow::Result<T> {
-    let done = timeout(limits::CONTROL_CONNECT_TIMEOUT, handshake).await;
+    let done = timeout(limits::CONTROL_HANDSHAKE_TIMEOUT, handshake).await;
     done.context("the TLS handshake with control took too long")?.context("the TLS handshake with control failed")
 }
 

@@ -37,14 +37,6 @@ impl Failure {
     pub fn delivered(code: MeshError, source: impl Into<BoxError>) -> Self {
         Self { code, delivered: Delivered::Maybe, source: source.into() }
     }
-
-    /// True if it is safe to try again, given whether the request is idempotent and still complete.
-    pub fn may_retry(&self, idempotent: bool) -> bool {
-        match self.delivered {
-            Delivered::Nothing => true,
-            Delivered::Maybe => idempotent,
-        }
-    }
 }
 
 impl fmt::Display for Failure {
@@ -79,11 +71,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_not_delivered_is_always_safe_to_repeat() {
-        let nothing = Failure::undelivered(MeshError::ConnectFailed, "refused");
-        let maybe = Failure::delivered(MeshError::ResetBeforeResponse, "closed");
-        assert!(nothing.may_retry(false) && nothing.may_retry(true));
-        assert!(maybe.may_retry(true) && !maybe.may_retry(false));
-        assert_eq!(nothing.to_string(), "connect-failed: refused");
+    fn a_failure_reads_with_its_code_and_all_its_causes() {
+        let refused = Failure::undelivered(MeshError::ConnectFailed, "refused");
+        assert_eq!(refused.to_string(), "connect-failed: refused");
+        let reset = Failure::delivered(MeshError::ResetBeforeResponse, refused);
+        assert_eq!(reset.to_string(), "reset-before-response: connect-failed: refused: refused");
     }
 }

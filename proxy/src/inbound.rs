@@ -33,7 +33,10 @@ pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, from: SocketAddr) -> i
         let app = app.ok_or_else(|| unknown_port(from))?;
         let client = plain_client(&proxy, app, from, TlsStatus::Plain);
         match serve::silent(&client, &client.target.now(), tcp, || {}).await? {
-            Broken::ByServer => return Ok(()),
+            Broken::ByServer => {
+                count(&proxy.counters.allowed_plain);
+                return Ok(());
+            }
             Broken::ByClient(back, bytes, what) => (tcp, ahead, spoken) = (back, bytes, what),
         }
     }

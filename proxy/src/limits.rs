@@ -108,8 +108,10 @@ pub const MAX_ENDPOINT_METRICS: usize = 2048;
 
 // Control.
 
-/// Attempt to connect to control, name resolution and handshake each.
+/// Attempt to connect to control, name resolution and connecting each; short, so that its return is noticed soon.
 pub const CONTROL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// TLS handshake with control, which may be busy when all proxies come back at once.
+pub const CONTROL_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Answer to a certificate request.
 pub const CERTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 /// First pause after a failed attempt to reach control.
@@ -124,7 +126,7 @@ pub const CONTROL_PING: Duration = Duration::from_secs(2);
 pub const CONTROL_LINE_BYTES: usize = 8 * 1024 * 1024;
 /// Messages to control waiting to be sent.
 pub const CONTROL_QUEUE: usize = 64;
-/// Answer to a certificate request.
+/// Size of the answer to a certificate request.
 pub const CERTIFY_BYTES: usize = 256 * 1024;
 
 // Process.

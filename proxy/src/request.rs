@@ -2,8 +2,7 @@
 
 use crate::balance;
 use crate::body::{Download, Upload, grpc_status};
-use crate::drain::Phase;
-use crate::error::Failure;
+use crate::error::{Delivered, Failure};
 use crate::golden::{Scope, Subject};
 use crate::headers::{ambiguity, strip_hop_by_hop, wants_upgrade};
 use crate::limits;
@@ -11,7 +10,7 @@ use crate::proxy::Proxy;
 use crate::record::{ConnectionRecord, Record, method_label};
 use crate::state::{Backend, Known, Target};
 use crate::tcp;
-use crate::upstream::{self, Flight, Unanswered};
+use crate::upstream::{self, Flight, Lease, Unanswered};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
@@ -50,25 +49,14 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Respo
     let proxy = &client.proxy;
 
     // Account: from here on the request counts, whatever happens.
-    let grpc = is_grpc(&request);
-    let subject = Subject {
-        carried: if grpc { Carried::Grpc } else { Carried::Http },
-        tls: client.tls,
-        route: if is_probe(&client, &request) {
-            client.target.routes.probe()
-        } else {
-            client.target.routes.name(request.uri().path(), grpc)
-        },
-        method: if grpc { "" } else { method_label(request.method()) },
-    };
-    let mut record = Record::open(&proxy.golden, &client.scope, subject);
+    let mut record = Record::open(&proxy.golden, &client.scope, subject(&client, &request));
 
     // Admit: refuse what must not be forwarded.
     if let Some(refusal) = client.refusal {
-        return refuse(&client, record, refusal, "");
+        return refuse(record, refusal, "");
     }
     if let Some(why) = ambiguity(&request) {
-        return refuse(&client, record, MeshError::InvalidRequest, why);
+        return refuse(record, MeshError::InvalidRequest, why);
     }
 
     // Prepare: the request as the next hop should see it.
@@ -80,31 +68,21 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Respo
     let mut tried: Vec<SocketAddr> = Vec::new();
     let (response, lease, flight, backend) = loop {
         let Some(backend) = choose(proxy, &known, &tried) else {
-            return refuse(&client, record, MeshError::NoEndpoints, "");
+            return refuse(record, MeshError::NoEndpoints, "");
         };
-        let tls = protection(&client, &backend);
-        record.attempt(backend.scope.as_ref(), tls);
+        record.attempt(backend.scope.as_ref(), protection(&client, &backend));
         let flight = Flight::start(&backend);
-        let spare = spare(&client, &known, &tried, &request);
-        match upstream::send(proxy, &backend, request).await {
+        match attempt(&client, &known, &backend, request, tried.len()).await {
             Ok((response, lease)) => {
-                if let Some(again) = spare
-                    && let Some(failure) = undelivered(&response)
-                {
-                    flight.failed(&failure);
-                    tried.push(backend.endpoint.address);
-                    request = again;
-                    continue;
-                }
                 flight.answered();
                 break (response, lease, flight, backend);
             }
             Err(Unanswered { failure, request: unsent }) => {
                 flight.failed(&failure);
                 tried.push(backend.endpoint.address);
-                match unsent.filter(|_| may_try_another(&failure, &known, &tried)) {
+                match unsent.filter(|_| may_try_another(&failure, &known, tried.len())) {
                     Some(unsent) => request = unsent,
-                    None => return refuse(&client, record, failure.code, ""),
+                    None => return refuse(record, failure.code, ""),
                 }
             }
         }
@@ -114,17 +92,35 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Respo
     respond(&client, &backend, record, upgrade, response, |body, record| Download::watch(body, record, flight, lease))
 }
 
-/// True if the failure lets the request go to an endpoint not tried yet.
-fn may_try_another(failure: &Failure, known: &Known, tried: &[SocketAddr]) -> bool {
-    // The request was given back whole, so that sending it again is as good as sending it once.
-    failure.may_retry(false) && tried.len() < limits::MAX_ATTEMPTS.min(known.backends.len())
+/// What the request is counted as.
+fn subject(client: &Client, request: &Request<Incoming>) -> Subject {
+    let grpc = is_grpc(request);
+    let routes = &client.target.routes;
+    Subject {
+        carried: if grpc { Carried::Grpc } else { Carried::Http },
+        tls: client.tls,
+        route: if is_probe(client, request) { routes.probe() } else { routes.name(request.uri().path(), grpc) },
+        method: if grpc { "" } else { method_label(request.method()) },
+    }
 }
 
-/// A second copy of a request without a body, as long as there is another endpoint to send it to.
-fn spare(client: &Client, known: &Known, tried: &[SocketAddr], request: &Request<Upload>) -> Option<Request<Upload>> {
-    let another = tried.len() + 1 < limits::MAX_ATTEMPTS.min(known.backends.len());
-    let repeatable = client.direction == Direction::Outbound && matches!(request.body(), Upload::Empty);
-    (another && repeatable).then(|| upstream::copy_head(request))
+/// Has the request answered by `backend`. An answer of the other proxy that says its application never saw the request
+/// counts as none, if the request can be sent again elsewhere.
+async fn attempt(
+    client: &Client,
+    known: &Known,
+    backend: &Arc<Backend>,
+    request: Request<Upload>,
+    tried: usize,
+) -> Result<(Response<Incoming>, Option<Lease>), Unanswered> {
+    let meshed = protection(client, backend) == TlsStatus::Mutual && client.direction == Direction::Outbound;
+    let repeatable = meshed && matches!(request.body(), Upload::Empty) && has_another(known, tried + 1);
+    let spare = repeatable.then(|| upstream::copy_head(&request));
+    let (response, lease) = upstream::send(&client.proxy, backend, request).await?;
+    match spare.and_then(|spare| undelivered(&response).map(|failure| (failure, spare))) {
+        Some((failure, spare)) => Err(Unanswered { failure, request: Some(spare) }),
+        None => Ok((response, lease)),
+    }
 }
 
 /// The failure another proxy reports of a request that never reached its application, which has perhaps just ended.
@@ -133,6 +129,15 @@ fn undelivered(response: &Response<Incoming>) -> Option<Failure> {
     let safe = [MeshError::ConnectFailed, MeshError::ConnectTimeout, MeshError::Draining];
     let error = safe.into_iter().find(|error| error.code().as_bytes() == code)?;
     Some(Failure::undelivered(error, "the endpoint's proxy could not reach its application"))
+}
+
+/// True if the failure lets the request, given back whole, go to an endpoint not tried yet.
+fn may_try_another(failure: &Failure, known: &Known, tried: usize) -> bool {
+    failure.delivered == Delivered::Nothing && has_another(known, tried)
+}
+
+fn has_another(known: &Known, tried: usize) -> bool {
+    tried < limits::MAX_ATTEMPTS.min(known.backends.len())
 }
 
 /// The endpoint for the next attempt.
@@ -205,7 +210,7 @@ fn respond(
     if let Some(status) = grpc_status(response.headers()) {
         record.grpc_status(status);
     }
-    note_remote_error(client, &mut record, &mut response);
+    note_remote_error(client, backend, &mut record, &mut response);
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS
         || (upgrade.is_some()
             && response.status().is_success()
@@ -216,9 +221,6 @@ fn respond(
     }
     if response.version() != Version::HTTP_2 {
         strip_hop_by_hop(response.headers_mut(), switched);
-        if client.proxy.drain.phase() >= Phase::Leaving && !switched {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
     }
     response.map(|body| watch(body, record))
 }
@@ -229,8 +231,8 @@ fn is_tunnel(response: &Response<Incoming>) -> bool {
 }
 
 /// The error code of a response that the other proxy made is counted here too; from an application it is only noise.
-fn note_remote_error(client: &Client, record: &mut Record, response: &mut Response<Incoming>) {
-    if client.direction == Direction::Inbound {
+fn note_remote_error(client: &Client, backend: &Backend, record: &mut Record, response: &mut Response<Incoming>) {
+    if client.direction == Direction::Inbound || backend.endpoint.identity.is_none() {
         response.headers_mut().remove(&ERROR_HEADER);
     } else if let Some(code) = response.headers().get(&ERROR_HEADER)
         && let Some(error) = MeshError::ALL.iter().find(|error| error.code().as_bytes() == code.as_bytes())
@@ -261,7 +263,7 @@ pub fn malformed(client: &Client) {
 }
 
 /// Answers in place of an endpoint; says what is wrong and what to do about it.
-fn refuse(client: &Client, mut record: Record, error: MeshError, detail: &str) -> Response<Download> {
+fn refuse(mut record: Record, error: MeshError, detail: &str) -> Response<Download> {
     record.failed(error);
     let mut response = if record.is_grpc() {
         let mut response = Response::new(Download::Text(Bytes::new()));
@@ -281,8 +283,5 @@ fn refuse(client: &Client, mut record: Record, error: MeshError, detail: &str) -
         response
     };
     response.headers_mut().insert(ERROR_HEADER, HeaderValue::from_static(error.code()));
-    if client.proxy.drain.phase() >= Phase::Leaving {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
     response
 }

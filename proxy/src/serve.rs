@@ -14,6 +14,8 @@ use crate::tcp;
 use crate::tls::Alpn;
 use crate::upstream::{self, Flight};
 use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use http::header::{self, HeaderValue};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -34,7 +36,14 @@ pub async fn http1(client: Arc<Client>, stream: Stream) {
         let client = client.clone();
         service_fn(move |request| {
             let client = client.clone();
-            async move { Ok::<_, Infallible>(request::serve(client, request).await) }
+            async move {
+                let mut response = request::serve(client.clone(), request).await;
+                let leaving = client.proxy.drain.phase() >= Phase::Leaving;
+                if leaving && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            }
         })
     };
     let connection = http1::Builder::new()
