@@ -65,7 +65,6 @@ pub struct ProxyResources {
     /// Requested CPU.
     pub cpu_request: Option<Quantity>,
     /// CPU limit; none unless set, because a throttled proxy slows its application.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_limit: Option<Quantity>,
     /// Requested memory.
     pub memory_request: Option<Quantity>,

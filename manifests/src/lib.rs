@@ -6,9 +6,14 @@
 
 pub mod config;
 pub mod inject;
+pub mod install;
+pub mod issuer;
 pub mod nearest;
 pub mod ports;
 pub mod quantity;
+pub mod rbac;
+mod scalar;
 pub mod settings;
 pub mod sidecar;
+pub mod values;
 pub mod yaml;

@@ -1,12 +1,12 @@
 //! Lists of ports and port ranges as annotations write them: `22,8000-8010`.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
 /// A set of TCP ports: ascending ranges that neither touch nor overlap.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(into = "String")]
 pub struct PortSet(Vec<(u16, u16)>);
 
 /// Why a text is not a list of ports.
@@ -89,10 +89,9 @@ impl fmt::Display for PortSet {
     }
 }
 
-impl TryFrom<String> for PortSet {
-    type Error = InvalidPorts;
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
+impl<'de> Deserialize<'de> for PortSet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        crate::scalar::parsed(deserializer)
     }
 }
 

@@ -1,13 +1,13 @@
 //! Amounts as Kubernetes and the mesh write them: `20m`, `250Mi`, `30s`. Checked when read, so that a slip shows at
 //! the annotation that holds it and not in a pod that never starts.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
 /// A Kubernetes resource quantity, kept as written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
 pub struct Quantity(String);
 
 /// Why a text is not an amount.
@@ -72,10 +72,9 @@ impl fmt::Display for Quantity {
     }
 }
 
-impl TryFrom<String> for Quantity {
-    type Error = InvalidAmount;
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
+impl<'de> Deserialize<'de> for Quantity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        crate::scalar::parsed(deserializer)
     }
 }
 
@@ -86,8 +85,8 @@ impl From<Quantity> for String {
 }
 
 /// A span of time written with one unit: `500ms`, `30s`, `5m`, `1h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(into = "String")]
 pub struct Duration(std::time::Duration);
 
 impl Duration {
@@ -129,10 +128,9 @@ impl fmt::Display for Duration {
     }
 }
 
-impl TryFrom<String> for Duration {
-    type Error = InvalidAmount;
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
+impl<'de> Deserialize<'de> for Duration {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        crate::scalar::parsed(deserializer)
     }
 }
 

@@ -1,0 +1,379 @@
+//! What an install puts into a cluster, as objects in the order of applying.
+//!
+//! Deterministic: the same values and the same issuer give the same objects. Only a generated issuer differs from one
+//! rendering to the next.
+
+use crate::config::{CONFIG_KEY, MeshConfig, VERSION};
+use crate::issuer::{Issuer, IssuerError};
+use crate::rbac;
+use crate::sidecar::resource_object;
+use crate::values::{FailurePolicy, Values};
+use crate::yaml::{self, YamlError};
+use base64::Engine as _;
+use mesh_api::names;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::time::SystemTime;
+
+/// ConfigMap with the mesh's configuration and the values it was installed with.
+pub const CONFIG_MAP: &str = "mesh-config";
+/// Key of [`CONFIG_MAP`] with the values that differed from the defaults.
+pub const VALUES_KEY: &str = "values.yaml";
+/// ConfigMap with the trust anchors, for whoever wants to verify the mesh's certificates.
+pub const ANCHORS_CONFIG_MAP: &str = "mesh-trust-anchors";
+/// Key of [`ANCHORS_CONFIG_MAP`] and of [`ISSUER_SECRET`].
+pub const ANCHORS_KEY: &str = "ca.crt";
+/// Secret with the issuer: `tls.crt`, `tls.key`, `ca.crt`.
+pub const ISSUER_SECRET: &str = "mesh-identity-issuer";
+/// Secret with the serving certificate of webhook and observe API; control makes and renews it.
+pub const WEBHOOK_SECRET: &str = "mesh-webhook-tls";
+/// MutatingWebhookConfiguration of the injector.
+pub const WEBHOOK_NAME: &str = "mesh-injector";
+/// Path at which control answers the webhook.
+pub const WEBHOOK_PATH: &str = "/inject";
+/// Annotation on the namespace and on [`CONFIG_MAP`]: the version that was installed.
+pub const VERSION_ANNOTATION: &str = "meshctl.dev/version";
+/// User that the control plane runs as.
+pub const CONTROL_UID: u32 = 2103;
+
+/// Name of the APIService through which the cluster serves golden metrics.
+pub fn api_service_name() -> String {
+    format!("{}.{}", names::OBSERVE_VERSION, names::OBSERVE_GROUP)
+}
+
+/// Why nothing could be rendered.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// No usable certificate authority.
+    #[error(transparent)]
+    Issuer(#[from] IssuerError),
+    /// Something could not be written as YAML.
+    #[error(transparent)]
+    Yaml(#[from] YamlError),
+    /// The configuration could not be written.
+    #[error(transparent)]
+    Config(#[from] crate::config::InvalidConfig),
+}
+
+/// Renders an install, with a new certificate authority unless `values` bring one.
+pub fn render(values: &Values) -> Result<Vec<Value>, InstallError> {
+    render_with(values, &Issuer::resolve(values, SystemTime::now())?)
+}
+
+/// Renders an install around an issuer.
+pub fn render_with(values: &Values, issuer: &Issuer) -> Result<Vec<Value>, InstallError> {
+    let names = Names { namespace: &values.system_namespace };
+    let config = mesh_config(values, issuer).to_yaml()?;
+    let mut objects = vec![namespace(&names), service_account(&names)];
+    objects.extend(rbac::objects(&names));
+    objects.push(config_map(&names, values, &config)?);
+    objects.push(anchors_config_map(&names, issuer));
+    objects.extend(issuer_secret(&names, issuer));
+    objects.push(service(&names));
+    objects.push(deployment(&names, values, &config));
+    if values.ha {
+        objects.push(disruption_budget(&names));
+    }
+    objects.push(api_service(&names));
+    objects.push(webhook(&names, values));
+    Ok(objects)
+}
+
+/// The configuration that the installed control plane reads.
+pub fn mesh_config(values: &Values, issuer: &Issuer) -> MeshConfig {
+    MeshConfig {
+        version: VERSION.to_owned(),
+        system_namespace: values.system_namespace.clone(),
+        trust_domain: values.trust_domain.clone(),
+        cluster_domain: values.cluster_domain.clone(),
+        control_log: values.control.log.clone(),
+        proxy: values.proxy.clone(),
+        trust_anchors_pem: issuer.anchors_pem.clone(),
+    }
+}
+
+/// Objects as a stream of YAML documents.
+pub fn to_yaml(objects: &[Value]) -> Result<String, YamlError> {
+    yaml::to_yaml(objects)
+}
+
+/// Where things go, and what all of them carry.
+pub(crate) struct Names<'a> {
+    pub(crate) namespace: &'a str,
+}
+
+impl Names<'_> {
+    /// Cluster-wide objects of the control plane carry its namespace, so that two meshes in one cluster could not
+    /// overwrite each other's rights.
+    pub(crate) fn cluster_name(&self) -> String {
+        match self.namespace {
+            names::SYSTEM_NAMESPACE => names::CONTROL_NAME.to_owned(),
+            other => format!("{}-{other}", names::CONTROL_NAME),
+        }
+    }
+
+    pub(crate) fn cluster_metadata(&self, name: &str) -> Value {
+        json!({
+            "name": name,
+            "labels": { "app.kubernetes.io/managed-by": "meshctl", "app.kubernetes.io/part-of": "meshctl" },
+        })
+    }
+
+    pub(crate) fn metadata_in(&self, namespace: &str, name: &str) -> Value {
+        let mut metadata = self.cluster_metadata(name);
+        metadata["namespace"] = namespace.into();
+        metadata
+    }
+
+    pub(crate) fn metadata(&self, name: &str) -> Value {
+        self.metadata_in(self.namespace, name)
+    }
+}
+
+fn namespace(names: &Names<'_>) -> Value {
+    let mut metadata = names.cluster_metadata(names.namespace);
+    metadata["annotations"] = json!({ VERSION_ANNOTATION: VERSION });
+    metadata["labels"][names::INJECT] = "disabled".into();
+    for mode in ["enforce", "audit", "warn"] {
+        metadata["labels"][format!("pod-security.kubernetes.io/{mode}")] = "restricted".into();
+    }
+    json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": metadata })
+}
+
+fn service_account(names: &Names<'_>) -> Value {
+    json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": names.metadata(names::CONTROL_NAME) })
+}
+
+fn config_map(names: &Names<'_>, values: &Values, config: &str) -> Result<Value, YamlError> {
+    let mut metadata = names.metadata(CONFIG_MAP);
+    metadata["annotations"] = json!({ VERSION_ANNOTATION: VERSION });
+    let overrides = yaml::one(&values.overrides())?;
+    Ok(json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "data": { CONFIG_KEY: config, VALUES_KEY: overrides },
+    }))
+}
+
+fn anchors_config_map(names: &Names<'_>, issuer: &Issuer) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": names.metadata(ANCHORS_CONFIG_MAP),
+        "data": { ANCHORS_KEY: issuer.anchors_pem },
+    })
+}
+
+fn issuer_secret(names: &Names<'_>, issuer: &Issuer) -> Option<Value> {
+    let pair = issuer.pair.as_ref()?;
+    let encoded = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    Some(json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": names.metadata(ISSUER_SECRET),
+        "type": "kubernetes.io/tls",
+        "data": {
+            "tls.crt": encoded(&pair.certificate_pem),
+            "tls.key": encoded(&pair.key_pem),
+            ANCHORS_KEY: encoded(&issuer.anchors_pem),
+        },
+    }))
+}
+
+fn selector() -> Value {
+    json!({ "app.kubernetes.io/name": names::CONTROL_NAME, "app.kubernetes.io/part-of": "meshctl" })
+}
+
+fn service(names: &Names<'_>) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": names.metadata(names::CONTROL_NAME),
+        "spec": {
+            "selector": selector(),
+            "ports": [
+                { "name": "proxy-api", "port": names::CONTROL_PROXY_PORT, "targetPort": "proxy-api", "protocol": "TCP" },
+                { "name": "https", "port": 443, "targetPort": "https", "protocol": "TCP" },
+                { "name": "admin", "port": names::CONTROL_ADMIN_PORT, "targetPort": "admin", "protocol": "TCP" },
+            ],
+        },
+    })
+}
+
+fn deployment(names: &Names<'_>, values: &Values, config: &str) -> Value {
+    let mut labels = names.cluster_metadata("")["labels"].take();
+    labels["app.kubernetes.io/name"] = names::CONTROL_NAME.into();
+    let digest = Sha256::digest(config.as_bytes());
+    let digest: String = digest.iter().take(8).map(|b| format!("{b:02x}")).collect();
+    let mut metadata = names.metadata(names::CONTROL_NAME);
+    metadata["labels"] = labels.clone();
+    let mut pod = json!({
+        "serviceAccountName": names::CONTROL_NAME,
+        "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
+        "containers": [control_container(values)],
+        "volumes": [{ "name": "config", "configMap": { "name": CONFIG_MAP } }],
+    });
+    if values.ha {
+        spread(&mut pod);
+    }
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata,
+        "spec": {
+            "replicas": values.control_replicas(),
+            "selector": { "matchLabels": selector() },
+            // A new replica answers before an old one stops.
+            "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
+            "template": {
+                "metadata": {
+                    "labels": labels,
+                    "annotations": { "meshctl.dev/inject": "disabled", "meshctl.dev/config-digest": digest },
+                },
+                "spec": pod,
+            },
+        },
+    })
+}
+
+fn control_container(values: &Values) -> Value {
+    let probe = |path: &str, period: u32, failures: u32| {
+        json!({
+            "httpGet": { "path": path, "port": "admin" },
+            "periodSeconds": period,
+            "timeoutSeconds": 2,
+            "failureThreshold": failures,
+        })
+    };
+    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    json!({
+        "name": names::CONTROL_NAME,
+        "image": values.control.image,
+        "imagePullPolicy": values.control.image_pull_policy.as_str(),
+        "env": [
+            field("MESH_POD_NAME", "metadata.name"),
+            field("MESH_POD_NAMESPACE", "metadata.namespace"),
+            { "name": "MESH_LOG", "value": values.control.log },
+        ],
+        "ports": [
+            { "name": "proxy-api", "containerPort": names::CONTROL_PROXY_PORT, "protocol": "TCP" },
+            { "name": "https", "containerPort": names::CONTROL_WEBHOOK_PORT, "protocol": "TCP" },
+            { "name": "admin", "containerPort": names::CONTROL_ADMIN_PORT, "protocol": "TCP" },
+        ],
+        "startupProbe": probe("/ready", 1, 60),
+        "readinessProbe": probe("/ready", 5, 3),
+        "livenessProbe": probe("/live", 10, 3),
+        "resources": resource_object(&values.control.resources),
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "capabilities": { "drop": ["ALL"] },
+            "readOnlyRootFilesystem": true,
+            "runAsGroup": CONTROL_UID,
+            "runAsNonRoot": true,
+            "runAsUser": CONTROL_UID,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{ "name": "config", "mountPath": "/etc/mesh-control", "readOnly": true }],
+    })
+}
+
+/// Keeps replicas apart: on different nodes and in different zones where there are several.
+fn spread(pod: &mut Value) {
+    let across = |key: &str| {
+        json!({
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": { "matchLabels": selector() },
+        })
+    };
+    pod["topologySpreadConstraints"] = json!([across("topology.kubernetes.io/zone")]);
+    pod["affinity"] = json!({
+        "podAntiAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [{
+                "weight": 100,
+                "podAffinityTerm": {
+                    "topologyKey": "kubernetes.io/hostname",
+                    "labelSelector": { "matchLabels": selector() },
+                },
+            }],
+        },
+    });
+}
+
+fn disruption_budget(names: &Names<'_>) -> Value {
+    json!({
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": names.metadata(names::CONTROL_NAME),
+        "spec": { "maxUnavailable": 1, "selector": { "matchLabels": selector() } },
+    })
+}
+
+fn api_service(names: &Names<'_>) -> Value {
+    json!({
+        "apiVersion": "apiregistration.k8s.io/v1",
+        "kind": "APIService",
+        "metadata": names.cluster_metadata(&api_service_name()),
+        // The CA bundle is filled in by control, which makes the certificate.
+        "spec": {
+            "group": names::OBSERVE_GROUP,
+            "version": names::OBSERVE_VERSION,
+            "groupPriorityMinimum": 1000,
+            "versionPriority": 15,
+            "service": { "name": names::CONTROL_NAME, "namespace": names.namespace, "port": 443 },
+        },
+    })
+}
+
+fn webhook(names: &Names<'_>, values: &Values) -> Value {
+    let mut excluded = vec![names.namespace, "kube-system"];
+    excluded.extend(values.webhook.excluded_namespaces.iter().map(String::as_str).filter(|n| *n != "kube-system"));
+    let failure_policy = match values.failure_policy() {
+        FailurePolicy::Ignore => "Ignore",
+        FailurePolicy::Fail => "Fail",
+    };
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingWebhookConfiguration",
+        "metadata": names.cluster_metadata(WEBHOOK_NAME),
+        "webhooks": [{
+            "name": "injector.meshctl.dev",
+            "admissionReviewVersions": ["v1"],
+            // The CA bundle is filled in by control, which makes the certificate.
+            "clientConfig": {
+                "service": {
+                    "name": names::CONTROL_NAME,
+                    "namespace": names.namespace,
+                    "path": WEBHOOK_PATH,
+                    "port": 443,
+                },
+            },
+            "failurePolicy": failure_policy,
+            "matchPolicy": "Equivalent",
+            "namespaceSelector": {
+                "matchExpressions": [
+                    { "key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": excluded },
+                ],
+            },
+            // Another webhook may replace the containers; deciding twice does no harm.
+            "reinvocationPolicy": "IfNeeded",
+            "rules": [{
+                "apiGroups": [""],
+                "apiVersions": ["v1"],
+                "operations": ["CREATE"],
+                "resources": ["pods"],
+                "scope": "Namespaced",
+            }],
+            // Events about refused and skipped pods are not written for a dry run.
+            "sideEffects": "NoneOnDryRun",
+            "timeoutSeconds": values.webhook.timeout_seconds,
+        }],
+    })
+}
+
+#[cfg(test)]
+#[path = "install_tests.rs"]
+mod tests;

@@ -1,0 +1,104 @@
+//! Who may do what: the control plane's rights, each with its reason, and the right to look at golden metrics.
+
+use crate::install::Names;
+use mesh_api::names;
+use serde_json::{Value, json};
+
+/// ClusterRole that lets its subjects read golden metrics; aggregated into `view`, `edit` and `admin`.
+pub const VIEWER_ROLE: &str = "mesh-viewer";
+
+/// All roles and bindings, in the order of applying.
+pub(crate) fn objects(names: &Names<'_>) -> Vec<Value> {
+    let control = names.cluster_name();
+    let subject = json!([{ "kind": "ServiceAccount", "name": names::CONTROL_NAME, "namespace": names.namespace }]);
+    let binding = |kind: &str, role_kind: &str, role: &str, metadata: Value| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": kind,
+            "metadata": metadata,
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": role_kind, "name": role },
+            "subjects": subject,
+        })
+    };
+    vec![
+        cluster_role(names),
+        viewer_role(names),
+        binding("ClusterRoleBinding", "ClusterRole", &control, names.cluster_metadata(&control)),
+        role(names),
+        binding("RoleBinding", "Role", names::CONTROL_NAME, names.metadata(names::CONTROL_NAME)),
+        // The API server tells there how it signs the requests it passes on to aggregated APIs.
+        binding(
+            "RoleBinding",
+            "Role",
+            "extension-apiserver-authentication-reader",
+            names.metadata_in("kube-system", &format!("{control}-authentication-reader")),
+        ),
+    ]
+}
+
+fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
+    json!({ "apiGroups": groups, "resources": resources, "verbs": verbs })
+}
+
+fn named(group: &str, resource: &str, name: &str, verbs: &[&str]) -> Value {
+    json!({ "apiGroups": [group], "resources": [resource], "resourceNames": [name], "verbs": verbs })
+}
+
+fn cluster_role(names: &Names<'_>) -> Value {
+    let read = ["get", "list", "watch"];
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": names.cluster_metadata(&names.cluster_name()),
+        "rules": [
+            // The world: where traffic can go, and who owns the pods it goes to.
+            rule(&[""], &["services", "pods", "namespaces"], &read),
+            rule(&["discovery.k8s.io"], &["endpointslices"], &read),
+            rule(&["apps"], &["replicasets"], &read),
+            rule(&["batch"], &["jobs"], &read),
+            // Identity: whose token is it; observe API: may this user look.
+            rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
+            rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
+            // Its own serving certificate, told to those who call it.
+            named(
+                "admissionregistration.k8s.io",
+                "mutatingwebhookconfigurations",
+                crate::install::WEBHOOK_NAME,
+                &["get", "patch"],
+            ),
+            named("apiregistration.k8s.io", "apiservices", &crate::install::api_service_name(), &["get", "patch"]),
+            // Why a pod was refused or left unmeshed.
+            rule(&["", "events.k8s.io"], &["events"], &["create", "patch"]),
+        ],
+    })
+}
+
+fn viewer_role(names: &Names<'_>) -> Value {
+    let mut metadata = names.cluster_metadata(VIEWER_ROLE);
+    for role in ["view", "edit", "admin"] {
+        metadata["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{role}")] = "true".into();
+    }
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": metadata,
+        "rules": [rule(&[names::OBSERVE_GROUP], &["workloads", "workloads/golden"], &["get", "list"])],
+    })
+}
+
+fn role(names: &Names<'_>) -> Value {
+    use crate::install::{ISSUER_SECRET, WEBHOOK_SECRET};
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": names.metadata(names::CONTROL_NAME),
+        "rules": [
+            named("", "secrets", ISSUER_SECRET, &["get", "list", "watch"]),
+            named("", "secrets", WEBHOOK_SECRET, &["get", "list", "watch", "update", "patch"]),
+            // A name cannot be demanded of what does not exist yet.
+            rule(&[""], &["secrets"], &["create"]),
+            rule(&["coordination.k8s.io"], &["leases"], &["create"]),
+            named("coordination.k8s.io", "leases", names::CONTROL_NAME, &["get", "list", "watch", "update", "patch"]),
+        ],
+    })
+}
