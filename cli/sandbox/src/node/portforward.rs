@@ -4,10 +4,11 @@
 //! `data`. Over WebSocket channels there is one connection for each port asked for: channel 2·n for data, 2·n+1 for
 //! errors, each starting with the port's number.
 
+use super::PodError;
 use super::spdy::Connection;
 use super::streams::channel::{Channel, Outlet};
-use super::{Kubelet, PodError};
 use bytes::BytesMut;
+use futures::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,15 +22,16 @@ const MAX_CONNECTIONS: usize = 1024;
 /// Streams waiting for their counterpart.
 const MAX_UNPAIRED: usize = 64;
 
+/// Connects to a port of a pod.
+pub(super) type Dial = Arc<dyn Fn(u16) -> BoxFuture<'static, Result<TcpStream, PodError>> + Send + Sync>;
+
 /// The pod that connections go to.
 #[derive(Clone)]
 pub(super) struct Target {
-    /// The node it runs on.
-    pub(super) kubelet: Kubelet,
-    /// Its namespace.
-    pub(super) namespace: Arc<str>,
-    /// Its name.
-    pub(super) pod: Arc<str>,
+    /// Its namespace and name, for messages.
+    pub(super) name: Arc<str>,
+    /// How to get there.
+    pub(super) dial: Dial,
 }
 
 /// The two streams of one connection, as they come.
@@ -61,21 +63,21 @@ pub(super) async fn serve_spdy(mut connection: Connection, target: &Target) {
             stream.outlet().reset().await;
             continue;
         }
-        let pair = waiting.entry(key.clone()).or_default();
+        let mut pair = waiting.remove(&key).unwrap_or_default();
         match kind {
             "data" => pair.data = Some(stream),
             "error" => pair.error = Some(stream),
             _ => stream.outlet().reset().await,
         }
-        if let Some(Pair { data: Some(data), error: Some(error) }) = waiting.get_mut(&key).map(std::mem::take) {
-            waiting.remove(&key);
-            let target = target.clone();
-            forwards.spawn(async move { forward(&target, port, data, &error.outlet()).await });
-        } else if let Some(pair) = waiting.get(&key)
-            && pair.data.is_none()
-            && pair.error.is_none()
-        {
-            waiting.remove(&key);
+        match pair {
+            Pair { data: Some(data), error: Some(error) } => {
+                let target = target.clone();
+                forwards.spawn(async move { forward(&target, port, data, &error.outlet()).await });
+            }
+            Pair { data: None, error: None } => {}
+            half => {
+                waiting.insert(key, half);
+            }
         }
     }
     forwards.shutdown().await;
@@ -102,18 +104,15 @@ pub(super) async fn serve_channels(channels: Vec<Channel>, ports: &[u16], target
 
 /// Carries one connection from beginning to end.
 async fn forward(target: &Target, port: u16, data: Channel, error: &Outlet) {
-    match target.kubelet.dial(&target.namespace, &target.pod, port).await {
+    match (target.dial)(port).await {
         Ok(stream) => carry(stream, data).await,
         Err(failure) => {
-            let _ = error.send(failure_text(target, port, &failure)).await;
+            let text = format!("cannot connect to port {port} of pod {}: {failure}", target.name);
+            let _ = error.send(text).await;
             data.outlet().reset().await;
         }
     }
     error.finish().await;
-}
-
-fn failure_text(target: &Target, port: u16, failure: &PodError) -> String {
-    format!("cannot connect to port {port} of pod {}/{}: {failure}", target.namespace, target.pod)
 }
 
 /// Copies both directions, each to its own end, until both have ended or the client gives the connection up.
@@ -144,3 +143,6 @@ async fn carry(stream: TcpStream, mut data: Channel) {
         () = gone.cancelled() => {}
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -195,7 +195,7 @@ impl<R: AsyncRead> Reader<R> {
 
     async fn open(&mut self, stream: u32, fin: bool, headers: Headers) -> bool {
         // Streams of clients have odd, rising numbers.
-        if stream % 2 == 0 || stream <= self.last_stream {
+        if stream.is_multiple_of(2) || stream <= self.last_stream {
             self.send(Frame::Refuse(stream)).await;
             return true;
         }
@@ -227,4 +227,4 @@ impl<R: AsyncRead> Reader<R> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

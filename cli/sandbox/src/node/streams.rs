@@ -9,14 +9,14 @@ mod command;
 
 use super::exec::ExecOptions;
 use super::logs::LogOptions;
-use super::portforward::{self, Target};
+use super::portforward;
 use super::{Kubelet, PodError, spdy, websocket};
 use crate::api::negotiate::Accept;
 use crate::api::path::Query;
 use crate::api::status::ApiError;
 use crate::api::{Body, PodRequest};
 use command::{Process, Streams, Wanted};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use http::header::{
     CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
 };
@@ -25,6 +25,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -44,17 +45,35 @@ const MAX_PORTS: usize = 100;
 /// How long a SPDY client may take to open the streams of a command.
 const OPENING: Duration = Duration::from_secs(30);
 
+/// A pod on a node.
+struct Target {
+    kubelet: Kubelet,
+    namespace: String,
+    pod: String,
+}
+
+impl From<Target> for portforward::Target {
+    fn from(Target { kubelet, namespace, pod }: Target) -> Self {
+        let name = format!("{namespace}/{pod}").into();
+        let dial = move |port| {
+            let (kubelet, namespace, pod) = (kubelet.clone(), namespace.clone(), pod.clone());
+            async move { kubelet.dial(&namespace, &pod, port).await }.boxed()
+        };
+        Self { name, dial: Arc::new(dial) }
+    }
+}
+
 /// Answers a request for a pod's streams.
 pub async fn serve(kubelet: Kubelet, request: PodRequest) -> Response<Body> {
     let PodRequest { request, namespace, pod, subresource } = request;
     let query = Query::parse(request.uri().query());
     let accept = Accept::read(request.headers(), &query).unwrap_or_default();
-    let target = Target { kubelet, namespace: namespace.into(), pod: pod.into() };
+    let target = Target { kubelet, namespace, pod };
     let answer = match subresource.as_str() {
         "log" => log(&target, &query).await,
         "exec" => exec(request, target, &query).await,
         "attach" => attach(request, target, &query).await,
-        "portforward" => forward(request, target, &query),
+        "portforward" => forward(request, target.into(), &query),
         other => Err(ApiError::not_found("pods", &format!("{}/{other}", target.pod))),
     };
     answer.unwrap_or_else(|error| accept.respond(error.code, &error.to_status()))
@@ -211,7 +230,7 @@ async fn open_streams(connection: &mut spdy::Connection, wanted: Wanted) -> Opti
     Some(streams)
 }
 
-fn forward(request: Request<Incoming>, target: Target, query: &Query) -> Result<Response<Body>, ApiError> {
+fn forward(request: Request<Incoming>, target: portforward::Target, query: &Query) -> Result<Response<Body>, ApiError> {
     let upgrade = Upgrade::negotiate(request.headers(), FORWARD_WEBSOCKET, FORWARD_SPDY)?;
     let by_channels = matches!(upgrade, Upgrade::WebSocket { protocol, .. } if protocol != FORWARD_TUNNEL);
     let ports = if by_channels { ports(query)? } else { Vec::new() };
@@ -311,5 +330,7 @@ impl Upgrade {
     }
 }
 
+#[cfg(test)]
+mod client_tests;
 #[cfg(test)]
 mod tests;

@@ -3,32 +3,36 @@ use proptest::prelude::*;
 use tokio::io::DuplexStream;
 
 /// A client that speaks just enough SPDY.
-struct Client {
-    io: DuplexStream,
+pub(in crate::node) struct Client {
+    pub(in crate::node) io: DuplexStream,
     deflater: Deflater,
     inflater: Inflater,
 }
 
 impl Client {
-    fn connect() -> (Self, Connection) {
+    pub(in crate::node) fn connect() -> (Self, Connection) {
         let (io, server) = tokio::io::duplex(1 << 20);
         (Self { io, deflater: Deflater::new(), inflater: Inflater::new() }, Connection::start(server))
     }
 
-    async fn open(&mut self, stream: u32, kind: &str) {
-        let headers = Headers(vec![("streamtype".to_owned(), kind.to_owned())]);
+    pub(in crate::node) async fn open(&mut self, stream: u32, kind: &str) {
+        self.open_with(stream, &[("streamtype", kind)]).await;
+    }
+
+    pub(in crate::node) async fn open_with(&mut self, stream: u32, headers: &[(&str, &str)]) {
+        let headers = Headers(headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect());
         let block = self.deflater.deflate(&headers).unwrap();
         let frame = frame::control(1, 0, &[&stream.to_be_bytes(), &[0; 4], &[0; 2], &block]);
         self.io.write_all(&frame).await.unwrap();
     }
 
-    async fn data(&mut self, stream: u32, fin: bool, bytes: &[u8]) {
+    pub(in crate::node) async fn data(&mut self, stream: u32, fin: bool, bytes: &[u8]) {
         self.io.write_all(&frame::data_head(stream, fin, bytes.len())).await.unwrap();
         self.io.write_all(bytes).await.unwrap();
     }
 
     /// The next frame: data as `(stream, fin, bytes)`, control frames as `(kind, payload)`.
-    async fn next(&mut self) -> Result<(u32, bool, Vec<u8>), (u16, Vec<u8>)> {
+    pub(in crate::node) async fn next(&mut self) -> Result<(u32, bool, Vec<u8>), (u16, Vec<u8>)> {
         let mut head = [0; 8];
         self.io.read_exact(&mut head).await.unwrap();
         match Head::parse(head).unwrap() {
@@ -46,7 +50,7 @@ impl Client {
     }
 
     /// Expects a stream to be accepted.
-    async fn accepted(&mut self, stream: u32) {
+    pub(in crate::node) async fn accepted(&mut self, stream: u32) {
         let (kind, payload) = self.next().await.unwrap_err();
         assert_eq!((kind, &payload[..4]), (2, &stream.to_be_bytes()[..]));
         assert_eq!(self.inflater.inflate(&payload[4..]).unwrap(), Headers::default());

@@ -210,4 +210,4 @@ pub(in crate::node) async fn greet(streams: &Streams) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
