@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// Who we are in `managedFields`.
 pub const FIELD_MANAGER: &str = "meshctl";
 /// Pause between two looks at what is being waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+pub const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Kinds that others need, in the order they are applied.
 const FIRST: &[&str] = &[
@@ -266,29 +266,27 @@ mod tests {
         assert_eq!(gvk("apps/v1", "Deployment"), GroupVersionKind::gvk("apps", "v1", "Deployment"));
     }
 
-    #[tokio::test]
-    async fn objects_are_applied_server_side_by_us() {
-        let service = tower::service_fn(|request: http::Request<kube::client::Body>| async move {
-            let body = if request.uri().path() == "/api/v1" {
-                json!({"kind": "APIResourceList", "groupVersion": "v1", "resources": [{"name": "configmaps",
-                    "singularName": "configmap", "namespaced": true, "kind": "ConfigMap",
-                    "verbs": ["create", "get", "patch"]}]})
-            } else {
-                assert_eq!(request.method(), http::Method::PATCH);
-                assert_eq!(request.headers()["content-type"], "application/apply-patch+yaml");
-                let uri = request.uri().to_string();
-                assert!(uri.starts_with("/api/v1/namespaces/shop/configmaps/a?"), "{uri}");
-                assert!(uri.contains("fieldManager=meshctl"), "{uri}");
-                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}})
-            };
-            Ok::<_, std::io::Error>(http::Response::new(kube::client::Body::from(body.to_string().into_bytes())))
-        });
-        let cluster = Cluster::of_client(kube::Client::new(service, "default"));
+    #[tokio::test(flavor = "multi_thread")]
+    async fn objects_are_applied_by_us_and_deleted_again() {
+        let cluster = crate::testing::TestCluster::start();
+        let cluster = cluster.connect().await;
         let (printer, _) = crate::output::Printer::memory();
-        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}});
-        assert_eq!(apply(&cluster, vec![object], "shop", &printer.step("applying")).await.unwrap(), 1);
+        let step = printer.step("applying");
+        let objects = vec![
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "v"}}),
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}),
+        ];
+        assert_eq!(apply(&cluster, objects.clone(), "shop", &step).await.unwrap(), 2);
+        assert_eq!(apply(&cluster, objects.clone(), "shop", &step).await.unwrap(), 2, "a second time changes nothing");
+        let maps: Api<k8s_openapi::api::core::v1::ConfigMap> = Api::namespaced(cluster.client.clone(), "shop");
+        let map = maps.get("a").await.unwrap();
+        let managers: Vec<_> = map.metadata.managed_fields.iter().flatten().map(|f| f.manager.as_deref()).collect();
+        assert_eq!(managers, [Some(FIELD_MANAGER)]);
+        delete(&cluster, vec![objects[0].clone()], "shop", &step).await.unwrap();
+        delete(&cluster, vec![objects[0].clone()], "shop", &step).await.unwrap();
+        assert!(maps.get_opt("a").await.unwrap().is_none());
         let nameless = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}});
-        let error = apply(&cluster, vec![nameless], "shop", &printer.step("applying")).await.unwrap_err();
+        let error = apply(&cluster, vec![nameless], "shop", &step).await.unwrap_err();
         assert_eq!(error.to_string(), "cannot apply configmap without a name: it has no name");
     }
 }

@@ -49,6 +49,11 @@ impl Error {
         self
     }
 
+    /// What came back, without what was tried.
+    pub fn cause(&self) -> &str {
+        self.cause.trim_end()
+    }
+
     /// What to do next, if anything is known.
     pub fn hint_text(&self) -> Option<&str> {
         self.hint.as_deref()
@@ -96,7 +101,7 @@ impl fmt::Display for Error {
         for tried in &self.tried {
             write!(f, "cannot {tried}: ")?;
         }
-        f.write_str(self.cause.trim_end())
+        f.write_str(self.cause())
     }
 }
 

@@ -22,6 +22,8 @@ pub mod observe;
 pub mod output;
 pub mod resource;
 pub mod selector;
+#[cfg(test)]
+mod testing;
 pub mod top;
 
 use args::Cli;

@@ -3,7 +3,6 @@
 
 use crate::body::Upload;
 use crate::error::{BoxError, Chain, Failure};
-use crate::headers::connection_options;
 use crate::limits;
 use crate::pool::{Http1, Http2, Shared};
 use crate::proxy::Proxy;
@@ -95,7 +94,7 @@ async fn send_http1(
         // sent again.
         let copy = replayable.then(|| copy_head(&request));
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok(lease(backend, sender, response)),
+            Ok(response) => return Ok((response, Some(Lease { sender, backend: backend.clone() }))),
             Err(mut error) => match error.take_message().or(copy.filter(|_| !is_malformed(error.error()))) {
                 Some(unanswered) => request = unanswered,
                 None => return Err(Unanswered { failure: failure_of(error.into_error()), request: None }),
@@ -107,21 +106,12 @@ async fn send_http1(
         Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
     };
     match sender.try_send_request(request).await {
-        Ok(response) => Ok(lease(backend, sender, response)),
+        Ok(response) => Ok((response, Some(Lease { sender, backend: backend.clone() }))),
         Err(mut error) => {
             let request = error.take_message();
             Err(Unanswered { failure: failure_with(error.into_error(), request.is_some()), request })
         }
     }
-}
-
-/// The response with the connection it came over. If the server wants that closed, its other connections
-/// will not live for long either: closed from our side now, none of them is closed while a request is on its way.
-fn lease(backend: &Arc<Backend>, sender: Http1, response: Response<Incoming>) -> (Response<Incoming>, Option<Lease>) {
-    if connection_options(response.headers()).any(|option| option.eq_ignore_ascii_case("close")) {
-        backend.pool.clear();
-    }
-    (response, Some(Lease { sender, backend: backend.clone() }))
 }
 
 async fn open_http1(proxy: &Proxy, backend: &Backend) -> Result<Http1, Failure> {

@@ -2,15 +2,60 @@
 
 use super::read::duration;
 use clap::{Args, ValueEnum};
+use std::path::PathBuf;
 use std::time::Duration;
+
+/// `meshctl install`
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    meshctl install | kubectl apply -f -\n  \
+    meshctl install --apply\n  \
+    meshctl install --apply --ha --set proxy.workers=2 -f values.yaml")]
+pub struct Install {
+    /// Apply the manifests and wait until the control plane works
+    #[arg(long, conflicts_with = "output")]
+    pub apply: bool,
+    /// Three replicas of the control plane, and no pod without its proxy
+    #[arg(long)]
+    pub ha: bool,
+    /// Set a value, for instance proxy.workers=2; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// YAML file with values; may be given several times, --set wins
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub values: Vec<PathBuf>,
+    /// Your own trust anchors, PEM; needs the issuer's certificate and key, too
+    #[arg(long, value_name = "FILE")]
+    pub identity_trust_anchors: Option<PathBuf>,
+    /// Certificate of your own issuer, PEM
+    #[arg(long, value_name = "FILE")]
+    pub identity_issuer_certificate: Option<PathBuf>,
+    /// Private key of your own issuer, PEM
+    #[arg(long, value_name = "FILE")]
+    pub identity_issuer_key: Option<PathBuf>,
+    /// Print without looking whether the cluster has a mesh already
+    #[arg(long, conflicts_with = "apply")]
+    pub ignore_cluster: bool,
+    /// How long --apply may wait
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = duration)]
+    pub timeout: Duration,
+    /// How to print the manifests
+    #[arg(short, long, value_name = "FORMAT", default_value = "yaml")]
+    pub output: ManifestFormat,
+}
+
+/// How manifests are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ManifestFormat {
+    /// YAML documents
+    #[default]
+    Yaml,
+    /// One JSON list
+    Json,
+}
 
 /// `meshctl check`
 #[derive(Debug, Args)]
-#[command(
-    long_about = "Check that the cluster is fit for the mesh (--pre), that the control plane and all proxies are \
-    well (default), or only the proxies (--proxy).\n\nEvery check has a stable id, says what it saw, and, if that was \
-    wrong, how to mend it. Nothing is changed. Exits 1 if a check failed."
-)]
 #[command(after_long_help = "Examples:\n  \
     meshctl check --pre                 # before an install\n  \
     meshctl check --wait                # until all is well, two minutes at most\n  \

@@ -8,8 +8,6 @@ use std::time::Duration;
 
 /// `meshctl stat`
 #[derive(Debug, Args)]
-#[command(long_about = "Golden metrics, once: success rate, requests a second, latency, mutual TLS.\n\n\
-    Rows count what arrived at a workload, every request, none sampled; percentiles are merged over all its pods.")]
 #[command(after_long_help = "Examples:\n  \
     meshctl stat -n shop                        # every workload of a namespace\n  \
     meshctl stat deploy/web -o json             # one workload, for scripts\n  \
@@ -45,8 +43,6 @@ pub struct Stat {
 
 /// `meshctl top`
 #[derive(Debug, Args)]
-#[command(long_about = "Golden metrics of every route, live: a row for each route with its rate, success, latency, \
-    mutual TLS and the last minute.\n\nWithout a terminal it prints one table and ends. `?` shows the keys.")]
 #[command(after_long_help = "Examples:\n  \
     meshctl top -n shop\n  \
     meshctl top deploy/web -w 30s\n  \

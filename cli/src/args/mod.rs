@@ -5,9 +5,9 @@ pub mod look;
 pub mod read;
 pub mod sandbox;
 
-pub use install::{Check, CheckFormat};
+pub use install::{Check, CheckFormat, Install, ManifestFormat};
 pub use look::{Stat, Top};
-pub use sandbox::{ImageCommand, Sandbox, SandboxCommand, SandboxUp};
+pub use sandbox::{Demo, ImageCommand, Sandbox, SandboxCommand, SandboxUp};
 
 use crate::output::ColorChoice;
 use clap::builder::StyledStr;
@@ -83,14 +83,37 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a local cluster
+    ///
+    /// It has a Kubernetes-compatible API, and a node whose pods are processes on this machine, each in a network
+    /// namespace of its own. Nothing needs to be installed, and where user namespaces are allowed, no root is needed. Several can run
+    /// side by side under --name.
     Sandbox(Sandbox),
+    /// Print the mesh's manifests, or apply them
+    ///
+    /// Prints what `kubectl apply -f -` needs, and changes nothing. With --apply it applies the same itself,
+    /// server-side, in the right order, and waits until the control plane works. A cluster that has a mesh already
+    /// is refused.
+    Install(Install),
     /// Check that the cluster is fit for the mesh, and the mesh well
+    ///
+    /// With --pre: is the cluster fit for an install? Without: are the control plane and all proxies well? With
+    /// --proxy: only the proxies.
+    ///
+    /// Every check has a stable id, says what it saw, and, if that was wrong, how to mend it. Nothing is changed.
+    /// Exits 1 if a check failed.
     Check(Check),
     /// Golden metrics of workloads or routes, once
+    ///
+    /// Success rate, requests a second, latency and the share of mutual TLS. Rows count what arrived at a workload, every request, none sampled; percentiles are merged over all its
+    /// pods.
     Stat(Stat),
     /// Golden metrics of every route, live
+    ///
+    /// A row for each route: rate, success, latency, mutual TLS, and the last minute as bars. Without a terminal it prints one table and ends. `?` shows the keys.
     Top(Top),
     /// Show which versions run
+    ///
+    /// This program's, the control plane's, and the proxies' by version. Works without a cluster, and says then why it could not ask one.
     Version(Version),
     /// Print a completion script for a shell
     Completion(Completion),
@@ -99,15 +122,13 @@ pub enum Command {
 /// The order and grouping of the help page. A test holds it against [`Command`].
 const GROUPS: &[(&str, &[&str])] = &[
     ("Trying it", &["sandbox"]),
-    ("Installing", &["check"]),
+    ("Installing", &["install", "check"]),
     ("Looking", &["stat", "top"]),
     ("Other", &["version", "completion"]),
 ];
 
 /// `meshctl version`
 #[derive(Debug, Args)]
-#[command(long_about = "Show which versions run: this program, the control plane, and the proxies by version.\n\n\
-    Works without a cluster, and says then why it could not ask one.")]
 #[command(after_long_help = "Examples:\n  \
     meshctl version\n  \
     meshctl version -o json")]

@@ -1,16 +1,39 @@
-//! What can be typed after `meshctl sandbox`.
+//! What can be typed to try the mesh: `meshctl demo` and `meshctl sandbox`.
 
 use super::TextFormat;
-use super::read::sandbox_name;
+use super::read::{duration, sandbox_name};
+use crate::output::RowFormat;
 use clap::{Args, Subcommand};
 use mesh_sandbox::lifecycle::DEFAULT_NAME;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// `meshctl demo`
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    meshctl demo\n  \
+    meshctl demo --once -o json\n  \
+    meshctl demo --keep                 # leave the cluster running afterwards")]
+pub struct Demo {
+    /// Print golden metrics once instead of opening top
+    #[arg(long)]
+    pub once: bool,
+    /// How to write them; implies --once
+    #[arg(short, long, value_name = "FORMAT")]
+    pub output: Option<RowFormat>,
+    /// How long all of it may take until traffic flows
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = duration)]
+    pub timeout: Duration,
+    /// Leave everything running
+    #[arg(long)]
+    pub keep: bool,
+    /// Name of the local cluster
+    #[arg(long, default_value = "demo", value_parser = sandbox_name)]
+    pub name: String,
+}
 
 /// `meshctl sandbox`
 #[derive(Debug, Args)]
-#[command(long_about = "Run a local cluster: a Kubernetes-compatible API and a node whose pods are processes on this \
-    machine, each in a network namespace of its own.\n\nNothing needs to be installed, and where user namespaces are \
-    allowed, no root is needed. Several can run side by side under --name.")]
 #[command(after_long_help = "Examples:\n  \
     meshctl sandbox up\n  \
     export KUBECONFIG=\"$(meshctl sandbox kubeconfig)\"\n  \

@@ -62,6 +62,7 @@ const CREATES: &[Creates] = &[
     ("", "secrets", true),
     ("", "services", true),
     ("apps", "deployments", true),
+    ("policy", "poddisruptionbudgets", true),
     ("rbac.authorization.k8s.io", "clusterroles", false),
     ("rbac.authorization.k8s.io", "clusterrolebindings", false),
     ("rbac.authorization.k8s.io", "roles", true),
@@ -122,6 +123,19 @@ mod tests {
         check("1", "28", Status::Failed);
         check("2", "0", Status::Ok);
         check("", "", Status::Warning);
+    }
+
+    #[test]
+    fn everything_that_install_creates_is_asked_for() {
+        use mesh_manifests::values::Values;
+        let values = Values { ha: true, ..Values::default() };
+        for object in mesh_manifests::install::render(&values).unwrap() {
+            let api_version = object["apiVersion"].as_str().unwrap();
+            let group = api_version.split_once('/').map_or("", |(group, _)| group);
+            let resource = format!("{}s", object["kind"].as_str().unwrap().to_lowercase());
+            // Roles may also be bound in a namespace that is not the mesh's own.
+            assert!(CREATES.iter().any(|(g, r, _)| (*g, *r) == (group, resource.as_str())), "{group} {resource}");
+        }
     }
 
     #[test]

@@ -9,11 +9,9 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{ListParams, PostParams};
 use mesh_api::names::{CONTROL_NAME, INJECT, OBSERVE_GROUP, OBSERVE_VERSION, PROXY_CONTAINER};
+pub(crate) use mesh_manifests::install::WEBHOOK_NAME as INJECTOR;
 use serde_json::json;
 use std::sync::Arc;
-
-/// Name of the webhook configuration that injects the proxy.
-pub(crate) const INJECTOR: &str = "mesh-injector";
 
 async fn deployment(subject: &Subject) -> Result<Option<Deployment>, Error> {
     let api: Api<Deployment> = Api::namespaced(subject.cluster.client.clone(), &subject.cluster.system_namespace);

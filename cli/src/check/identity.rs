@@ -6,14 +6,13 @@ use crate::error::{Context, Error};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
+use mesh_manifests::install::ISSUER_SECRET;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// Secret with the issuer's certificate and key, and the trust anchors.
-const ISSUER_SECRET: &str = "mesh-identity-issuer";
 const DAY_S: i64 = 24 * 3600;
 /// An issuer or anchor with less left than this is worth a warning.
 const ISSUER_WARN_S: i64 = 30 * DAY_S;

@@ -272,13 +272,44 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
+    use crate::testing::TestCluster;
+    use std::collections::{BTreeMap, BTreeSet};
 
     #[test]
     fn ids_are_unique_and_say_what_they_belong_to() {
         let ids: BTreeSet<_> = CHECKS.iter().map(|check| check.id).collect();
         assert_eq!(ids.len(), CHECKS.len());
         assert!(ids.iter().all(|id| id.split('.').count() == 2));
+    }
+
+    async fn statuses(cluster: &TestCluster, set: Set) -> BTreeMap<&'static str, (Status, String)> {
+        let reports = run(&cluster.global(), None, set).await;
+        reports.into_iter().map(|report| (report.id, (report.status, report.seen))).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_empty_cluster_is_fit_for_an_install_and_has_no_mesh() {
+        let cluster = TestCluster::start();
+        let pre = statuses(&cluster, Set::Pre).await;
+        for (id, (status, seen)) in &pre {
+            assert_eq!(*status, Status::Ok, "{id}: {seen}");
+        }
+        assert_eq!(pre.len(), 5);
+        let default = statuses(&cluster, Set::Default).await;
+        assert_eq!(default["control.installed"].0, Status::Failed);
+        assert_eq!(default["identity.issuer-expiry"].0, Status::Failed);
+        assert_eq!(default["webhook.answers"].0, Status::Skipped);
+        assert_eq!(default["proxy.ready"].0, Status::Skipped);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn somebody_without_permissions_is_told_which_are_missing() {
+        let cluster = TestCluster::start();
+        let global = Global { impersonate: Some("somebody".into()), ..cluster.global() };
+        let reports = run(&global, None, Set::Pre).await;
+        let permissions = reports.iter().find(|report| report.id == "permissions.install").unwrap();
+        assert_eq!(permissions.status, Status::Failed);
+        assert!(permissions.seen.starts_with("you may not create namespaces, patch namespaces, "), "{permissions:?}");
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod completion;
+pub mod install;
 pub mod sandbox;
 pub mod sandbox_context;
 pub mod sources;
@@ -18,6 +19,7 @@ pub async fn run(cli: Cli, printer: &Printer) -> Result<Outcome> {
     let global = &cli.global;
     match cli.command {
         Command::Sandbox(args) => sandbox::run(args, printer).await,
+        Command::Install(args) => install::run(global, &args, printer).await,
         Command::Check(args) => check::run(global, &args, printer).await,
         Command::Stat(args) => stat::run(global, &args, printer).await,
         Command::Top(args) => top::run(global, &args, printer).await,

@@ -125,7 +125,7 @@ pub fn columns(state: &State, width: u16) -> Vec<Place> {
 /// How a row's workload is written.
 pub fn workload_text(state: &State, at: usize) -> String {
     let Some(line) = state.lines.get(at) else { return String::new() };
-    if state.many_namespaces() { format!("{}/{}", line.id.namespace, line.id.name) } else { line.id.name.clone() }
+    if state.many_namespaces { format!("{}/{}", line.id.namespace, line.id.name) } else { line.id.name.clone() }
 }
 
 /// How a row's route is written.

@@ -1,7 +1,7 @@
 //! The part of `top` that waits: terminal, signals, frames, clock. Everything it learns goes through [`update`].
 
 use crate::cluster::Cluster;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Hint, Result};
 use crate::observe::{self, Ask};
 use crate::top::state::State;
 use crate::top::update::{Action, Msg, update};
@@ -11,6 +11,8 @@ use crossterm::event::{DisableMouseCapture, EnableMouseCapture, Event, EventStre
 use crossterm::execute;
 use crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
 use futures::StreamExt;
+use futures::stream::BoxStream;
+use mesh_api::golden::GoldenFrame;
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
 use std::io::{IsTerminal, Stdout, stdout};
@@ -36,10 +38,14 @@ pub fn has_terminal() -> bool {
     stdout().is_terminal() && std::io::stdin().is_terminal()
 }
 
-/// Shows live routes until somebody leaves. The terminal is as before afterwards, whatever happens.
+type Frames = BoxStream<'static, Result<GoldenFrame>>;
+
+/// Shows live routes until somebody leaves. The terminal is as before afterwards, whatever happens. What cannot even
+/// begin (no mesh, no permission) is an error and not a screen; what breaks later is a banner.
 pub async fn run(cluster: &Cluster, ask: Ask, mut state: State) -> Result<()> {
+    let first = open(cluster, &ask).await?;
     let (to_screen, mut messages) = mpsc::channel(QUEUE);
-    let source = tokio::spawn(follow(cluster.clone(), ask, to_screen));
+    let source = tokio::spawn(follow(cluster.clone(), ask, first, to_screen));
     let shown = show(&mut state, &mut messages).await;
     source.abort();
     shown
@@ -89,14 +95,22 @@ async fn show(state: &mut State, messages: &mut mpsc::Receiver<Msg>) -> Result<(
     }
 }
 
-/// Frames, for as long as somebody looks: opens the stream, and opens it again when it breaks.
-async fn follow(cluster: Cluster, ask: Ask, to_screen: mpsc::Sender<Msg>) {
+/// Opens a stream of frames, under a deadline.
+async fn open(cluster: &Cluster, ask: &Ask) -> Result<Frames> {
+    tokio::time::timeout(OPENING, observe::stream(cluster, ask)).await.unwrap_or_else(|_| {
+        Err(Error::new(format!("no answer within {} s", OPENING.as_secs())).during("read golden metrics"))
+            .hint(|| "run `meshctl check`")
+    })
+}
+
+/// Frames, for as long as somebody looks: when the stream breaks, opens another.
+async fn follow(cluster: Cluster, ask: Ask, first: Frames, to_screen: mpsc::Sender<Msg>) {
     let mut pause = RETRY.0;
+    let mut opened = Ok(first);
     loop {
-        let why = match tokio::time::timeout(OPENING, observe::stream(&cluster, &ask)).await {
-            Err(_) => "the control plane does not answer".to_owned(),
-            Ok(Err(error)) => error.to_string(),
-            Ok(Ok(mut frames)) => {
+        let why = match opened {
+            Err(error) => error,
+            Ok(mut frames) => {
                 if to_screen.send(Msg::Connected).await.is_err() {
                     return;
                 }
@@ -108,18 +122,19 @@ async fn follow(cluster: Cluster, ask: Ask, to_screen: mpsc::Sender<Msg>) {
                                 return;
                             }
                         }
-                        Ok(Some(Err(error))) => break error.to_string(),
-                        Ok(None) => break "the control plane ended the stream".to_owned(),
-                        Err(_) => break format!("no numbers for {} s", SILENCE.as_secs()),
+                        Ok(Some(Err(error))) => break error,
+                        Ok(None) => break Error::new("the control plane ended the stream"),
+                        Err(_) => break Error::new(format!("no numbers for {} s", SILENCE.as_secs())),
                     }
                 }
             }
         };
-        if to_screen.send(Msg::Lost(why)).await.is_err() {
+        if to_screen.send(Msg::Lost(why.cause().to_owned())).await.is_err() {
             return;
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY.1);
+        opened = open(&cluster, &ask).await;
     }
 }
 

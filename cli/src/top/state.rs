@@ -178,6 +178,8 @@ pub struct State {
     pub lines: Vec<Line>,
     /// The sum over all rows, shown or not.
     pub total: Row,
+    /// Rows come from more than one namespace.
+    pub many_namespaces: bool,
     /// How many rows there are without the filter.
     pub unfiltered: usize,
     /// Sort column.
@@ -215,6 +217,7 @@ impl State {
             paused: None,
             lines: Vec::new(),
             total: Row::default(),
+            many_namespaces: false,
             unfiltered: 0,
             sort: Column::Rps,
             descending: true,
@@ -250,17 +253,13 @@ impl State {
             .collect();
         lines.sort_by(|a, b| compare(a, b, self.sort, self.descending));
         self.total = total(frames, &self.query);
+        self.many_namespaces = lines.windows(2).any(|pair| pair[0].id.namespace != pair[1].id.namespace);
         (self.lines, self.unfiltered) = (lines, unfiltered);
     }
 
     /// Position of the row under the cursor.
     pub fn cursor(&self) -> usize {
         self.selected.as_ref().and_then(|id| self.lines.iter().position(|line| line.id == *id)).unwrap_or(0)
-    }
-
-    /// True if rows come from more than one namespace.
-    pub fn many_namespaces(&self) -> bool {
-        self.lines.windows(2).any(|pair| pair[0].id.namespace != pair[1].id.namespace)
     }
 }
 

@@ -33,7 +33,8 @@ impl Theme {
 
     /// What matters less.
     pub fn faint(self) -> Style {
-        if self.color { Style::new().fg(Color::DarkGray) } else { Style::new().add_modifier(Modifier::DIM) }
+        // Not a grey of the palette: more than one colour scheme gives that to the background.
+        Style::new().add_modifier(Modifier::DIM)
     }
 
     /// What stands out.

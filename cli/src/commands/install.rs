@@ -1,0 +1,204 @@
+//! `meshctl install`: prints the mesh's manifests, or applies them and waits until they work.
+
+use crate::apply;
+use crate::args::{Global, Install, ManifestFormat};
+use crate::cluster::Cluster;
+use crate::commands::version::control_version;
+use crate::error::{Context, Error, Hint, Outcome, Result};
+use crate::output::Printer;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Api;
+use mesh_api::names::CONTROL_NAME;
+use mesh_manifests::install::{render, to_yaml};
+use mesh_manifests::values::Values;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::Instant;
+
+/// Prints or applies.
+pub async fn run(global: &Global, args: &Install, printer: &Printer) -> Result<Outcome> {
+    let values = values(global, args)?;
+    let objects = objects(&values)?;
+    if args.apply {
+        let mut cluster = Cluster::connect(global).await?;
+        cluster.system_namespace.clone_from(&values.system_namespace);
+        refuse_second(&cluster).await?;
+        apply_and_wait(&cluster, objects, Instant::now() + args.timeout, printer).await?;
+        return Ok(Outcome::Well);
+    }
+    if !args.ignore_cluster {
+        // Printing needs no cluster; but what is printed would break a mesh that runs there already.
+        match Cluster::connect(global).await {
+            Ok(mut cluster) => {
+                cluster.system_namespace.clone_from(&values.system_namespace);
+                refuse_second(&cluster).await?;
+            }
+            Err(error) if printer.verbose() => printer.note(&format!("not looked for a mesh: {error}")),
+            Err(_) => {}
+        }
+    }
+    printer.data(&match args.output {
+        ManifestFormat::Yaml => to_yaml(&objects).during(|| "write YAML")?,
+        ManifestFormat::Json => list(objects)?,
+    })?;
+    Ok(Outcome::Well)
+}
+
+/// One JSON object that `kubectl apply` takes.
+fn list(objects: Vec<Value>) -> Result<String> {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    serde_json::to_string_pretty(&list).map(|text| text + "\n").during(|| "write JSON")
+}
+
+fn values(global: &Global, args: &Install) -> Result<Values> {
+    let mut files = Vec::new();
+    for path in &args.values {
+        files.push((path.display().to_string(), read(path)?));
+    }
+    let mut values = Values::from_sources(&files, &args.set).during(|| "use these values")?;
+    let default = mesh_api::names::SYSTEM_NAMESPACE;
+    if global.system_namespace != default {
+        values.system_namespace.clone_from(&global.system_namespace);
+    }
+    values.ha |= args.ha;
+    for (path, slot) in [
+        (&args.identity_trust_anchors, &mut values.identity.trust_anchors_pem),
+        (&args.identity_issuer_certificate, &mut values.identity.issuer_certificate_pem),
+        (&args.identity_issuer_key, &mut values.identity.issuer_key_pem),
+    ] {
+        if let Some(path) = path {
+            *slot = Some(read(path)?);
+        }
+    }
+    Ok(values)
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).during(|| format!("read {}", path.display()))
+}
+
+fn objects(values: &Values) -> Result<Vec<Value>> {
+    render(values).during(|| "render the manifests")
+}
+
+/// What an install without any choices applies.
+pub fn defaults(system_namespace: &str) -> Result<Vec<Value>> {
+    objects(&Values { system_namespace: system_namespace.to_owned(), ..Values::default() })
+}
+
+/// The version of the mesh that is installed already.
+pub async fn installed(cluster: &Cluster) -> Result<Option<String>> {
+    let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), &cluster.system_namespace);
+    let deployment = api.get_opt(CONTROL_NAME).await.during(|| "look for an installed mesh")?;
+    Ok(deployment.map(|deployment| control_version(&deployment).unwrap_or_else(|| "of unknown version".to_owned())))
+}
+
+async fn refuse_second(cluster: &Cluster) -> Result<()> {
+    match installed(cluster).await? {
+        None => Ok(()),
+        Some(version) => Err(Error::new(format!("the cluster has a mesh already: {version}")).during("install"))
+            .hint(|| "`meshctl upgrade` is for a mesh that is there; a second install would replace its identity"),
+    }
+}
+
+/// Applies the mesh's objects and waits until the control plane works.
+pub async fn apply_and_wait(
+    cluster: &Cluster,
+    objects: Vec<Value>,
+    deadline: Instant,
+    printer: &Printer,
+) -> Result<()> {
+    wait_until_gone(cluster, deadline, printer).await?;
+    let step = printer.step("installing the mesh");
+    let deployments = apply::deployments(&objects, &cluster.system_namespace);
+    let count = apply::apply(cluster, objects, &cluster.system_namespace, &step).await?;
+    step.done(&format!("{count} objects applied"));
+    let step = printer.step("waiting for the control plane");
+    apply::wait_available(cluster, &deployments, deadline, &step).await?;
+    apply::wait_wired(cluster, deadline, &step).await?;
+    step.done("the control plane is ready");
+    Ok(())
+}
+
+/// Nothing can be made in a namespace that is being deleted.
+async fn wait_until_gone(cluster: &Cluster, deadline: Instant, printer: &Printer) -> Result<()> {
+    let api: Api<Namespace> = Api::all(cluster.client.clone());
+    let name = &cluster.system_namespace;
+    let step = printer.step(&format!("waiting until the old namespace {name} is gone"));
+    loop {
+        let namespace = api.get_opt(name).await.during(|| format!("read namespace {name}"))?;
+        if namespace.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_none()) {
+            drop(step);
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new("it is still being deleted").during(format!("install into namespace {name}")));
+        }
+        tokio::time::sleep(apply::LOOK_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use crate::testing::TestCluster;
+
+    fn args(line: &str) -> Install {
+        let words = ["meshctl", "install"].into_iter().chain(line.split_whitespace()).map(Into::into);
+        match Cli::read(words.collect()).unwrap().command {
+            Command::Install(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn kinds(text: &str) -> Vec<String> {
+        let objects: Vec<Value> = serde_saphyr::from_multiple(text).unwrap();
+        objects.iter().map(|object| object["kind"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn printing_changes_nothing_and_needs_no_cluster() {
+        let (printer, read) = Printer::memory();
+        let nowhere = Global { kubeconfig: Some("/nowhere".into()), ..TestCluster::start().global() };
+        run(&nowhere, &args(""), &printer).await.unwrap();
+        let (yaml, _) = read();
+        let kinds = kinds(&yaml);
+        assert_eq!(kinds.first().map(String::as_str), Some("Namespace"));
+        assert!(kinds.contains(&"Deployment".to_owned()), "{kinds:?}");
+        let (printer, read) = Printer::memory();
+        run(&nowhere, &args("-o json --ha"), &printer).await.unwrap();
+        let list: Value = serde_json::from_str(&read().0).unwrap();
+        assert_eq!(list["kind"], "List");
+        assert!(list["items"].as_array().unwrap().len() > kinds.len());
+    }
+
+    #[tokio::test]
+    async fn a_mistyped_value_names_the_nearest() {
+        let (printer, read) = Printer::memory();
+        let error = run(&Global::default(), &args("--set proxy.wrokers=2"), &printer).await.unwrap_err();
+        assert!(error.to_string().contains("did you mean `proxy.workers`?"), "{error}");
+        assert_eq!(read().0, "");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_second_mesh_is_refused() {
+        let cluster = TestCluster::start();
+        let client = cluster.connect().await.client;
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        let namespace = serde_json::from_value(json!({"metadata": {"name": "mesh-system"}})).unwrap();
+        namespaces.create(&Default::default(), &namespace).await.unwrap();
+        let control = objects(&Values::default()).unwrap().into_iter().find(|object| object["kind"] == "Deployment");
+        let control: Deployment = serde_json::from_value(control.unwrap()).unwrap();
+        let deployments: Api<Deployment> = Api::namespaced(client, "mesh-system");
+        deployments.create(&Default::default(), &control).await.unwrap();
+        for line in ["", "--apply"] {
+            let (printer, read) = Printer::memory();
+            let error = run(&cluster.global(), &args(line), &printer).await.unwrap_err();
+            assert_eq!(error.to_string(), "cannot install: the cluster has a mesh already: 0.1.0");
+            assert!(error.hint_text().unwrap().contains("upgrade"));
+            assert_eq!(read().0, "");
+        }
+    }
+}
