@@ -193,3 +193,6 @@ async fn apply(mut catalog: watch::Receiver<Arc<Catalog>>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

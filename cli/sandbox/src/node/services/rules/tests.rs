@@ -1,7 +1,5 @@
 use super::*;
-
-#[path = "../../../../../../proxy/src/nft/namespace.rs"]
-mod namespace;
+use crate::node::services::tests::namespace;
 
 use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
