@@ -13,7 +13,8 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 use kube::{Api, Client};
-use mesh_proxy::nft::netlink::Netlink;
+use mesh_proxy::nft::Table;
+use mesh_proxy::nft::netlink::{Netlink, NftError};
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::pin::pin;
@@ -74,10 +75,12 @@ pub struct ServiceNetwork {
 
 impl ServiceNetwork {
     /// Prepares the network namespace of the calling process, in which `bridge` is up and has [`NODE_ADDRESS`], and
-    /// begins to follow the API. DNS answers when this returns; rules follow with the first sight of the API's objects.
+    /// begins to follow the API. When this returns, DNS answers and connections to cluster IPs are refused rather than lost;
+    /// services follow with the first sight of the API's objects.
     pub async fn start(client: Client, bridge: &str) -> anyhow::Result<Self> {
         let mut tasks = JoinSet::new();
         prepare(bridge, &mut tasks).await.context("cannot prepare the node's network for cluster IPs")?;
+        install(&rules::table(&Catalog::default())).context("cannot set up cluster IPs")?;
         let server = dns::Server::bind(DNS_ADDRESS, 53).await?;
         let catalog = follow(client, &mut tasks);
         tasks.spawn(server.run(catalog.clone()));
@@ -170,6 +173,11 @@ fn changes<K>(
     })
 }
 
+/// Puts rules in place of those there are: a few milliseconds of processor time, no waiting.
+fn install(table: &Table) -> Result<(), NftError> {
+    Netlink::open()?.apply(&table.replace())
+}
+
 /// Puts the rules of each new catalog in place.
 async fn apply(mut catalog: watch::Receiver<Arc<Catalog>>) {
     let mut installed = None;
@@ -179,8 +187,7 @@ async fn apply(mut catalog: watch::Receiver<Arc<Catalog>>) {
             if installed.as_ref() == Some(&table) {
                 break;
             }
-            // A transaction takes a few milliseconds of processor time, no waiting.
-            match Netlink::open().and_then(|netlink| netlink.apply(&table.replace())) {
+            match install(&table) {
                 Ok(()) => {
                     installed = Some(table);
                     break;
