@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod inject;
+pub mod inject_text;
 pub mod install;
 pub mod issuer;
 pub mod nearest;
