@@ -37,6 +37,7 @@ pub mod state;
 pub mod stream;
 pub mod tcp;
 pub mod tls;
+pub mod upload;
 pub mod upstream;
 
 use crate::args::{Args, Command, RunArgs};

@@ -55,6 +55,9 @@ pub const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client's HTTP/1 connection may stay without a complete request head.
 pub const HTTP1_CLIENT_IDLE: Duration = Duration::from_secs(600);
 
+/// Bytes of a request body kept in case it has to be sent again.
+pub const UPLOAD_KEPT: usize = 64 * 1024;
+
 // Pool of connections to one endpoint.
 
 /// HTTP/1 connections to one endpoint, idle or busy.
