@@ -136,6 +136,8 @@ pub const CERTIFY_BYTES: usize = 256 * 1024;
 
 /// How long the proxy goes on listening after SIGTERM, while others forget it.
 pub const DRAIN_LINGER: Duration = Duration::from_secs(2);
+/// How long after that an HTTP/1 connection may stay silent before it is closed: a request may be on its way on it.
+pub const DRAIN_SETTLE: Duration = Duration::from_secs(1);
 /// How often the files of `--config` are looked at.
 pub const FILE_POLL: Duration = Duration::from_secs(1);
 /// Stack of every thread but the first.

@@ -83,6 +83,11 @@ impl Pool {
         }
     }
 
+    /// Closes idle connections: the server is about to do so.
+    pub fn clear(&self) {
+        self.idle.lock().clear();
+    }
+
     /// The right to open a connection; `None` if the limit is reached and nothing becomes free in time.
     pub async fn slot(&self) -> Option<OwnedSemaphorePermit> {
         let slot = tokio::time::timeout(limits::POOL_WAIT, self.slots.clone().acquire_owned()).await;

@@ -2,6 +2,7 @@
 //! answered over it.
 
 use crate::error::{BoxError, Chain, Failure};
+use crate::headers::connection_options;
 use crate::limits;
 use crate::pool::{Http1, Http2, Shared};
 use crate::proxy::Proxy;
@@ -94,7 +95,7 @@ async fn send_http1(
         // may safely be seen twice, or has not been seen: another proxy closes in order only between requests.
         let copy = repeatable.then(|| copy(&request));
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, Some(Lease { sender, backend: backend.clone() }))),
+            Ok(response) => return Ok(lease(backend, sender, response)),
             Err(mut error) => {
                 let unseen = meshed && error.error().is_incomplete_message();
                 let again = unseen || (idempotent && !is_malformed(error.error()));
@@ -110,12 +111,21 @@ async fn send_http1(
         Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
     };
     match sender.try_send_request(request).await {
-        Ok(response) => Ok((response, Some(Lease { sender, backend: backend.clone() }))),
+        Ok(response) => Ok(lease(backend, sender, response)),
         Err(mut error) => {
             let request = error.take_message();
             Err(Unanswered { failure: failure_with(error.into_error(), request.is_some()), request })
         }
     }
+}
+
+/// The response with the connection it came over. If the server wants that closed, its other connections
+/// will not live for long either: closed from our side now, none of them is closed while a request is on its way.
+fn lease(backend: &Arc<Backend>, sender: Http1, response: Response<Incoming>) -> (Response<Incoming>, Option<Lease>) {
+    if connection_options(response.headers()).any(|option| option.eq_ignore_ascii_case("close")) {
+        backend.pool.clear();
+    }
+    (response, Some(Lease { sender, backend: backend.clone() }))
 }
 
 async fn open_http1(proxy: &Proxy, backend: &Backend) -> Result<Http1, Failure> {
