@@ -3,11 +3,11 @@
 //! stdout is data and nothing else; notes, warnings, progress and errors go to stderr. A reader that goes away is a
 //! normal end, reported as [`Error::is_broken_pipe`]. Nothing else in this crate prints.
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use clap::ValueEnum;
 use comfy_table::{Attribute, Cell, CellAlignment, Table};
 use serde::Serialize;
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -129,17 +129,33 @@ impl Printer {
 
     /// Writes data.
     pub fn data(&self, text: &str) -> Result<()> {
+        self.bytes(text.as_bytes())
+    }
+
+    fn bytes(&self, bytes: &[u8]) -> Result<()> {
         self.hide_live();
         match &self.sink {
             Sink::Real => {
                 let mut out = std::io::stdout().lock();
-                out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|cause| Error::from_stdout(&cause))
+                out.write_all(bytes).and_then(|()| out.flush()).map_err(|cause| Error::from_stdout(&cause))
             }
             #[cfg(test)]
             Sink::Memory(kept) => {
-                kept.lock().unwrap().0.extend_from_slice(text.as_bytes());
+                kept.lock().unwrap().0.extend_from_slice(bytes);
                 Ok(())
             }
+        }
+    }
+
+    /// Writes data from a reader, piece by piece.
+    pub fn data_from(&self, from: &mut impl Read) -> Result<()> {
+        let mut piece = vec![0; 64 << 10];
+        loop {
+            let length = from.read(&mut piece).during(|| "read what is to be written")?;
+            if length == 0 {
+                return Ok(());
+            }
+            self.bytes(&piece[..length])?;
         }
     }
 

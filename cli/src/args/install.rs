@@ -54,6 +54,31 @@ pub enum ManifestFormat {
     Json,
 }
 
+/// `meshctl inject`
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    meshctl inject shop.yaml | kubectl apply -f -\n  \
+    kubectl get deploy -o yaml | meshctl inject - | kubectl apply -f -\n  \
+    meshctl inject --manual manifests/ > meshed.yaml")]
+pub struct Inject {
+    /// Files, folders, or - for standard input
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Write the whole sidecar instead of the annotation that asks for it
+    #[arg(long)]
+    pub manual: bool,
+}
+
+/// `meshctl uninject`
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    kubectl get deploy -o yaml | meshctl uninject - | kubectl apply -f -")]
+pub struct Uninject {
+    /// Files, folders, or - for standard input
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
+
 /// `meshctl check`
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  \

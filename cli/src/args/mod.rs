@@ -5,7 +5,7 @@ pub mod look;
 pub mod read;
 pub mod sandbox;
 
-pub use install::{Check, CheckFormat, Install, ManifestFormat};
+pub use install::{Check, CheckFormat, Inject, Install, ManifestFormat, Uninject};
 pub use look::{Stat, Top};
 pub use sandbox::{Demo, ImageCommand, Sandbox, SandboxCommand, SandboxUp};
 
@@ -82,6 +82,16 @@ pub struct Global {
 /// Every verb.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// The whole mesh on this machine, with a shop in it
+    ///
+    /// Starts a local cluster, installs the mesh, deploys a small shop with the proxies injected, waits until
+    /// traffic flows, and opens `top`. Whatever it started is gone when it ends.
+    ///
+    /// Without a terminal, or with --once or -o, it prints golden metrics of every route instead. It exits 0 if
+    /// every workload is meshed, all its traffic is mutual TLS and it saw requests, otherwise 1 with the reason.
+    ///
+    /// With --context it uses that cluster instead of a local one.
+    Demo(Demo),
     /// Run a local cluster
     ///
     /// It has a Kubernetes-compatible API, and a node whose pods are processes on this machine, each in a network
@@ -94,6 +104,16 @@ pub enum Command {
     /// server-side, in the right order, and waits until the control plane works. A cluster that has a mesh already
     /// is refused.
     Install(Install),
+    /// Add the mesh to manifests
+    ///
+    /// Reads files, folders or standard input and prints the same YAML or JSON with the annotation that asks for a
+    /// proxy, or, with --manual, with the whole sidecar. Comments, order and everything else stay as they are. What
+    /// became of each workload is told on stderr. If anything cannot be read, nothing is printed.
+    Inject(Inject),
+    /// Take the mesh out of manifests
+    ///
+    /// The exact inverse of inject.
+    Uninject(Uninject),
     /// Check that the cluster is fit for the mesh, and the mesh well
     ///
     /// With --pre: is the cluster fit for an install? Without: are the control plane and all proxies well? With
@@ -121,8 +141,8 @@ pub enum Command {
 
 /// The order and grouping of the help page. A test holds it against [`Command`].
 const GROUPS: &[(&str, &[&str])] = &[
-    ("Trying it", &["sandbox"]),
-    ("Installing", &["install", "check"]),
+    ("Trying it", &["demo", "sandbox"]),
+    ("Installing", &["install", "inject", "uninject", "check"]),
     ("Looking", &["stat", "top"]),
     ("Other", &["version", "completion"]),
 ];

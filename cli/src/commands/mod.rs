@@ -2,6 +2,9 @@
 
 pub mod check;
 pub mod completion;
+pub mod demo;
+pub mod demo_verdict;
+pub mod inject;
 pub mod install;
 pub mod sandbox;
 pub mod sandbox_context;
@@ -18,8 +21,11 @@ use crate::output::Printer;
 pub async fn run(cli: Cli, printer: &Printer) -> Result<Outcome> {
     let global = &cli.global;
     match cli.command {
+        Command::Demo(args) => demo::run(global, &args, printer).await,
         Command::Sandbox(args) => sandbox::run(args, printer).await,
         Command::Install(args) => install::run(global, &args, printer).await,
+        Command::Inject(args) => inject::run(global, &args, printer).await,
+        Command::Uninject(args) => inject::run_uninject(&args, printer),
         Command::Check(args) => check::run(global, &args, printer).await,
         Command::Stat(args) => stat::run(global, &args, printer).await,
         Command::Top(args) => top::run(global, &args, printer).await,
