@@ -180,8 +180,8 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        let mut config = MeshConfig::default();
-        config.trust_anchors_pem = "-----BEGIN CERTIFICATE-----\nMII=\n-----END CERTIFICATE-----\n".to_owned();
+        let trust_anchors_pem = "-----BEGIN CERTIFICATE-----\nMII=\n-----END CERTIFICATE-----\n".to_owned();
+        let mut config = MeshConfig { trust_anchors_pem, ..MeshConfig::default() };
         config.proxy.skip_inbound_ports = "22,8000-8010".parse().unwrap();
         config.proxy.resources.cpu_request = None;
         let text = config.to_yaml().unwrap();

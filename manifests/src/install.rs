@@ -120,9 +120,8 @@ impl Names<'_> {
     }
 
     pub(crate) fn metadata_in(&self, namespace: &str, name: &str) -> Value {
-        let mut metadata = self.cluster_metadata(name);
-        metadata["namespace"] = namespace.into();
-        metadata
+        let labels = self.cluster_metadata(name)["labels"].take();
+        json!({ "name": name, "namespace": namespace, "labels": labels })
     }
 
     pub(crate) fn metadata(&self, name: &str) -> Value {

@@ -143,7 +143,10 @@ impl Object<'_> {
         };
         let refused = |refusal| {
             let name = self.text(&["metadata", "name"]).unwrap_or_default();
-            Fault::Refused { object: format!("{}/{name}", self.text(&["kind"]).unwrap_or_default()), refusal }
+            Fault::Refused {
+                object: format!("{}/{name}", self.text(&["kind"]).unwrap_or_default()),
+                refusal: Box::new(refusal),
+            }
         };
         let changes = match changes.map_err(refused)? {
             Ok(changes) => changes,

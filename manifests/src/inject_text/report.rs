@@ -86,7 +86,7 @@ pub enum Fault {
         /// Kind and name.
         object: String,
         /// What is wrong.
-        refusal: Refusal,
+        refusal: Box<Refusal>,
     },
     /// The sidecar could not be written as YAML.
     #[error(transparent)]

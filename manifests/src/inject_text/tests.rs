@@ -240,6 +240,68 @@ fn a_checked_stream_is_written_whole() {
     assert_eq!((String::from_utf8(out).unwrap(), count), (run(Mode::Annotate, &text).unwrap().0, 2));
 }
 
+#[test]
+fn what_is_read_is_written_before_more_is_read() {
+    use std::cell::Cell;
+    /// Reads the same document over and over, and knows how far the writer is behind.
+    struct Endless<'c> {
+        document: &'c [u8],
+        left: usize,
+        at: usize,
+        ahead: &'c Cell<usize>,
+        most: &'c Cell<usize>,
+    }
+    impl Read for Endless<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            if self.at == self.document.len() {
+                (self.at, self.left) = (0, self.left.saturating_sub(1));
+            }
+            if self.left == 0 {
+                return Ok(0);
+            }
+            let count = buffer.len().min(self.document.len() - self.at);
+            buffer[..count].copy_from_slice(&self.document[self.at..self.at + count]);
+            self.at += count;
+            self.ahead.set(self.ahead.get() + count);
+            self.most.set(self.most.get().max(self.ahead.get()));
+            Ok(count)
+        }
+    }
+    struct Counted<'c>(&'c Cell<usize>, usize);
+    impl Write for Counted<'_> {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            // Injected text is longer than what was read.
+            self.0.set(self.0.get().saturating_sub(bytes.len()));
+            self.1 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let document = format!("---\n{}", deployment(""));
+    let (ahead, most) = (Cell::new(0), Cell::new(0));
+    let input = Endless { document: document.as_bytes(), left: 2000, at: 0, ahead: &ahead, most: &most };
+    let mut output = Counted(&ahead, 0);
+    let mut count = 0;
+    transform("endless", input, &mut output, Mode::Annotate, &mut |_| count += 1).unwrap();
+    assert_eq!(count, 2000);
+    assert!(output.1 > 2000 * document.len());
+    assert!(most.get() < 64 * 1024, "{} bytes were held back", most.get());
+}
+
+#[test]
+fn a_long_list_and_json_with_tabs_are_handled() {
+    let item = "- apiVersion: v1\n  kind: Pod\n  metadata: {name: a}\n  spec: {containers: [{name: a, image: b}]}\n";
+    let list = format!("apiVersion: v1\nkind: List\nitems:\n{}", item.repeat(3000));
+    let (out, reports) = run(Mode::Annotate, &list).unwrap();
+    assert_eq!(reports.iter().filter(|r| r.outcome == Outcome::Injected).count(), 3000);
+    assert_eq!(run(Mode::Uninject, &out).unwrap().0, list);
+    there_and_back(
+        "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"Pod\",\n\t\"spec\": {\n\t\t\"containers\": []\n\t}\n}\n",
+    );
+}
+
 mod any_form {
     use super::*;
     use proptest::prelude::*;

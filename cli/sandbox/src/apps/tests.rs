@@ -208,3 +208,17 @@ fn the_manifests_are_ordinary_and_complete() {
         serde_json::from_value::<k8s_openapi::api::apps::v1::Deployment>(object.clone()).unwrap();
     }
 }
+
+#[test]
+fn the_manifests_can_be_injected_and_come_back_as_they_were() {
+    use mesh_manifests::inject_text::{Mode, Outcome, transform};
+    let run = |mode, text: &str| {
+        let (mut out, mut outcomes) = (Vec::new(), Vec::new());
+        transform("shop.yaml", text.as_bytes(), &mut out, mode, &mut |r| outcomes.push(r.outcome)).unwrap();
+        (String::from_utf8(out).unwrap(), outcomes)
+    };
+    let (injected, outcomes) = run(Mode::Annotate, super::SHOP_YAML);
+    assert_eq!(outcomes.iter().filter(|o| **o == Outcome::Injected).count(), 5);
+    assert_eq!(injected.matches("meshctl.dev/inject: enabled").count(), 5);
+    assert_eq!(run(Mode::Uninject, &injected).0, super::SHOP_YAML);
+}
