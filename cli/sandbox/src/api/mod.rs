@@ -37,6 +37,7 @@ pub mod store;
 mod subresources;
 pub mod table;
 pub mod tokens;
+mod types;
 pub mod validate;
 mod verbs;
 mod watch;
