@@ -1,3 +1,5 @@
+//! The encoder against the kernel and, where it is installed, `nft`; the reader against nonsense.
+
 use super::netlink::{Answer, Netlink, NftError, answers};
 use super::*;
 use proptest::prelude::*;

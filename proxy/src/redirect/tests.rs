@@ -1,3 +1,5 @@
+//! Real connections in real network namespaces: what is redirected and what is not.
+
 use super::*;
 use crate::nft::namespace;
 use crate::nft::tests::{assert_ruleset, output_of};

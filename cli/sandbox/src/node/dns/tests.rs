@@ -1,3 +1,5 @@
+//! A real server on a free port: truncation, TCP, changes, nonsense.
+
 use super::*;
 use hickory_proto::op::{Edns, Query};
 use hickory_proto::rr::{Name, RecordType};

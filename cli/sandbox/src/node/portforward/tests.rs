@@ -1,3 +1,5 @@
+//! Connections over SPDY streams, from a client that controls every frame.
+
 use super::super::spdy::tests::Client;
 use super::*;
 use futures::FutureExt as _;

@@ -1,3 +1,5 @@
+//! The whole of it: a real API, a real network namespace, real rules and names.
+
 use super::*;
 use crate::api::Api as Cluster;
 use hickory_proto::op::{Message, Query, ResponseCode};

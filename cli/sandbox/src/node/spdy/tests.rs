@@ -1,3 +1,5 @@
+//! The connection against a client that speaks just enough SPDY, and against nonsense.
+
 use super::*;
 use proptest::prelude::*;
 use tokio::io::DuplexStream;

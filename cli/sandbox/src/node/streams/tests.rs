@@ -1,3 +1,5 @@
+//! Requests as data: options, streams, ports, protocols, failures.
+
 use super::*;
 
 fn query(text: &str) -> Query {

@@ -1,3 +1,5 @@
+//! Channels and tunnels against a WebSocket client.
+
 use super::*;
 
 type Client = WebSocketStream<DuplexStream>;

@@ -1,3 +1,5 @@
+//! What each kind of name resolves to, as data.
+
 use super::*;
 use hickory_proto::op::Query;
 use proptest::prelude::*;

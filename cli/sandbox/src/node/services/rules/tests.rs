@@ -1,3 +1,5 @@
+//! Which endpoints a service has, and whether real packets reach them.
+
 use super::*;
 use crate::node::services::tests::namespace;
 

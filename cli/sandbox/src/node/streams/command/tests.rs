@@ -1,3 +1,5 @@
+//! Real processes behind channels: output, input, sizes, ends.
+
 use super::super::channel::{Frame, Inlet, channel, frames};
 use super::*;
 use tokio::sync::{mpsc, oneshot};
