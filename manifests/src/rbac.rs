@@ -51,11 +51,9 @@ fn cluster_role(names: &Names<'_>) -> Value {
         "kind": "ClusterRole",
         "metadata": names.cluster_metadata(&names.cluster_name()),
         "rules": [
-            // The world: where traffic can go, and who owns the pods it goes to.
+            // The world: where traffic can go. (Who owns a pod follows from the pod's own labels and references.)
             rule(&[""], &["services", "pods", "namespaces"], &read),
             rule(&["discovery.k8s.io"], &["endpointslices"], &read),
-            rule(&["apps"], &["replicasets"], &read),
-            rule(&["batch"], &["jobs"], &read),
             // Identity: whose token is it; observe API: may this user look.
             rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
             rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
@@ -68,7 +66,7 @@ fn cluster_role(names: &Names<'_>) -> Value {
             ),
             named("apiregistration.k8s.io", "apiservices", &crate::install::api_service_name(), &["get", "patch"]),
             // Why a pod was refused or left unmeshed.
-            rule(&["", "events.k8s.io"], &["events"], &["create", "patch"]),
+            rule(&[""], &["events"], &["create"]),
         ],
     })
 }
