@@ -4,7 +4,7 @@ use super::kinds::Resource;
 use super::service::Call;
 use super::status::ApiError;
 use super::store::{Key, Object};
-use super::{Body, admission, settle, timestamp, timestamp_of, verbs, write};
+use super::{Body, admission, decode, settle, timestamp, timestamp_of, verbs};
 use http::Response;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -23,7 +23,7 @@ struct Options {
 
 impl Options {
     fn read(call: &Call, bytes: &[u8]) -> Result<Self, ApiError> {
-        let body = if bytes.is_empty() { json!({}) } else { write::parse(call, bytes)? };
+        let body = if bytes.is_empty() { json!({}) } else { decode::parse(call, bytes)? };
         let text = |field: &str| body[field].as_str().or_else(|| call.query.get(field)).map(str::to_owned);
         let flag = |field: &str| body[field].as_bool().or_else(|| call.query.get(field).map(|value| value == "true"));
         let grace = body["gracePeriodSeconds"].as_i64().or_else(|| call.query.get("gracePeriodSeconds")?.parse().ok());

@@ -13,6 +13,7 @@ pub mod apply;
 pub mod authn;
 mod bootstrap;
 mod crd;
+mod decode;
 pub mod defaults;
 mod delete;
 mod discovery;

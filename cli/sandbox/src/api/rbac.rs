@@ -167,7 +167,7 @@ fn forbidden(user: &User, info: &RequestInfo) -> ApiError {
         info.resource_path(),
         info.group
     ));
-    error.details = Some((info.group.clone(), info.resource.clone(), info.name.clone().unwrap_or_default()));
+    error.details = Some(Box::new((info.group.clone(), info.resource.clone(), info.name.clone().unwrap_or_default())));
     error
 }
 

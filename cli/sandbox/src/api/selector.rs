@@ -186,7 +186,7 @@ impl FieldSelector {
     /// True if the object fulfils every condition; a missing field is the empty string.
     pub fn matches(&self, object: &Value) -> bool {
         self.0.iter().all(|(path, equal, expected)| {
-            let value = path.iter().fold(Some(object), |value, step| value?.get(step));
+            let value = path.iter().try_fold(object, |value, step| value.get(step));
             let actual = match value {
                 None | Some(Value::Null) => default_of(path).to_owned(),
                 Some(value) => text(value),

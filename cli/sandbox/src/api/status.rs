@@ -15,7 +15,7 @@ pub struct ApiError {
     /// `details.causes`: `(reason, field, message)`.
     pub causes: Vec<(String, String, String)>,
     /// `details.{group,kind,name}` where known.
-    pub details: Option<(String, String, String)>,
+    pub details: Option<Box<(String, String, String)>>,
 }
 
 impl ApiError {
@@ -63,14 +63,14 @@ impl ApiError {
 
     fn on(mut self, resource: &str, name: &str) -> Self {
         let (kind, group) = resource.split_once('.').unwrap_or((resource, ""));
-        self.details = Some((group.to_owned(), kind.to_owned(), name.to_owned()));
+        self.details = Some(Box::new((group.to_owned(), kind.to_owned(), name.to_owned())));
         self
     }
 
     /// The `v1.Status` object.
     pub fn to_status(&self) -> Value {
         let mut details = json!({});
-        if let Some((group, kind, name)) = &self.details {
+        if let Some((group, kind, name)) = self.details.as_deref() {
             details = json!({"name": name, "group": group, "kind": kind});
         }
         if !self.causes.is_empty() {

@@ -4,7 +4,7 @@ use super::remote::{self, Target, Trust};
 use super::service::{Call, RequestBody};
 use super::status::ApiError;
 use super::store::Object;
-use super::{Body, PodRequest, aggregation, delete, tokens, verbs, write};
+use super::{Body, PodRequest, aggregation, decode, delete, tokens, verbs, write};
 use http::header::{AUTHORIZATION, HOST};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response};
@@ -23,7 +23,7 @@ pub(super) async fn serve(call: &Call, parts: Parts, body: RequestBody) -> Resul
             Ok(call.reply(200, &verbs::present(call, &object)))
         }
         ("status" | "ephemeralcontainers" | "resize" | "finalize", "update") => {
-            let object = write::decode(call, &body.collect().await?)?;
+            let object = decode::decode(call, &body.collect().await?)?;
             let (code, updated) = write::replace(call, object, Some(subresource)).await?;
             Ok(call.reply(code, &verbs::present(call, &updated)))
         }
@@ -34,7 +34,7 @@ pub(super) async fn serve(call: &Call, parts: Parts, body: RequestBody) -> Resul
         ("scale", "get" | "update" | "patch") => scale(call, body).await,
         ("eviction", "create") => evict(call, body).await,
         ("token", "create") => {
-            let request = write::parse(call, &body.collect().await?)?;
+            let request = decode::parse(call, &body.collect().await?)?;
             Ok(call.accept.respond(201, &tokens::request(call, &request)?))
         }
         ("proxy", _) => proxy(call, parts, body).await,
@@ -120,7 +120,7 @@ async fn scale(call: &Call, body: RequestBody) -> Result<Response<Body>, ApiErro
         let object = verbs::find(call)?;
         return Ok(call.accept.respond(200, &paths.show(&verbs::present(call, &object))));
     }
-    let wanted = write::parse(call, &body.collect().await?)?;
+    let wanted = decode::parse(call, &body.collect().await?)?;
     let is_patch = call.info.verb == "patch";
     let updated = write::update(call, Some("scale"), write::Track::Update, |current| {
         let shown = paths.show(current);
@@ -149,7 +149,7 @@ async fn scale(call: &Call, body: RequestBody) -> Result<Response<Body>, ApiErro
 
 /// Deletes a pod unless a disruption budget forbids it.
 async fn evict(call: &Call, body: RequestBody) -> Result<Response<Body>, ApiError> {
-    let eviction = write::parse(call, &body.collect().await?)?;
+    let eviction = decode::parse(call, &body.collect().await?)?;
     let pod = verbs::find(call)?;
     let (_, budgets) = call.api.store().list("poddisruptionbudgets.policy", Some(call.namespace()));
     for budget in budgets {
@@ -171,7 +171,7 @@ async fn evict(call: &Call, body: RequestBody) -> Result<Response<Body>, ApiErro
 
 /// Assigns a pod to a node, as schedulers do.
 async fn bind(call: &Call, body: RequestBody) -> Result<Response<Body>, ApiError> {
-    let binding = write::parse(call, &body.collect().await?)?;
+    let binding = decode::parse(call, &body.collect().await?)?;
     let node = binding["target"]["name"].as_str().unwrap_or_default().to_owned();
     if node.is_empty() {
         let cause = ("FieldValueRequired".to_owned(), "target.name".to_owned(), "Required value".to_owned());

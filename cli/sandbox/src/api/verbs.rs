@@ -6,7 +6,7 @@ use super::selector::{FieldSelector, LabelSelector, Selector};
 use super::service::{Call, RequestBody};
 use super::status::ApiError;
 use super::store::{Expired, Key, Object};
-use super::{Body, delete, events, reviews, subresources, watch, write};
+use super::{Body, decode, delete, events, reviews, subresources, watch, write};
 use base64::Engine;
 use http::Response;
 use http::request::Parts;
@@ -33,7 +33,7 @@ pub(super) async fn serve(call: &Call, parts: Parts, body: RequestBody) -> Resul
         "list" => list(call),
         "watch" => watch::serve(call),
         "create" => {
-            let object = write::decode(call, &body.collect().await?)?;
+            let object = decode::decode(call, &body.collect().await?)?;
             if call.resource.verbs() == ["create"] {
                 return Ok(call.reply(201, &reviews::answer(call, object)?));
             }
@@ -41,7 +41,7 @@ pub(super) async fn serve(call: &Call, parts: Parts, body: RequestBody) -> Resul
             Ok(call.reply(201, &present(call, &created)))
         }
         "update" => {
-            let object = write::decode(call, &body.collect().await?)?;
+            let object = decode::decode(call, &body.collect().await?)?;
             let (code, updated) = write::replace(call, object, None).await?;
             Ok(call.reply(code, &present(call, &updated)))
         }
