@@ -1,1 +1,145 @@
-//! stub
+//! The control plane: it watches the cluster, tells proxies where traffic can go, gives them certificates, injects
+//! them into pods, and collects what they count.
+//!
+//! Reading order: [`run`] puts the parts together. [`watch`](mod@watch) feeds the [`world`] (plain maps), [`compile`]
+//! turns it into answers (pure, with [`protocol`]), [`subscriptions`] knows who has to hear of a change. [`serve`] is
+//! the proxy API: certificates ([`certify`] checks, [`ca`] signs, [`issuer`] keeps the keys) and conversations
+//! ([`stream`], [`lines`]). [`webhook`] injects, [`webhook_cert`] keeps its certificate, [`lease`] decides who writes.
+//! [`observe`] is the aggregated API ([`requestheader`] says who asks), [`golden`] merges what proxies count. [`listen`]
+//! accepts connections ([`tls`]), [`admin`] and [`metrics`] tell how we are. Every bound is in [`limits`].
+//!
+//! # Permissions
+//!
+//! The service account `mesh-control` needs, in the whole cluster:
+//!
+//! | group | resources | names | verbs |
+//! |---|---|---|---|
+//! | | `namespaces` `pods` `services` | | `get list watch` |
+//! | `discovery.k8s.io` | `endpointslices` | | `get list watch` |
+//! | | `events` | | `create patch` |
+//! | `authentication.k8s.io` | `tokenreviews` | | `create` |
+//! | `authorization.k8s.io` | `subjectaccessreviews` | | `create` |
+//! | `admissionregistration.k8s.io` | `mutatingwebhookconfigurations` | `mesh-injector` | `get patch` |
+//! | `apiregistration.k8s.io` | `apiservices` | `v1alpha1.observe.meshctl.dev` | `get patch` |
+//!
+//! in its own namespace:
+//!
+//! | group | resources | names | verbs |
+//! |---|---|---|---|
+//! | | `secrets` | `mesh-identity-issuer` `mesh-webhook-tls` | `get list watch` |
+//! | | `secrets` | `mesh-webhook-tls` | `update patch` |
+//! | | `secrets` | | `create` |
+//! | `coordination.k8s.io` | `leases` | `mesh-control` | `get update patch` |
+//! | `coordination.k8s.io` | `leases` | | `create` |
+//!
+//! and in `kube-system` the existing Role `extension-apiserver-authentication-reader` (`get list watch` of the
+//! ConfigMap `extension-apiserver-authentication`).
+
+pub mod admin;
+pub mod args;
+pub mod ca;
+pub mod certify;
+pub mod compile;
+pub mod golden;
+pub mod issuer;
+pub mod lease;
+pub mod limits;
+pub mod lines;
+pub mod listen;
+pub mod metrics;
+pub mod observe;
+pub mod protocol;
+pub mod requestheader;
+pub mod run;
+pub mod serve;
+pub mod stream;
+pub mod subscriptions;
+pub mod tls;
+pub mod watch;
+pub mod webhook;
+pub mod webhook_cert;
+pub mod world;
+
+use crate::args::Args;
+use anyhow::Context;
+use clap::Parser;
+use mesh_manifests::config::MeshConfig;
+use std::ffi::OsString;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// The program `mesh-control`; `args` include the program's name.
+pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) => {
+            // Writing help or an error to a closed terminal cannot be helped.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let config = read_config(&args);
+    log_to_stderr(args.log.as_deref().or(config.as_ref().ok().map(|config| config.control_log.as_str())));
+    match config.and_then(|config| control(&args, config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn read_config(args: &Args) -> anyhow::Result<MeshConfig> {
+    let path = args.config.display();
+    let text = std::fs::read_to_string(&args.config).with_context(|| {
+        format!(
+            "cannot read the mesh's configuration {path} (hint: it is the ConfigMap mesh-config, or give --config FILE)"
+        )
+    })?;
+    MeshConfig::from_yaml(&text).with_context(|| format!("{path}"))
+}
+
+/// Runs until SIGTERM or SIGINT.
+fn control(args: &Args, config: MeshConfig) -> anyhow::Result<()> {
+    // Another part of the same process may have chosen the (same) provider already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let client = kube::Client::try_default()
+            .await
+            .context("cannot reach the API server (hint: run in a pod, or set KUBECONFIG)")?;
+        let stop = CancellationToken::new();
+        let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let stopping = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("stopping");
+            stopping.cancel();
+        });
+        run::run(args, config, client, stop).await
+    })
+}
+
+fn log_to_stderr(filter: Option<&str>) {
+    let parsed = filter.map(EnvFilter::try_new);
+    let (filter, wrong) = match parsed {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (EnvFilter::new("info"), Some(error)),
+        None => (EnvFilter::new("info"), None),
+    };
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    // In a process with several parts the first one's subscriber stays.
+    let _ = subscriber.try_init();
+    if let Some(error) = wrong {
+        tracing::warn!(%error, "the log filter cannot be read; logging at info");
+    }
+}

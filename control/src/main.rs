@@ -1,2 +1,5 @@
-//! stub
-fn main() {}
+//! The program `mesh-control`.
+
+fn main() -> std::process::ExitCode {
+    mesh_control::main(std::env::args_os())
+}

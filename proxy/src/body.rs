@@ -1,6 +1,5 @@
-//! Bodies on their way: what a client sends ([`Upload`]) and what it gets ([`Download`]). Both stream; nothing is
-//! collected. The download carries everything that has to end with the response: the record, the endpoint's load, and
-//! the connection that goes back to its pool.
+//! The body of a response on its way to the client. It streams; nothing is collected. It carries everything that has
+//! to end with the response: the record, the endpoint's load, and the connection that goes back to its pool.
 
 use crate::record::Record;
 use crate::upstream::{Flight, Lease};
@@ -9,47 +8,6 @@ use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-
-/// The body of a request to an endpoint.
-#[derive(Debug)]
-pub enum Upload {
-    /// None: such a request can be sent again.
-    Empty,
-    /// The client's.
-    Stream(Incoming),
-}
-
-impl From<Incoming> for Upload {
-    fn from(body: Incoming) -> Self {
-        if body.is_end_stream() { Upload::Empty } else { Upload::Stream(body) }
-    }
-}
-
-impl Body for Upload {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
-            Upload::Empty => Poll::Ready(None),
-            Upload::Stream(body) => Pin::new(body).poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Upload::Empty => true,
-            Upload::Stream(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Upload::Empty => SizeHint::with_exact(0),
-            Upload::Stream(body) => body.size_hint(),
-        }
-    }
-}
 
 /// The body of a response to a client.
 #[derive(Debug)]

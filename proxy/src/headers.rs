@@ -77,7 +77,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     }
 }
 
-fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+/// What `Connection` says, option by option.
+pub fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let lines = headers.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|option| !option.is_empty())
 }

@@ -2,10 +2,10 @@
 //!
 //! Reading order: [`run`] starts threads and listeners; [`inbound`] and [`outbound`] find out where a connection goes
 //! and what it speaks ([`detect`]); [`request`] is the straight line of every HTTP request and [`tcp`] of everything
-//! else; [`upstream`], [`pool`], [`balance`] and [`tls`] are the way to an endpoint; [`state`] is what the proxy knows,
-//! told by [`client`] (control) or [`file`](mod@file); [`record`] and [`golden`] account for everything, once;
-//! [`drain`] ends it without losing a request; [`redirect`] brings connections here in the first place, with rules
-//! written by [`nft`]. Every bound is in [`limits`].
+//! else; [`upstream`], [`pool`], [`balance`] and [`tls`] are the way to an endpoint, [`upload`] and [`body`] what
+//! passes there and back; [`state`] is what the proxy knows, told by [`client`] (control) or [`file`](mod@file);
+//! [`record`] and [`golden`] account for everything, once; [`drain`] ends it without losing a request; [`redirect`]
+//! brings connections here in the first place, with rules written by [`nft`]. Every bound is in [`limits`].
 
 pub mod admin;
 pub mod args;
@@ -37,6 +37,7 @@ pub mod state;
 pub mod stream;
 pub mod tcp;
 pub mod tls;
+pub mod upload;
 pub mod upstream;
 
 use crate::args::{Args, Command, RunArgs};

@@ -55,6 +55,9 @@ pub const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client's HTTP/1 connection may stay without a complete request head.
 pub const HTTP1_CLIENT_IDLE: Duration = Duration::from_secs(600);
 
+/// Bytes of a request body kept in case it has to be sent again.
+pub const UPLOAD_KEPT: usize = 64 * 1024;
+
 // Pool of connections to one endpoint.
 
 /// HTTP/1 connections to one endpoint, idle or busy.
@@ -133,6 +136,8 @@ pub const CERTIFY_BYTES: usize = 256 * 1024;
 
 /// How long the proxy goes on listening after SIGTERM, while others forget it.
 pub const DRAIN_LINGER: Duration = Duration::from_secs(2);
+/// How long after that an HTTP/1 connection may stay silent before it is closed: a request may be on its way on it.
+pub const DRAIN_SETTLE: Duration = Duration::from_secs(1);
 /// How often the files of `--config` are looked at.
 pub const FILE_POLL: Duration = Duration::from_secs(1);
 /// Stack of every thread but the first.

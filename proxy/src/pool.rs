@@ -1,8 +1,8 @@
 //! Connections to one endpoint, kept for the next request: HTTP/1 ones idle in a stack (the most recently used goes
 //! first, so that the others can go cold and be closed), and one HTTP/2 connection that all requests share.
 
-use crate::body::Upload;
 use crate::limits;
+use crate::upload::Upload;
 use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -28,6 +28,8 @@ pub struct Pool {
 pub struct Shared {
     /// Handle to it.
     pub sender: Http2,
+    /// When it was opened; tells it from its successors.
+    pub opened: Instant,
     /// When a request last took it.
     pub used: Instant,
 }
@@ -71,6 +73,19 @@ impl Pool {
         if idle.len() < limits::POOL_IDLE {
             idle.push(Idle { sender, since: now });
         }
+    }
+
+    /// Lets go of the HTTP/2 connection opened then; streams that are under way on it finish.
+    pub async fn retire(&self, opened: Instant) {
+        let mut shared = self.http2.lock().await;
+        if shared.as_ref().is_some_and(|shared| shared.opened == opened) {
+            *shared = None;
+        }
+    }
+
+    /// Closes idle connections: the server is about to do so.
+    pub fn clear(&self) {
+        self.idle.lock().clear();
     }
 
     /// The right to open a connection; `None` if the limit is reached and nothing becomes free in time.

@@ -1,7 +1,7 @@
 //! The straight line: what happens to one HTTP request, arriving or leaving, from its head to the end of its response.
 
 use crate::balance;
-use crate::body::{Download, Upload, grpc_status};
+use crate::body::{Download, grpc_status};
 use crate::error::{Delivered, Failure};
 use crate::golden::{Scope, Subject};
 use crate::headers::{ambiguity, strip_hop_by_hop, wants_upgrade};
@@ -10,6 +10,7 @@ use crate::proxy::Proxy;
 use crate::record::{ConnectionRecord, Record, method_label};
 use crate::state::{Backend, Known, Target};
 use crate::tcp;
+use crate::upload::Upload;
 use crate::upstream::{self, Flight, Lease, Unanswered};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -114,10 +115,12 @@ async fn attempt(
     tried: usize,
 ) -> Result<(Response<Incoming>, Option<Lease>), Unanswered> {
     let meshed = protection(client, backend) == TlsStatus::Mutual && client.direction == Direction::Outbound;
-    let repeatable = meshed && matches!(request.body(), Upload::Empty) && has_another(known, tried + 1);
-    let spare = repeatable.then(|| upstream::copy_head(&request));
+    let spare = (meshed && has_another(known, tried + 1)).then(|| upstream::copy(&request));
     let (response, lease) = upstream::send(&client.proxy, backend, request).await?;
-    match spare.and_then(|spare| undelivered(&response).map(|failure| (failure, spare))) {
+    match spare
+        .filter(|spare| spare.body().is_whole())
+        .and_then(|spare| undelivered(&response).map(|failure| (failure, spare)))
+    {
         Some((failure, spare)) => Err(Unanswered { failure, request: Some(spare) }),
         None => Ok((response, lease)),
     }

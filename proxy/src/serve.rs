@@ -57,8 +57,9 @@ pub async fn http1(client: Arc<Client>, stream: Stream) {
     let mut connection = pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        // Requests that come until then are answered with `Connection: close`.
-        () = client.proxy.drain.reached(Phase::Closing) => {
+        // Requests that come until then are answered with `Connection: close`, which ends the connection in order.
+        // Only silent ones are left; on a new one the first request may be on its way.
+        () = settled(&client.proxy) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -70,6 +71,12 @@ pub async fn http1(client: Arc<Client>, stream: Stream) {
         }
         tracing::debug!(error = %Chain(&error), "HTTP/1 connection of a client ended");
     }
+}
+
+/// Resolves when a connection without requests may be closed.
+async fn settled(proxy: &Proxy) {
+    proxy.drain.reached(Phase::Closing).await;
+    tokio::time::sleep(limits::DRAIN_SETTLE).await;
 }
 
 /// Serves HTTP/2 until the client goes or the proxy ends.

@@ -1,14 +1,15 @@
 //! The way to one endpoint: a connection, mutual TLS where the endpoint is meshed, and one attempt to have a request
 //! answered over it.
 
-use crate::body::Upload;
 use crate::error::{BoxError, Chain, Failure};
+use crate::headers::connection_options;
 use crate::limits;
 use crate::pool::{Http1, Http2, Shared};
 use crate::proxy::Proxy;
 use crate::state::Backend;
 use crate::stream::{Rewound, Stream};
 use crate::tls::Alpn;
+use crate::upload::Upload;
 use bytes::Bytes;
 use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
@@ -85,20 +86,24 @@ async fn send_http1(
     backend: &Arc<Backend>,
     mut request: Request<Upload>,
 ) -> Result<(Response<Incoming>, Option<Lease>), Unanswered> {
-    let replayable = is_idempotent(request.method()) && matches!(request.body(), Upload::Empty);
-    // Other proxies keep idle connections for longer than we do; applications close them when they like.
-    let patient = replayable || backend.endpoint.identity.is_some();
-    let fresh = if patient { limits::POOL_IDLE_TIMEOUT } else { limits::POOL_FRESH };
+    let idempotent = is_idempotent(request.method());
+    let meshed = backend.endpoint.identity.is_some();
+    let repeatable = idempotent || meshed;
+    let fresh = if repeatable { limits::POOL_IDLE_TIMEOUT } else { limits::POOL_FRESH };
     while let Some(mut sender) = backend.pool.take(Instant::now(), fresh) {
-        // The server may close a kept connection just now. What it has not answered and may safely see twice is
-        // sent again.
-        let copy = replayable.then(|| copy_head(&request));
+        // The server may close a kept connection just now. A request it has not begun to answer is sent again if it
+        // may safely be seen twice, or has not been seen: another proxy closes in order only between requests.
+        let copy = repeatable.then(|| copy(&request));
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, Some(Lease { sender, backend: backend.clone() }))),
-            Err(mut error) => match error.take_message().or(copy.filter(|_| !is_malformed(error.error()))) {
-                Some(unanswered) => request = unanswered,
-                None => return Err(Unanswered { failure: failure_of(error.into_error()), request: None }),
-            },
+            Ok(response) => return Ok(lease(backend, sender, response)),
+            Err(mut error) => {
+                let unseen = meshed && error.error().is_incomplete_message();
+                let again = unseen || (idempotent && !is_malformed(error.error()));
+                match error.take_message().or(copy.filter(|copy| again && copy.body().is_whole())) {
+                    Some(unanswered) => request = unanswered,
+                    None => return Err(Unanswered { failure: failure_with(error.into_error(), false), request: None }),
+                }
+            }
         }
     }
     let mut sender = match open_http1(proxy, backend).await {
@@ -106,12 +111,21 @@ async fn send_http1(
         Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
     };
     match sender.try_send_request(request).await {
-        Ok(response) => Ok((response, Some(Lease { sender, backend: backend.clone() }))),
+        Ok(response) => Ok(lease(backend, sender, response)),
         Err(mut error) => {
             let request = error.take_message();
             Err(Unanswered { failure: failure_with(error.into_error(), request.is_some()), request })
         }
     }
+}
+
+/// The response with the connection it came over. If the server wants that closed, its other connections
+/// will not live for long either: closed from our side now, none of them is closed while a request is on its way.
+fn lease(backend: &Arc<Backend>, sender: Http1, response: Response<Incoming>) -> (Response<Incoming>, Option<Lease>) {
+    if connection_options(response.headers()).any(|option| option.eq_ignore_ascii_case("close")) {
+        backend.pool.clear();
+    }
+    (response, Some(Lease { sender, backend: backend.clone() }))
 }
 
 async fn open_http1(proxy: &Proxy, backend: &Backend) -> Result<Http1, Failure> {
@@ -142,38 +156,47 @@ async fn send_http2(
 ) -> Result<Response<Incoming>, Unanswered> {
     let mut attempts = 0;
     loop {
-        let mut sender = match shared_http2(proxy, backend).await {
-            Ok(sender) => sender,
+        let (mut sender, opened) = match shared_http2(proxy, backend).await {
+            Ok(shared) => shared,
             Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
         };
         attempts += 1;
+        let copy = copy(&request);
         match sender.try_send_request(request).await {
             Ok(response) => return Ok(response),
-            Err(mut error) => match error.take_message() {
-                // The shared connection closed before it took the request.
-                Some(unsent) if attempts < limits::MAX_ATTEMPTS => request = unsent,
-                unsent => {
-                    let failure = failure_with(error.into_error(), unsent.is_some());
-                    return Err(Unanswered { failure, request: unsent });
+            Err(mut error) => {
+                // The connection closed before it took the request, or the server is leaving and did not look at it.
+                let unseen = is_refused(error.error()) && copy.body().is_whole();
+                let unsent = error.take_message().or(unseen.then_some(copy));
+                if !h2_error(error.error()).is_some_and(h2::Error::is_reset) {
+                    backend.pool.retire(opened).await; // more than this stream is broken
                 }
-            },
+                match unsent {
+                    Some(unsent) if attempts < limits::MAX_ATTEMPTS => request = unsent,
+                    unsent => {
+                        let failure = failure_with(error.into_error(), unsent.is_some());
+                        return Err(Unanswered { failure, request: unsent });
+                    }
+                }
+            }
         }
     }
 }
 
 /// A handle to the endpoint's HTTP/2 connection; whoever comes first opens it, the others wait for that.
-async fn shared_http2(proxy: &Proxy, backend: &Backend) -> Result<Http2, Failure> {
-    let opened = tokio::time::timeout(limits::CONNECT_TIMEOUT + limits::HANDSHAKE_TIMEOUT, async {
+async fn shared_http2(proxy: &Proxy, backend: &Backend) -> Result<(Http2, Instant), Failure> {
+    let taken = tokio::time::timeout(limits::CONNECT_TIMEOUT + limits::HANDSHAKE_TIMEOUT, async {
         let mut shared = backend.pool.http2.lock().await;
         if let Some(shared) = shared.as_mut().filter(|shared| !shared.sender.is_closed()) {
             shared.used = Instant::now();
-            return Ok(shared.sender.clone());
+            return Ok((shared.sender.clone(), shared.opened));
         }
         let sender = open_http2(proxy, backend).await?;
-        *shared = Some(Shared { sender: sender.clone(), used: Instant::now() });
-        Ok(sender)
+        let now = Instant::now();
+        *shared = Some(Shared { sender: sender.clone(), opened: now, used: now });
+        Ok((sender, now))
     });
-    opened.await.unwrap_or_else(|_| {
+    taken.await.unwrap_or_else(|_| {
         let why = format!("no connection to {} in time", backend.endpoint.address);
         Err(Failure::undelivered(MeshError::ConnectTimeout, why))
     })
@@ -266,18 +289,14 @@ fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
 }
 
-/// The same request without a body. Extensions (an upgrade in waiting) stay with the original.
-pub fn copy_head(request: &Request<Upload>) -> Request<Upload> {
-    let mut copy = Request::new(Upload::Empty);
+/// The same request again, should it be needed. Extensions (an upgrade in waiting) stay with the original.
+pub fn copy(request: &Request<Upload>) -> Request<Upload> {
+    let mut copy = Request::new(request.body().again());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
     copy
-}
-
-fn failure_of(error: hyper::Error) -> Failure {
-    failure_with(error, false)
 }
 
 fn failure_with(error: hyper::Error, unsent: bool) -> Failure {
@@ -294,6 +313,20 @@ fn failure_with(error: hyper::Error, unsent: bool) -> Failure {
 
 fn is_malformed(error: &hyper::Error) -> bool {
     error.is_parse() || error.is_parse_status()
+}
+
+fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    std::error::Error::source(error)?.downcast_ref()
+}
+
+/// True if the server says that it has not processed the request (RFC 9113, section 8.7): it is leaving and the
+/// stream came too late, or it refused the stream.
+fn is_refused(error: &hyper::Error) -> bool {
+    h2_error(error).is_some_and(|error| {
+        let leaving = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        error.is_remote() && (leaving || refused)
+    })
 }
 
 /// True if the other proxy refused our certificate: with TLS 1.3 a client learns that only on its first read.

@@ -67,3 +67,46 @@ async fn idle_connections_do_not_hold_up_the_end() {
     web.ended().await;
     assert!(start.elapsed() < Duration::from_secs(5));
 }
+
+#[tokio::test]
+async fn a_pod_that_ends_costs_its_callers_nothing() {
+    let authority = Authority::new();
+    let app = App::start().await;
+    let (mut one, two) = (server(&authority, "web", app.address), server(&authority, "web", app.address));
+    let endpoints = [&one, &two].map(|proxy| endpoint(proxy.inbound, Some(account("web"))));
+    // The list of endpoints never learns that one of them has gone.
+    let load = client(&authority, endpoints.to_vec());
+    let outbound = load.outbound;
+    let done = Arc::new(AtomicBool::new(false));
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..6 {
+        let done = done.clone();
+        callers.spawn(async move {
+            let mut http = if caller % 2 == 0 { Http::one(outbound).await } else { Http::two(outbound).await };
+            let mut answered = 0;
+            while !done.load(Ordering::Relaxed) {
+                let got = if answered % 2 == 0 { http.get("/work").await } else { http.post("/echo", "body").await };
+                assert_eq!(
+                    (got.status, got.error()),
+                    (200, None),
+                    "caller {caller}, request {answered}: {:?}",
+                    got.body
+                );
+                answered += 1;
+            }
+            answered
+        });
+    }
+    while app.count() < 100 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    one.shut_down();
+    one.ended().await;
+    let at_the_end = app.count();
+    while app.count() < at_the_end + 100 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    done.store(true, Ordering::Relaxed);
+    let answered: usize = callers.join_all().await.into_iter().sum();
+    assert_eq!(app.count(), answered);
+}

@@ -381,6 +381,14 @@ impl Http {
         self.send(request.body(Full::default()).unwrap()).await
     }
 
+    pub async fn post(&mut self, path: &str, body: &'static str) -> Got {
+        let request = match self {
+            Http::One(_) => Request::post(path).header("host", "web"),
+            Http::Two(_) => Request::post(format!("http://web{path}")),
+        };
+        self.send(request.body(Full::new(Bytes::from(body))).unwrap()).await
+    }
+
     pub async fn grpc(&mut self, path: &str, body: &'static str) -> Got {
         let request = Request::post(format!("http://web{path}"))
             .header("content-type", "application/grpc")

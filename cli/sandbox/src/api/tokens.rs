@@ -159,7 +159,7 @@ pub(super) fn request(call: &Call, request: &Value) -> Result<Value, ApiError> {
     let account = super::verbs::find(call)?;
     let spec = &request["spec"];
     let seconds = spec["expirationSeconds"].as_i64().unwrap_or(DEFAULT_SECONDS);
-    check_life(call, seconds)?;
+    check_life(seconds)?;
     let mut audiences: Vec<String> =
         spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
     if audiences.is_empty() {
@@ -188,7 +188,7 @@ pub(super) fn request(call: &Call, request: &Value) -> Result<Value, ApiError> {
     }))
 }
 
-fn check_life(call: &Call, seconds: i64) -> Result<(), ApiError> {
+fn check_life(seconds: i64) -> Result<(), ApiError> {
     let why = if seconds < SHORTEST_SECONDS {
         "may not specify a duration less than 10 minutes"
     } else if seconds > LONGEST_SECONDS {
@@ -201,7 +201,7 @@ fn check_life(call: &Call, seconds: i64) -> Result<(), ApiError> {
         "spec.expirationSeconds".to_owned(),
         format!("Invalid value: {seconds}: {why}"),
     );
-    Err(ApiError::invalid("TokenRequest.authentication.k8s.io", call.name(), vec![cause]))
+    Err(ApiError::invalid("TokenRequest.authentication.k8s.io", "", vec![cause]))
 }
 
 /// Ties a token to a pod or secret.

@@ -11,10 +11,10 @@ use super::exec::ExecOptions;
 use super::logs::LogOptions;
 use super::portforward;
 use super::{Kubelet, PodError, spdy, websocket};
+use crate::api::Body;
 use crate::api::negotiate::Accept;
 use crate::api::path::Query;
 use crate::api::status::ApiError;
-use crate::api::{Body, PodRequest};
 use command::{Process, Streams, Wanted};
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use http::header::{
@@ -63,13 +63,18 @@ impl From<Target> for portforward::Target {
     }
 }
 
-/// Answers a request for a pod's streams.
-pub async fn serve(kubelet: Kubelet, request: PodRequest) -> Response<Body> {
-    let PodRequest { request, namespace, pod, subresource } = request;
+/// Answers a request for a pod's `log`, `exec`, `attach` or `portforward`, which has been authorised.
+pub async fn serve(
+    kubelet: &Kubelet,
+    request: Request<Incoming>,
+    namespace: &str,
+    pod: &str,
+    subresource: &str,
+) -> Response<Body> {
     let query = Query::parse(request.uri().query());
     let accept = Accept::read(request.headers(), &query).unwrap_or_default();
-    let target = Target { kubelet, namespace, pod };
-    let answer = match subresource.as_str() {
+    let target = Target { kubelet: kubelet.clone(), namespace: namespace.to_owned(), pod: pod.to_owned() };
+    let answer = match subresource {
         "log" => log(&target, &query).await,
         "exec" => exec(request, target, &query).await,
         "attach" => attach(request, target, &query).await,

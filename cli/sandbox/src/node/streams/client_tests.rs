@@ -1,7 +1,7 @@
 //! Real clients against the protocols: the cluster's API on a TLS socket, its one pod played by processes of this machine.
 
 use super::*;
-use crate::api::Api;
+use crate::api::{Api, PodRequest};
 use command::tests::shell_process;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api as Objects;

@@ -75,13 +75,14 @@ fn endpoints_are_bounded() {
     assert_eq!(sizes, [1000, 1000, 1000, 1000, 1000, 1000, 0, 0]);
 }
 
-/// A process in a network namespace of its own, wired to the test's namespace as pods are to the node.
+/// A shell in network and process namespaces of its own, wired to the test's network as pods are to the node. What it has
+/// started ends with it.
 struct Pod(Child);
 
 impl Pod {
     fn start(index: u8) -> Self {
         let mut child = Command::new("unshare")
-            .args(["-n", "sh", "-c", "echo; exec sh"])
+            .args(["-npf", "--kill-child", "sh", "-c", "echo; exec sh"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -133,28 +134,40 @@ fn run(script: &str) {
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A server in a pod that says its name and who is calling, over TCP and UDP.
-fn echo_server(pod: &mut Pod, name: &str) {
-    let script = format!(
-        r#"
-import socket, threading
-def udp():
-    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(("0.0.0.0", 8080))
-    while True:
-        _, peer = s.recvfrom(100); s.sendto(("{name} " + peer[0] + "\n").encode(), peer)
-t = socket.create_server(("0.0.0.0", 8080))
-threading.Thread(target=udp, daemon=True).start()
-print("up", flush=True)
-while True:
-    c, peer = t.accept(); c.sendall(("{name} " + peer[0] + "\n").encode()); c.close()
-"#
-    );
-    let path = std::env::temp_dir().join(format!("mesh-echo-{}-{name}.py", std::process::id()));
-    std::fs::write(&path, script).unwrap();
-    let path = path.display();
-    pod.run(&format!(
-        "python3 {path} > {path}.log 2>&1 & until grep -q up {path}.log; do sleep 0.05; done; rm {path} {path}.log"
-    ));
+/// Name of the server that this test binary plays, started once more inside a pod.
+const ECHO: &str = "MESH_TEST_ECHO";
+
+/// A server that says its name and who is calling, over TCP and UDP. Does nothing unless a pod was told to run it.
+#[test]
+fn echo_server() {
+    let Ok(name) = std::env::var(ECHO) else { return };
+    let answer = |peer: SocketAddr| format!("{name} {}\n", peer.ip());
+    let udp = UdpSocket::bind("0.0.0.0:8080").unwrap();
+    let tcp = std::net::TcpListener::bind("0.0.0.0:8080").unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while let Ok((_, peer)) = udp.recv_from(&mut [0; 100]) {
+                let _ = udp.send_to(answer(peer).as_bytes(), peer);
+            }
+        });
+        while let Ok((mut stream, peer)) = tcp.accept() {
+            let _ = stream.write_all(answer(peer).as_bytes());
+        }
+    });
+}
+
+fn start_echo_server(pod: &mut Pod, name: &str, address: &str) {
+    let exe = std::env::current_exe().unwrap();
+    let test = "node::services::rules::tests::echo_server";
+    pod.run(&format!("{ECHO}={name} {} --exact {test} >/dev/null 2>&1 &", exe.display()));
+    let address = address.parse().unwrap();
+    for _ in 0..200 {
+        if said_from_here(address).is_ok() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    panic!("the server {name} does not answer on {address}");
 }
 
 fn said_from_here(to: SocketAddr) -> std::io::Result<String> {
@@ -171,8 +184,8 @@ fn cluster_ips_work_in_a_real_network() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(super::super::prepare("mesh0", &mut tokio::task::JoinSet::new())).unwrap();
         let (mut one, mut two) = (Pod::start(2), Pod::start(3));
-        echo_server(&mut one, "one");
-        echo_server(&mut two, "two");
+        start_echo_server(&mut one, "one", "10.244.0.2:8080");
+        start_echo_server(&mut two, "two", "10.244.0.3:8080");
         let ports = json!([{"name": "t", "port": 80}, {"name": "u", "port": 53, "protocol": "UDP"}]);
         let slice_ports = json!([{"name": "t", "port": 8080}, {"name": "u", "port": 8080, "protocol": "UDP"}]);
         let both = json!([{"addresses": ["10.244.0.2"]}, {"addresses": ["10.244.0.3"]}]);

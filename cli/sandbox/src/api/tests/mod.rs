@@ -1,5 +1,9 @@
 //! The API as its clients see it, in process.
 
+mod extension;
+mod kubectl;
+mod security;
+
 use super::{Api, Config};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service, ServiceAccount};

@@ -1,0 +1,83 @@
+//! The admin port: `/live /ready /metrics /version`.
+
+use crate::limits;
+use crate::listen::{self, Body, Port};
+use crate::metrics::Metrics;
+use http::{Method, Response, StatusCode};
+use serde_json::json;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// What readiness depends on.
+pub struct Readiness {
+    /// Each condition: what is missing while it does not hold, and whether it holds.
+    pub conditions: Vec<(&'static str, Box<dyn Fn() -> bool + Send + Sync>)>,
+}
+
+impl Readiness {
+    /// What is missing.
+    pub fn missing(&self) -> Vec<&'static str> {
+        self.conditions.iter().filter(|(_, holds)| !holds()).map(|(name, _)| *name).collect()
+    }
+}
+
+/// Answers on the admin port until `stop`.
+pub async fn serve(listener: TcpListener, readiness: Arc<Readiness>, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let port = Port { name: "admin", connections: limits::ADMIN_CONNECTIONS, tls: None };
+    let draining = stop.clone();
+    listen::serve(port, listener, stop, move |_, request| {
+        let answer = answer(request.method(), request.uri().path(), &readiness, &metrics, draining.is_cancelled());
+        async move { answer }
+    })
+    .await;
+}
+
+fn answer(method: &Method, path: &str, readiness: &Readiness, metrics: &Metrics, draining: bool) -> Response<Body> {
+    if *method != Method::GET && *method != Method::HEAD {
+        return listen::text(StatusCode::METHOD_NOT_ALLOWED, "only GET");
+    }
+    match path {
+        "/live" => listen::text(StatusCode::OK, "live"),
+        "/ready" if draining => listen::text(StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+        "/ready" => match readiness.missing()[..] {
+            [] => listen::text(StatusCode::OK, "ready"),
+            ref missing => {
+                listen::text(StatusCode::SERVICE_UNAVAILABLE, &format!("waiting for {}", missing.join(", ")))
+            }
+        },
+        "/metrics" => match metrics.render() {
+            Ok(text) => {
+                listen::answer(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text)
+            }
+            Err(error) => listen::text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        },
+        "/version" => listen::json(StatusCode::OK, &json!({"version": env!("CARGO_PKG_VERSION")})),
+        _ => listen::text(StatusCode::NOT_FOUND, "there are /live /ready /metrics /version"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    #[tokio::test]
+    async fn readiness_says_what_is_missing() {
+        let metrics = Metrics::new();
+        let check = async |path: &str, holds: bool, draining: bool, status: u16, expect: &str| {
+            let readiness = Readiness { conditions: vec![("the issuer", Box::new(move || holds))] };
+            let response = answer(&Method::GET, path, &readiness, &metrics, draining);
+            assert_eq!(response.status().as_u16(), status, "{path}");
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            assert!(String::from_utf8_lossy(&body).contains(expect), "{path}: {body:?}");
+        };
+        check("/ready", true, false, 200, "ready").await;
+        check("/ready", false, false, 503, "waiting for the issuer").await;
+        check("/ready", true, true, 503, "stopping").await;
+        check("/live", false, true, 200, "live").await;
+        check("/version", false, false, 200, env!("CARGO_PKG_VERSION")).await;
+        check("/metrics", true, false, 200, "mesh_control_proxies 0").await;
+        check("/else", true, false, 404, "/ready").await;
+    }
+}

@@ -1,0 +1,191 @@
+//! From the world to what proxies are told. Pure: the same world and the same question give the same answer.
+
+use crate::protocol::declared;
+use crate::world::World;
+use crate::world::view::{EndpointView, Name, PodView, PortView, ServiceView};
+use mesh_api::{Destination, Endpoint, InboundPolicy, PortPolicy, Protocol, ServiceRef, SpiffeId, WorkloadRef};
+use mesh_manifests::config::MeshConfig;
+use mesh_manifests::ports::PortSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+#[cfg(test)]
+mod tests;
+
+/// The answer about one address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// What the address is.
+    pub destination: Destination,
+    /// Who answers, in address order.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// What the address an application connects to leads to: a service's port, a pod, or something the mesh does not know.
+pub fn destination(world: &World, config: &MeshConfig, address: SocketAddr) -> Compiled {
+    if let Some((name, service)) = world.service_at(address.ip())
+        && let Some(port) = service.ports.iter().find(|port| port.port == address.port())
+    {
+        return Target { world, config, name, service, port }.compile(address.ip());
+    }
+    match world.pod_at(address.ip()) {
+        Some((name, pod)) => Compiled {
+            destination: Destination {
+                service: headless_service(world, address),
+                protocol: pod_port(world, config, name, pod, address.port()),
+                external: false,
+            },
+            endpoints: vec![endpoint(world, config, address, None)],
+        },
+        None => {
+            let opaque = config.proxy.opaque_ports.contains(address.port());
+            let protocol = if opaque { Protocol::Opaque } else { Protocol::Detect };
+            Compiled { destination: Destination { service: None, protocol, external: true }, endpoints: Vec::new() }
+        }
+    }
+}
+
+/// How a pod's proxy treats what arrives for its application.
+pub fn inbound(world: &World, config: &MeshConfig, name: &Name) -> InboundPolicy {
+    let Some(pod) = world.pod(name) else { return InboundPolicy::default() };
+    let namespace = world.namespace(&name.namespace).and_then(|namespace| namespace.opaque.as_ref());
+    let lists = pod.opaque.iter().chain(namespace).chain([&config.proxy.opaque_ports]);
+    let mut ports: BTreeSet<u16> = lists.flat_map(PortSet::ranges).flat_map(|(first, last)| first..=last).collect();
+    ports.extend(pod.ports.iter().map(|port| port.port));
+    for (slice, _) in pod.ips.iter().flat_map(|ip| world.slices_with(*ip)) {
+        ports.extend(slice.ports.iter().map(|port| port.port));
+    }
+    let policies = ports.into_iter().map(|port| (port, pod_port(world, config, name, pod, port)));
+    InboundPolicy {
+        workload: Some(pod.workload.clone()),
+        ports: policies
+            .filter(|(_, protocol)| *protocol != Protocol::Detect)
+            .map(|(port, protocol)| (port, PortPolicy { protocol }))
+            .collect(),
+    }
+}
+
+/// A port of a service, about to be compiled.
+struct Target<'a> {
+    world: &'a World,
+    config: &'a MeshConfig,
+    name: &'a Name,
+    service: &'a ServiceView,
+    port: &'a PortView,
+}
+
+impl Target<'_> {
+    fn compile(&self, ip: IpAddr) -> Compiled {
+        let ready = self.endpoints(ip, |endpoint| endpoint.ready);
+        // As kube-proxy does: while all that is left is stopping, it is better than nothing.
+        let endpoints = if ready.is_empty() { self.endpoints(ip, |endpoint| endpoint.serving) } else { ready };
+        let service =
+            ServiceRef { namespace: self.name.namespace.clone(), name: self.name.name.clone(), port: self.port.port };
+        Compiled {
+            destination: Destination { service: Some(service), protocol: self.protocol(&endpoints), external: false },
+            endpoints,
+        }
+    }
+
+    fn endpoints(&self, ip: IpAddr, takes: impl Fn(&EndpointView) -> bool) -> Vec<Endpoint> {
+        let mut found = BTreeMap::new();
+        for slice in self.world.slices_of(self.name) {
+            for target in slice.ports.iter().filter(|target| target.name == self.port.name) {
+                for view in slice.endpoints.iter().filter(|view| takes(view)) {
+                    for address in view.addresses.iter().filter(|address| address.is_ipv4() == ip.is_ipv4()) {
+                        let address = SocketAddr::new(*address, target.port);
+                        found.insert(address, endpoint(self.world, self.config, address, view.zone.clone()));
+                    }
+                }
+            }
+        }
+        found.into_values().collect()
+    }
+
+    fn protocol(&self, endpoints: &[Endpoint]) -> Protocol {
+        let pods = || {
+            let at = |e: &Endpoint| Some((self.world.pod_at(e.address.ip())?.1, e.address.port()));
+            endpoints.iter().filter_map(at)
+        };
+        let namespace = self.world.namespace(&self.name.namespace);
+        let said = match &self.service.opaque {
+            Some(ports) => Some(ports.contains(self.port.port)),
+            None => pods().filter_map(|(pod, port)| Some(pod.opaque.as_ref()?.contains(port))).max(),
+        };
+        let said = said.or_else(|| Some(namespace?.opaque.as_ref()?.contains(self.port.port)));
+        let declared = declared(self.port.app_protocol.as_deref(), &self.port.name)
+            .or_else(|| pods().find_map(|(pod, port)| container_port(pod, port)));
+        let defaults = &self.config.proxy.opaque_ports;
+        let usual =
+            || defaults.contains(self.port.port) || endpoints.iter().any(|e| defaults.contains(e.address.port()));
+        settle(said, declared, usual)
+    }
+}
+
+/// What a port of a pod speaks, seen from the pod: what its annotations and the services in front of it say.
+fn pod_port(world: &World, config: &MeshConfig, name: &Name, pod: &PodView, port: u16) -> Protocol {
+    let mut services_say = None;
+    let mut declarations = BTreeSet::new();
+    for (slice, service) in pod.ips.iter().flat_map(|ip| world.slices_with(*ip)) {
+        let service = world.service(&service);
+        for target in slice.ports.iter().filter(|target| target.port == port) {
+            declarations.extend(declared(target.app_protocol.as_deref(), &target.name));
+            let of_service =
+                service.and_then(|s| Some((s.opaque.as_ref()?, s.ports.iter().find(|p| p.name == target.name)?)));
+            if let Some((opaque, service_port)) = of_service {
+                services_say = services_say.max(Some(opaque.contains(service_port.port)));
+            }
+        }
+    }
+    let namespace = || world.namespace(&name.namespace)?.opaque.as_ref();
+    let said = pod.opaque.as_ref().map(|ports| ports.contains(port)).or(services_say);
+    let said = said.or_else(|| Some(namespace()?.contains(port)));
+    let declared = match declarations.len() {
+        0 => container_port(pod, port),
+        1 => declarations.first().copied(),
+        // Services disagree: whoever calls decides.
+        _ => Some(Protocol::Detect),
+    };
+    settle(said, declared, || config.proxy.opaque_ports.contains(port))
+}
+
+/// An annotation outranks a declaration, which outranks the mesh's list of ports that are usually opaque.
+fn settle(said: Option<bool>, declared: Option<Protocol>, usual: impl Fn() -> bool) -> Protocol {
+    match (said, declared) {
+        (Some(true), _) => Protocol::Opaque,
+        (_, Some(protocol)) => protocol,
+        (None, None) if usual() => Protocol::Opaque,
+        _ => Protocol::Detect,
+    }
+}
+
+fn container_port(pod: &PodView, port: u16) -> Option<Protocol> {
+    declared(None, &pod.ports.iter().find(|named| named.port == port)?.name)
+}
+
+/// The headless service through whose DNS name a client has most likely found a pod's address.
+fn headless_service(world: &World, address: SocketAddr) -> Option<ServiceRef> {
+    let candidates = world.slices_with(address.ip()).filter_map(|(slice, name)| {
+        let service = world.service(&name).filter(|service| service.headless)?;
+        let target = slice.ports.iter().find(|target| target.port == address.port())?;
+        let port = service.ports.iter().find(|port| port.name == target.name)?.port;
+        Some(ServiceRef { namespace: name.namespace, name: name.name, port })
+    });
+    let mut candidates: BTreeSet<ServiceRef> = candidates.collect();
+    if candidates.len() == 1 { candidates.pop_first() } else { None }
+}
+
+fn endpoint(world: &World, config: &MeshConfig, address: SocketAddr, zone: Option<String>) -> Endpoint {
+    let Some((name, pod)) = world.pod_at(address.ip()) else {
+        let workload = WorkloadRef::new("", "external", &address.ip().to_string());
+        return Endpoint { address, identity: None, workload, pod: String::new(), zone };
+    };
+    let proxied = pod.is_meshed() && !pod.skip_inbound.contains(address.port());
+    Endpoint {
+        address,
+        identity: proxied.then(|| SpiffeId::new(&config.trust_domain, &name.namespace, &pod.service_account)),
+        workload: pod.workload.clone(),
+        pod: name.name.clone(),
+        zone,
+    }
+}

@@ -1,0 +1,91 @@
+//! The issuer Secret, followed: whenever it changes the authority is swapped, and with it the certificate we serve
+//! proxies with. Ours is renewed at half its life.
+
+use crate::ca::Authority;
+use crate::metrics::Metrics;
+use crate::tls;
+use arc_swap::ArcSwapOption;
+use k8s_openapi::api::core::v1::Secret;
+use mesh_api::SpiffeId;
+use rustls::ServerConfig;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Name of the Secret.
+pub const ISSUER_SECRET: &str = "mesh-identity-issuer";
+
+/// Keeps the authority and what is served with it current.
+pub struct IssuerKeeper {
+    /// Our identity.
+    pub identity: SpiffeId,
+    /// Who signs.
+    pub authority: Arc<ArcSwapOption<Authority>>,
+    /// What proxies are served with.
+    pub tls: Arc<ArcSwapOption<ServerConfig>>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+impl IssuerKeeper {
+    /// The Secret has changed. What cannot be used is reported, and what was there stays in use.
+    pub fn changed(&self, secret: Option<&Secret>) {
+        let Some(secret) = secret else {
+            tracing::warn!("the issuer Secret {ISSUER_SECRET} is missing; `meshctl install` makes it");
+            return;
+        };
+        let outcome = text(secret, "tls.crt").and_then(|certificate| {
+            let authority = Authority::from_pem(&certificate, &text(secret, "tls.key")?, &text(secret, "ca.crt")?)?;
+            self.metrics.issuer_expires.set(i64::try_from(authority.expires_at).unwrap_or(i64::MAX));
+            tracing::info!(expires_at = authority.expires_at, "issuer loaded");
+            self.authority.store(Some(Arc::new(authority)));
+            Ok(())
+        });
+        match outcome {
+            Ok(()) => {
+                self.renew();
+            }
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "the issuer Secret {ISSUER_SECRET} cannot be used")
+            }
+        }
+    }
+
+    /// Makes a new certificate of our own; returns how long to wait before the next.
+    pub fn renew(&self) -> Duration {
+        let retry = Duration::from_secs(30);
+        let Some(authority) = self.authority.load_full() else { return retry };
+        let now = SystemTime::now();
+        let made = authority
+            .own(&self.identity, now)
+            .map_err(anyhow::Error::from)
+            .and_then(|(chain, key, end)| Ok((tls::server(chain, key, Some(&authority.anchors_pem))?, end)));
+        match made {
+            Ok((config, end)) => {
+                self.tls.store(Some(Arc::new(config)));
+                let now_s = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+                Duration::from_secs(end.saturating_sub(now_s) / 2).max(retry)
+            }
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "cannot make a certificate for the proxy API");
+                retry
+            }
+        }
+    }
+
+    /// Renews our certificate, for ever.
+    pub async fn keep_renewed(&self) {
+        let mut wait = Duration::from_secs(30);
+        loop {
+            tokio::time::sleep(wait).await;
+            wait = self.renew();
+        }
+    }
+}
+
+/// A text of a Secret.
+pub fn text(secret: &Secret, key: &str) -> anyhow::Result<String> {
+    let data: Option<&BTreeMap<_, _>> = secret.data.as_ref();
+    let bytes = data.and_then(|data| data.get(key)).ok_or_else(|| anyhow::anyhow!("it has no {key}"))?;
+    String::from_utf8(bytes.0.clone()).map_err(|_| anyhow::anyhow!("{key} is no text"))
+}

@@ -1,0 +1,100 @@
+//! Every bound of the control plane in one place: sizes, counts and times.
+
+use std::time::Duration;
+
+// Connections.
+
+/// Connections to the proxy API open at once; the next ones wait in the listen queue.
+pub const PROXY_CONNECTIONS: usize = 16_384;
+/// Connections to the webhook and observe API open at once.
+pub const API_CONNECTIONS: usize = 512;
+/// Connections to the admin port open at once.
+pub const ADMIN_CONNECTIONS: usize = 64;
+/// TLS handshake of a client.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Head of an HTTP/1 request.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after a failed `accept` (usually: out of file descriptors).
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// Streams of one HTTP/2 connection open at once.
+pub const HTTP2_STREAMS: u32 = 100;
+/// Interval of HTTP/2 pings.
+pub const HTTP2_PING: Duration = Duration::from_secs(10);
+/// How long a ping may stay unanswered.
+pub const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long requests under way may take after SIGTERM.
+pub const DRAIN: Duration = Duration::from_secs(5);
+
+// Certificates.
+
+/// A certificate request with its token.
+pub const CERTIFY_BYTES: usize = 64 * 1024;
+/// Certificate requests looked at at once; further ones wait.
+pub const CERTIFY_AT_ONCE: usize = 64;
+/// How long reading, reviewing and signing one may take.
+pub const CERTIFY_TIMEOUT: Duration = Duration::from_secs(4);
+/// Validity of a proxy's certificate.
+pub const LEAF_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// How far certificates are dated back, for clocks that are behind.
+pub const BACKDATE: Duration = Duration::from_secs(300);
+/// Validity of the webhook's certificate and of the authority made for it.
+pub const WEBHOOK_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Interval at which the webhook's wiring is looked at while all is well.
+pub const WEBHOOK_CHECK: Duration = Duration::from_secs(10);
+/// The same while something is missing.
+pub const WEBHOOK_RETRY: Duration = Duration::from_millis(500);
+
+// The stream to a proxy.
+
+/// How long a stream may take to say Hello.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Addresses one proxy may subscribe to: what the proxy tracks itself, and a little more.
+pub const SUBSCRIPTIONS: usize = 5_000;
+/// One line from a proxy: a golden frame with every series it may keep fits in.
+pub const LINE_BYTES: usize = 8 * 1024 * 1024;
+/// Lines to a proxy waiting to be sent.
+pub const QUEUE: usize = 16;
+/// How long a proxy may leave the queue full.
+pub const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval of heartbeats.
+pub const HEARTBEAT: Duration = Duration::from_secs(4);
+/// Silence of a proxy after which its stream is taken for dead.
+pub const SILENCE: Duration = Duration::from_secs(20);
+/// Compiled destinations kept for proxies to share.
+pub const COMPILED: usize = 50_000;
+
+// Golden metrics.
+
+/// Longest window a first frame can cover: what proxies remember.
+pub const WINDOW_S: u16 = 60;
+/// Window of a first frame unless asked otherwise.
+pub const DEFAULT_WINDOW_S: u16 = 10;
+/// How long the first frame waits for proxies to answer.
+pub const BACKFILL_WAIT: Duration = Duration::from_millis(1_000);
+/// Observers at once.
+pub const WATCHES: usize = 256;
+/// Series of one proxy's remembered frames together; the oldest frames go first.
+pub const REMEMBERED_SERIES: usize = 8_192;
+/// Frames of one proxy waiting to be merged; further ones are added to the last.
+pub const WAITING_FRAMES: usize = 3;
+/// Seconds without a frame after which a connected proxy is called silent.
+pub const SILENT_AFTER: Duration = Duration::from_secs(4);
+
+// The Kubernetes API.
+
+/// First pause after a failed list or watch.
+pub const WATCH_BACKOFF: Duration = Duration::from_millis(100);
+/// Longest pause after a failed list or watch.
+pub const WATCH_BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// One call to the API.
+pub const API_TIMEOUT: Duration = Duration::from_secs(5);
+/// An AdmissionReview.
+pub const REVIEW_BYTES: usize = 8 * 1024 * 1024;
+/// Events being written at once; further ones are dropped with a log line.
+pub const EVENTS_AT_ONCE: usize = 32;
+/// Validity of the lease without renewal.
+pub const LEASE: Duration = Duration::from_secs(15);
+/// Interval of renewals.
+pub const LEASE_RENEW: Duration = Duration::from_secs(5);
+/// Interval of looks at a lease somebody else holds.
+pub const LEASE_LOOK: Duration = Duration::from_secs(2);

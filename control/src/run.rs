@@ -1,0 +1,182 @@
+//! Putting the parts together: what is started, what it is given, and how it ends.
+
+use crate::admin::{self, Readiness};
+use crate::args::Args;
+use crate::certify::Certifier;
+use crate::golden::Golden;
+use crate::issuer::IssuerKeeper;
+use crate::lease;
+use crate::limits;
+use crate::listen::{self, Port};
+use crate::metrics::Metrics;
+use crate::observe::{Observe, Observers};
+use crate::serve;
+use crate::stream::Streams;
+use crate::subscriptions::Subscriptions;
+use crate::watch::{self, Audience};
+use crate::webhook::{INJECT_PATH, Webhook};
+use crate::webhook_cert::{Keeper, WebhookTls, server_names};
+use anyhow::Context;
+use arc_swap::ArcSwapOption;
+use http::StatusCode;
+use kube::Api;
+use mesh_manifests::config::MeshConfig;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Runs until `stop`.
+pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: CancellationToken) -> anyhow::Result<()> {
+    let proxies = bind(args.proxy_port)?;
+    let apis = bind(args.webhook_port)?;
+    let admins = bind(args.admin_port)?;
+
+    let config = Arc::new(config);
+    let metrics = Arc::new(Metrics::new());
+    let subscriptions = Subscriptions::new(config.clone());
+    let golden = Golden::new(metrics.clone());
+    let observers = Arc::new(Observers::default());
+    let issuer = Arc::new(IssuerKeeper {
+        identity: config.control_identity(),
+        authority: Arc::default(),
+        tls: Arc::default(),
+        metrics: metrics.clone(),
+    });
+    let webhook_tls = Arc::new(WebhookTls::new(observers.clone()));
+    let streams = Arc::new(Streams {
+        subscriptions: subscriptions.clone(),
+        golden: golden.clone(),
+        metrics: metrics.clone(),
+        stop: stop.clone(),
+    });
+    let certifier = Certifier::new(client.clone(), &config.trust_domain, issuer.authority.clone(), metrics.clone());
+    let observe = Observe {
+        reviews: Api::all(client.clone()),
+        observers: observers.clone(),
+        golden,
+        subscriptions: subscriptions.clone(),
+        stop: stop.clone(),
+    };
+    let webhook = Webhook::new(client.clone(), config.clone(), metrics.clone());
+    let keeper = keeper(&client, &config, &webhook_tls);
+    let leads = Arc::new(tokio::sync::watch::Sender::new(false));
+    let leases = Api::namespaced(client.clone(), &config.system_namespace);
+    let audience = Audience {
+        subscriptions: subscriptions.clone(),
+        issuer: issuer.clone(),
+        webhook: webhook_tls.clone(),
+        observers,
+        metrics: metrics.clone(),
+    };
+    let ready = Arc::new(readiness(&subscriptions, &issuer, &webhook_tls));
+
+    // These go on for ever, until the process ends.
+    let background = async {
+        tokio::join!(
+            watch::follow(client.clone(), &config.system_namespace, audience),
+            issuer.keep_renewed(),
+            webhook_tls.follow_observers(),
+            keeper.keep(leads.subscribe()),
+        );
+    };
+    // These end, in their own time, after `stop`.
+    let serving = async {
+        tokio::join!(
+            serve::serve(proxies, issuer.tls.clone(), Arc::new(certifier), streams),
+            serve_apis(apis, webhook_tls.tls.clone(), Arc::new(webhook), Arc::new(observe), stop.clone()),
+            admin::serve(admins, ready.clone(), metrics.clone(), stop.clone()),
+            lease::hold(leases, args.holder(), leads.clone(), metrics.clone(), stop.clone()),
+        );
+    };
+    tokio::select! {
+        () = background => {}
+        () = serving => {}
+        () = say_when_ready(&ready, &stop) => {}
+    }
+    Ok(())
+}
+
+fn keeper(client: &kube::Client, config: &MeshConfig, tls: &Arc<WebhookTls>) -> Keeper {
+    Keeper {
+        secrets: Api::namespaced(client.clone(), &config.system_namespace),
+        webhooks: Api::all(client.clone()),
+        services: Api::all(client.clone()),
+        names: server_names(&config.system_namespace),
+        tls: tls.clone(),
+    }
+}
+
+fn readiness(
+    subscriptions: &Arc<Subscriptions>,
+    issuer: &Arc<IssuerKeeper>,
+    webhook_tls: &Arc<WebhookTls>,
+) -> Readiness {
+    let (subscriptions, issuer, webhook_tls) = (subscriptions.clone(), issuer.clone(), webhook_tls.clone());
+    Readiness {
+        conditions: vec![
+            ("the cluster's objects", Box::new(move || subscriptions.is_synced())),
+            ("the issuer", Box::new(move || issuer.tls.load().is_some())),
+            ("the webhook's certificate", Box::new(move || webhook_tls.tls.load().is_some())),
+        ],
+    }
+}
+
+/// One log line when everything is there, or what is missing after a while; then waits for ever.
+async fn say_when_ready(readiness: &Readiness, stop: &CancellationToken) {
+    let mut waited = 0u32;
+    loop {
+        let missing = readiness.missing();
+        if missing.is_empty() {
+            tracing::info!("ready");
+            break;
+        }
+        waited += 1;
+        if waited.is_multiple_of(100) {
+            tracing::warn!("still waiting for {}", missing.join(", "));
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(std::time::Duration::from_millis(100)) => {}
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+/// The port of the webhook and the observe API.
+async fn serve_apis(
+    listener: TcpListener,
+    tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
+    webhook: Arc<Webhook>,
+    observe: Arc<Observe>,
+    stop: CancellationToken,
+) {
+    let port = Port { name: "api", connections: limits::API_CONNECTIONS, tls: Some(tls) };
+    listen::serve(port, listener, stop, move |peer, request| {
+        let (webhook, observe) = (webhook.clone(), observe.clone());
+        async move {
+            let path = request.uri().path();
+            match path {
+                INJECT_PATH => webhook.answer(request).await,
+                "/healthz" | "/livez" | "/readyz" => listen::text(StatusCode::OK, "ok"),
+                _ if path == "/apis" || path.starts_with("/apis/") => {
+                    observe.answer(&peer, request.method(), request.uri(), request.headers()).await
+                }
+                _ => listen::text(StatusCode::NOT_FOUND, "there are /inject and /apis"),
+            }
+        }
+    })
+    .await;
+}
+
+/// Listens for IPv4 and IPv6 alike, or for IPv4 where there is no IPv6.
+fn bind(port: u16) -> anyhow::Result<TcpListener> {
+    let listen = |address: SocketAddr| -> std::io::Result<TcpListener> {
+        let socket = std::net::TcpListener::bind(address)?;
+        socket.set_nonblocking(true)?;
+        TcpListener::from_std(socket)
+    };
+    listen((Ipv6Addr::UNSPECIFIED, port).into())
+        .or_else(|_| listen(([0, 0, 0, 0], port).into()))
+        .with_context(|| format!("cannot listen on port {port}"))
+}

@@ -1,0 +1,237 @@
+//! The conversation with one proxy: [`mesh_api::wire`] messages, a JSON value a line, both ways.
+//!
+//! Reading and telling are two loops that never wait for each other: what a proxy says only changes what it has to be
+//! told, and telling sends the difference between that and what it was told before.
+
+use crate::compile::Compiled;
+use crate::golden::{Golden, Link};
+use crate::limits;
+use crate::lines::Lines;
+use crate::listen::{self, Body, Peer};
+use crate::metrics::Metrics;
+use crate::subscriptions::{Follower, Subscriptions};
+use crate::tls;
+use crate::world::view::Name;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, Version, header};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use mesh_api::wire::{ControlMessage, ProxyMessage};
+use mesh_api::{EndpointsChange, InboundPolicy, SpiffeId};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// What every conversation shares.
+pub struct Streams {
+    /// The world and who follows it.
+    pub subscriptions: Arc<Subscriptions>,
+    /// Golden metrics.
+    pub golden: Arc<Golden>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Ends every conversation.
+    pub stop: CancellationToken,
+}
+
+/// What a proxy says first.
+struct Hello {
+    pod: Name,
+    identity: SpiffeId,
+    version: String,
+}
+
+impl Streams {
+    /// Answers a request to [`mesh_api::names::PROXY_STREAM_PATH`]: checks who it is and begins to talk.
+    pub async fn answer(self: Arc<Self>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
+        if request.method() != Method::POST || request.version() != Version::HTTP_2 {
+            return listen::text(StatusCode::METHOD_NOT_ALLOWED, "proxies talk by POST over HTTP/2");
+        }
+        let Some(proven) = peer.certificate.as_ref().and_then(tls::identity) else {
+            return listen::text(StatusCode::UNAUTHORIZED, "a client certificate of the mesh is required");
+        };
+        let mut lines = Lines::new(request.into_body(), limits::LINE_BYTES);
+        let hello = match hello(&mut lines).await {
+            Ok(hello) => hello,
+            Err(why) => return listen::text(StatusCode::BAD_REQUEST, &why),
+        };
+        if let Err(why) = self.admit(&hello, &proven) {
+            tracing::warn!(from = %peer.address, %proven, claimed = %hello.identity, pod = %hello.pod, why, "proxy refused");
+            return listen::text(StatusCode::FORBIDDEN, why);
+        }
+        let (sender, receiver) = mpsc::channel(limits::QUEUE);
+        tokio::spawn(async move {
+            tracing::info!(pod = %hello.pod, version = hello.version, "proxy connected");
+            let why = self.converse(&hello, lines, sender).await;
+            tracing::info!(pod = %hello.pod, why, "proxy disconnected");
+        });
+        let frames = futures::stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|line: Bytes| (Ok(Frame::data(line)), receiver))
+        });
+        let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+        let content_type = header::HeaderValue::from_static("application/x-ndjson");
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        response
+    }
+
+    /// A proxy speaks for its own pod only.
+    fn admit(&self, hello: &Hello, proven: &SpiffeId) -> Result<(), &'static str> {
+        if hello.identity != *proven {
+            return Err("Hello names another identity than the certificate proves");
+        }
+        if hello.pod.namespace != proven.namespace {
+            return Err("the pod is in another namespace than the identity");
+        }
+        let account = self.subscriptions.read(|world| world.pod(&hello.pod).map(|pod| pod.service_account.clone()));
+        match account {
+            Some(account) if account != proven.service_account => Err("the pod runs as another service account"),
+            _ => Ok(()),
+        }
+    }
+
+    async fn converse(&self, hello: &Hello, lines: Lines<Incoming>, sender: mpsc::Sender<Bytes>) -> String {
+        let follower = self.subscriptions.follow(hello.pod.clone());
+        let link = self.golden.link(&hello.pod, follower.todo.clone(), Instant::now());
+        tokio::select! {
+            why = self.listen(&follower, &link, lines) => why,
+            why = self.tell(&follower, sender) => why.to_owned(),
+        }
+    }
+
+    /// Takes in what the proxy says, until it ends.
+    async fn listen(&self, follower: &Follower, link: &Link, mut lines: Lines<Incoming>) -> String {
+        let pod = follower.pod();
+        let mut refused = 0u64;
+        loop {
+            let line = match timeout(limits::SILENCE, lines.next()).await {
+                Err(_) => return format!("it was silent for {:?}", limits::SILENCE),
+                Ok(Err(error)) => return error.to_string(),
+                Ok(Ok(None)) => return "it ended the stream".to_owned(),
+                Ok(Ok(Some(line))) => line,
+            };
+            match serde_json::from_slice(&line) {
+                Ok(ProxyMessage::Subscribe { address }) => {
+                    if !follower.subscribe(address) {
+                        self.metrics.subscriptions_refused.inc();
+                        refused += 1;
+                        if refused.is_power_of_two() {
+                            tracing::warn!(%pod, refused, "too many subscriptions (limit {})", limits::SUBSCRIPTIONS);
+                        }
+                    }
+                }
+                Ok(ProxyMessage::Unsubscribe { address }) => follower.unsubscribe(address),
+                Ok(ProxyMessage::Golden { frame, backfill }) => link.receive(frame, backfill, Instant::now()),
+                Ok(ProxyMessage::Ack { version }) => tracing::trace!(%pod, version, "in use"),
+                Ok(ProxyMessage::Reject { version, reason }) => {
+                    self.metrics.rejects.inc();
+                    tracing::warn!(%pod, version, reason, "the proxy cannot use an update");
+                }
+                Ok(ProxyMessage::Heartbeat {} | ProxyMessage::Hello { .. } | ProxyMessage::Unknown) => {}
+                Err(error) => return format!("it sent what is no message: {error}"),
+            }
+        }
+    }
+
+    /// Tells the proxy what is due, until it no longer listens.
+    async fn tell(&self, follower: &Follower, sender: mpsc::Sender<Bytes>) -> &'static str {
+        let mut told = Told::default();
+        let mut heartbeat = tokio::time::interval(limits::HEARTBEAT);
+        heartbeat.reset();
+        let mut synced = std::pin::pin!(self.subscriptions.synced());
+        let mut is_synced = false;
+        loop {
+            let mut messages = Vec::new();
+            tokio::select! {
+                () = self.stop.cancelled() => return "the control plane stops",
+                () = synced.as_mut(), if !is_synced => is_synced = true,
+                () = follower.todo.wake.notified(), if is_synced => {}
+                _ = heartbeat.tick() => messages.push(ControlMessage::Heartbeat {}),
+            }
+            if is_synced {
+                told.catch_up(&self.subscriptions, follower, &mut messages);
+            }
+            for message in messages {
+                if matches!(message, ControlMessage::Update { .. } | ControlMessage::Inbound { .. }) {
+                    self.metrics.updates.inc();
+                }
+                let Ok(mut line) = serde_json::to_vec(&message) else { return "a message cannot be written" };
+                line.push(b'\n');
+                match timeout(limits::SEND_TIMEOUT, sender.send(line.into())).await {
+                    Err(_) => return "it does not read",
+                    Ok(Err(_)) => return "the connection is closed",
+                    Ok(Ok(())) => {}
+                }
+            }
+        }
+    }
+}
+
+async fn hello(lines: &mut Lines<Incoming>) -> Result<Hello, String> {
+    let line = timeout(limits::HELLO_TIMEOUT, lines.next()).await;
+    let line = line.map_err(|_| format!("no Hello within {:?}", limits::HELLO_TIMEOUT))?;
+    let line = line.map_err(|error| error.to_string())?.ok_or("the stream ended before Hello")?;
+    match serde_json::from_slice(&line) {
+        Ok(ProxyMessage::Hello { namespace, pod, version, identity }) => {
+            Ok(Hello { pod: Name { namespace, name: pod }, identity, version })
+        }
+        Ok(_) => Err("the first message must be Hello".to_owned()),
+        Err(error) => Err(format!("the first line is no message: {error}")),
+    }
+}
+
+/// What a proxy was told last.
+#[derive(Default)]
+struct Told {
+    version: u64,
+    inbound: Option<InboundPolicy>,
+    destinations: HashMap<SocketAddr, Arc<Compiled>>,
+}
+
+impl Told {
+    /// The messages that bring the proxy up to date.
+    fn catch_up(&mut self, subscriptions: &Subscriptions, follower: &Follower, messages: &mut Vec<ControlMessage>) {
+        let due = follower.todo.take();
+        messages.extend(due.orders);
+        if due.inbound {
+            let policy = subscriptions.inbound(follower.pod());
+            if self.inbound.as_ref() != Some(&policy) {
+                self.inbound = Some(policy.clone());
+                messages.push(ControlMessage::Inbound { version: self.next_version(), policy });
+            }
+        }
+        for address in follower.meant(&due.addresses) {
+            let new = subscriptions.destination(address);
+            // Named with its port, it was subscribed to just now: the proxy knows nothing of it.
+            let before = self.destinations.remove(&address).filter(|_| !due.addresses.contains(&address));
+            if let Some((destination, endpoints)) = difference(before.as_deref(), &new) {
+                let version = self.next_version();
+                messages.push(ControlMessage::Update { address, version, destination, endpoints });
+            }
+            self.destinations.insert(address, new);
+        }
+        self.destinations.retain(|address, _| follower.follows(*address));
+    }
+
+    fn next_version(&mut self) -> u64 {
+        self.version += 1;
+        self.version
+    }
+}
+
+/// What of an answer is new; `None`: nothing.
+fn difference(
+    before: Option<&Compiled>,
+    new: &Compiled,
+) -> Option<(Option<mesh_api::Destination>, Option<EndpointsChange>)> {
+    let Some(before) = before else {
+        let whole = EndpointsChange { reset: true, upsert: new.endpoints.clone(), remove: Vec::new() };
+        return Some((Some(new.destination.clone()), Some(whole)));
+    };
+    let destination = (before.destination != new.destination).then(|| new.destination.clone());
+    let endpoints =
+        (before.endpoints != new.endpoints).then(|| EndpointsChange::between(&before.endpoints, &new.endpoints));
+    if destination.is_none() && endpoints.is_none() { None } else { Some((destination, endpoints)) }
+}

@@ -1,0 +1,234 @@
+//! The body of a request on its way to an endpoint. It streams; but as long as the request may have to be sent again,
+//! the first pieces are kept beside it (they are shared, not copied), up to a limit.
+
+use crate::error::BoxError;
+use crate::limits;
+use bytes::Bytes;
+use http::HeaderMap;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use parking_lot::Mutex;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+/// One reading of a request body; the latest one to be polled is the valid one.
+#[derive(Debug)]
+pub struct Upload {
+    /// `None`: there is no body.
+    source: Option<Arc<Mutex<Source<Incoming>>>>,
+    cursor: Cursor,
+}
+
+/// How far a reading has come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cursor {
+    reading: u32,
+    at: usize,
+}
+
+#[derive(Debug)]
+struct Source<B> {
+    body: B,
+    kept: Vec<Piece>,
+    kept_bytes: usize,
+    /// True once something was handed out that is not kept.
+    gone: bool,
+    ended: bool,
+    reading: u32,
+}
+
+#[derive(Clone, Debug)]
+enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl From<Incoming> for Upload {
+    fn from(body: Incoming) -> Self {
+        let source = (!body.is_end_stream()).then(|| Arc::new(Mutex::new(Source::new(body))));
+        Self { source, cursor: Cursor::default() }
+    }
+}
+
+impl Upload {
+    /// Another reading from the start. As long as it exists, what is sent is kept.
+    pub fn again(&self) -> Self {
+        Self { source: self.source.clone(), cursor: Cursor { reading: self.cursor.reading + 1, at: 0 } }
+    }
+
+    /// True if a reading from the start would find everything.
+    pub fn is_whole(&self) -> bool {
+        self.source.as_ref().is_none_or(|source| !source.lock().gone)
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        match &this.source {
+            None => Poll::Ready(None),
+            Some(source) => {
+                let wanted_again = Arc::strong_count(source) > 1;
+                source.lock().poll(cx, &mut this.cursor, wanted_again)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.source.as_ref().is_none_or(|source| source.lock().is_end(self.cursor))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.source.as_ref().map_or_else(|| SizeHint::with_exact(0), |source| source.lock().size_hint(self.cursor))
+    }
+}
+
+impl<B> Source<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    fn new(body: B) -> Self {
+        Self { body, kept: Vec::new(), kept_bytes: 0, gone: false, ended: false, reading: 0 }
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        cursor: &mut Cursor,
+        wanted_again: bool,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if cursor.reading < self.reading {
+            return Poll::Ready(Some(Err("the request is being sent again".into())));
+        }
+        if cursor.reading > self.reading && self.gone {
+            return Poll::Ready(Some(Err("the body is no longer whole".into())));
+        }
+        self.reading = cursor.reading;
+        if let Some(piece) = self.kept.get(cursor.at) {
+            cursor.at += 1;
+            return Poll::Ready(Some(Ok(match piece.clone() {
+                Piece::Data(data) => Frame::data(data),
+                Piece::Trailers(trailers) => Frame::trailers(trailers),
+            })));
+        }
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            None => {
+                self.ended = true;
+                return Poll::Ready(None);
+            }
+            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            Some(Ok(frame)) => frame,
+        };
+        self.keep(&frame, wanted_again);
+        cursor.at = self.kept.len();
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn keep(&mut self, frame: &Frame<Bytes>, wanted_again: bool) {
+        self.kept_bytes += frame.data_ref().map_or(0, Bytes::len);
+        if self.gone || !wanted_again || self.kept_bytes > limits::UPLOAD_KEPT {
+            self.gone = true;
+            self.kept = Vec::new();
+        } else if let Some(data) = frame.data_ref() {
+            self.kept.push(Piece::Data(data.clone()));
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.kept.push(Piece::Trailers(trailers.clone()));
+        }
+    }
+
+    fn is_end(&self, cursor: Cursor) -> bool {
+        cursor.at >= self.kept.len() && (self.ended || self.body.is_end_stream())
+    }
+
+    fn size_hint(&self, cursor: Cursor) -> SizeHint {
+        let ahead: usize = self
+            .kept
+            .iter()
+            .skip(cursor.at)
+            .map(|piece| if let Piece::Data(data) = piece { data.len() } else { 0 })
+            .sum();
+        let mut hint = self.body.size_hint();
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + ahead as u64);
+        }
+        hint.set_lower(hint.lower() + ahead as u64);
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::StreamBody;
+
+    type Frames = Vec<Result<Frame<Bytes>, std::convert::Infallible>>;
+
+    fn source(
+        frames: &[&'static [u8]],
+    ) -> Source<impl Body<Data = Bytes, Error = std::convert::Infallible> + Unpin + use<>> {
+        let mut all: Frames = frames.iter().map(|data| Ok(Frame::data(Bytes::from_static(data)))).collect();
+        all.push(Ok(Frame::trailers(HeaderMap::from_iter([(http::header::ETAG, "x".parse().unwrap())]))));
+        Source::new(StreamBody::new(futures::stream::iter(all)))
+    }
+
+    /// Everything a reading finds, trailers as `~`; or the error it meets.
+    fn read<B>(source: &mut Source<B>, cursor: &mut Cursor, wanted_again: bool, pieces: usize) -> Result<String, String>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<BoxError>,
+    {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut text = String::new();
+        for _ in 0..pieces {
+            match source.poll(&mut cx, cursor, wanted_again) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => text.push_str(std::str::from_utf8(&data).unwrap()),
+                    Err(_) => text.push('~'),
+                },
+                Poll::Ready(Some(Err(error))) => return Err(error.to_string()),
+                Poll::Ready(None) => break,
+                Poll::Pending => unreachable!("all frames are there"),
+            }
+        }
+        Ok(text)
+    }
+
+    #[test]
+    fn a_second_reading_finds_everything_and_ends_the_first() {
+        let mut source = source(&[b"one ", b"two ", b"three"]);
+        let mut first = Cursor::default();
+        assert_eq!(read(&mut source, &mut first, true, 2).unwrap(), "one two ");
+        let mut second = Cursor { reading: 1, at: 0 };
+        assert_eq!(read(&mut source, &mut second, true, 9).unwrap(), "one two three~");
+        assert!(source.is_end(second));
+        assert!(read(&mut source, &mut first, true, 1).unwrap_err().contains("sent again"));
+    }
+
+    #[test]
+    fn what_nobody_wants_again_is_not_kept() {
+        let mut source = source(&[b"one ", b"two ", b"three"]);
+        assert_eq!(read(&mut source, &mut Cursor::default(), false, 2).unwrap(), "one two ");
+        assert!(source.kept.is_empty());
+        let late = read(&mut source, &mut Cursor { reading: 1, at: 0 }, true, 1);
+        assert!(late.unwrap_err().contains("no longer whole"));
+    }
+
+    #[test]
+    fn no_more_than_the_limit_is_kept() {
+        let big: &'static [u8] = vec![b'x'; limits::UPLOAD_KEPT].leak();
+        let frames: [&'static [u8]; 3] = [big, b"y", b"z"];
+        let mut source = source(&frames);
+        let mut cursor = Cursor::default();
+        read(&mut source, &mut cursor, true, 1).unwrap();
+        assert!(!source.gone);
+        assert_eq!(read(&mut source, &mut cursor, true, 9).unwrap(), "yz~");
+        assert!(source.gone && source.kept.is_empty());
+    }
+}
