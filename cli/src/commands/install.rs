@@ -183,6 +183,22 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn mesh_and_shop_can_be_applied_and_deleted() {
+        let server = TestCluster::start();
+        let cluster = server.connect().await;
+        let (printer, _) = Printer::memory();
+        let step = printer.step("applying");
+        let shop = crate::commands::inject::annotated(mesh_sandbox::apps::SHOP_YAML, "shop.yaml").unwrap();
+        let all = [defaults("mesh-system").unwrap(), shop].concat();
+        for _ in 0..2 {
+            assert_eq!(apply::apply(&cluster, all.clone(), "default", &step).await.unwrap(), all.len());
+        }
+        assert_eq!(installed(&cluster).await.unwrap().as_deref(), Some("0.1.0"));
+        apply::delete(&cluster, all, "default", &step).await.unwrap();
+        assert_eq!(installed(&cluster).await.unwrap(), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_second_mesh_is_refused() {
         let cluster = TestCluster::start();
         let client = cluster.connect().await.client;
