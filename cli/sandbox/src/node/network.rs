@@ -1,0 +1,210 @@
+//! The node's bridge and the pods' interfaces.
+//!
+//! Every pod has one address with no neighbours: all its packets go to the node, which routes them, so that replies of
+//! a service's endpoints pass the node again and its address translation can be undone there.
+
+use anyhow::Context as _;
+use futures::TryStreamExt as _;
+use nix::sched::{CloneFlags, setns};
+use parking_lot::Mutex;
+use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use std::collections::HashSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::oneshot;
+
+/// The node's bridge.
+pub const BRIDGE: &str = "mesh0";
+/// The node's address on it.
+pub const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
+/// Prefix length of the range pods get their addresses from.
+const PREFIX: u8 = 16;
+/// First and last address for pods, as offsets into the range.
+const POOL: std::ops::RangeInclusive<u16> = 2..=u16::MAX - 1;
+/// The pod's end of its interface pair.
+const INTERFACE: &str = "eth0";
+/// Index of `lo` in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// Settings of the node's network namespace.
+const SETTINGS: [(&str, &str); 8] = [
+    ("ipv4/ip_forward", "1"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv4/ip_unprivileged_port_start", "0"),
+    ("ipv6/conf/default/disable_ipv6", "1"),
+    ("ipv4/neigh/default/gc_thresh3", "16384"),
+];
+
+/// The node's network.
+pub(crate) struct Network {
+    node: Handle,
+    bridge: u32,
+    pool: Mutex<Pool>,
+}
+
+/// A pod's place in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attachment {
+    pub(crate) address: Ipv4Addr,
+    /// The node's end of the interface pair.
+    interface: u32,
+}
+
+/// Addresses given out one after the other, so that one is not used again soon.
+#[derive(Debug)]
+struct Pool {
+    used: HashSet<u16>,
+    next: u16,
+}
+
+impl Pool {
+    fn new() -> Self {
+        Self { used: HashSet::new(), next: *POOL.start() }
+    }
+
+    fn take(&mut self) -> Option<Ipv4Addr> {
+        for _ in POOL {
+            let offset = self.next;
+            self.next = if offset == *POOL.end() { *POOL.start() } else { offset + 1 };
+            if self.used.insert(offset) {
+                let [high, low] = offset.to_be_bytes();
+                let [a, b, ..] = NODE_ADDRESS.octets();
+                return Some(Ipv4Addr::new(a, b, high, low));
+            }
+        }
+        None
+    }
+
+    fn give_back(&mut self, address: Ipv4Addr) {
+        let [_, _, high, low] = address.octets();
+        self.used.remove(&u16::from_be_bytes([high, low]));
+    }
+}
+
+impl Network {
+    /// Prepares the network namespace of this process.
+    pub(crate) async fn create() -> anyhow::Result<Self> {
+        for (name, value) in SETTINGS {
+            // Some are not namespaced on older kernels, and then have sensible values; forwarding is indispensable.
+            let written = std::fs::write(format!("/proc/sys/net/{name}"), value);
+            if name == "ipv4/ip_forward" {
+                written.context("switching on IP forwarding")?;
+            }
+        }
+        let node = connect().context("opening the node's netlink socket")?;
+        up(&node, LOOPBACK).await.context("starting the node's loopback interface")?;
+        node.link().add(LinkBridge::new(BRIDGE).up().build()).execute().await.context("making the node's bridge")?;
+        let bridge = index(&node, BRIDGE).await?;
+        node.address()
+            .add(bridge, IpAddr::V4(NODE_ADDRESS), PREFIX)
+            .execute()
+            .await
+            .context("giving the bridge its address")?;
+        Ok(Self { node, bridge, pool: Mutex::new(Pool::new()) })
+    }
+
+    /// Connects a pod's network namespace.
+    pub(crate) async fn attach(&self, net: &OwnedFd) -> anyhow::Result<Attachment> {
+        let address = self.pool.lock().take().context("all addresses for pods are in use")?;
+        match self.connect_pod(net, address).await {
+            Ok(interface) => Ok(Attachment { address, interface }),
+            Err(error) => {
+                self.pool.lock().give_back(address);
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect_pod(&self, net: &OwnedFd, address: Ipv4Addr) -> anyhow::Result<u32> {
+        let [_, _, high, low] = address.octets();
+        let name = format!("veth{high:02x}{low:02x}");
+        let peer = LinkMessageBuilder::<LinkUnspec>::new().name(INTERFACE).setns_by_fd(net.as_raw_fd()).build();
+        let pair = LinkVeth::new(&name, INTERFACE)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .controller(self.bridge)
+            .up()
+            .build();
+        self.node.link().add(pair).execute().await.context("making the pod's interface")?;
+        let interface = index(&self.node, &name).await?;
+        let pod = within(net, connect).await.context("opening a netlink socket in the pod")?;
+        up(&pod, LOOPBACK).await.context("starting the pod's loopback interface")?;
+        let inside = index(&pod, INTERFACE).await?;
+        pod.address().add(inside, IpAddr::V4(address), 32).execute().await.context("giving the pod its address")?;
+        up(&pod, inside).await.context("starting the pod's interface")?;
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(NODE_ADDRESS).output_interface(inside).onlink();
+        pod.route().add(route.build()).execute().await.context("setting the pod's route")?;
+        Ok(interface)
+    }
+
+    /// Removes a pod's interface and frees its address.
+    pub(crate) async fn detach(&self, attachment: Attachment) {
+        // Gone already if the pod's namespace is.
+        let _ = self.node.link().del(attachment.interface).execute().await;
+        self.pool.lock().give_back(attachment.address);
+    }
+}
+
+/// A netlink connection of the network namespace this thread is in.
+fn connect() -> io::Result<Handle> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+async fn up(handle: &Handle, index: u32) -> Result<(), rtnetlink::Error> {
+    handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await
+}
+
+async fn index(handle: &Handle, name: &str) -> anyhow::Result<u32> {
+    let mut links = handle.link().get().match_name(name).execute();
+    let link = links.try_next().await.with_context(|| format!("looking for the interface {name}"))?;
+    Ok(link.with_context(|| format!("there is no interface {name}"))?.header.index)
+}
+
+/// Runs `work` in a network namespace, on a thread of its own, because a thread's namespace outlasts the work.
+async fn within<T: Send + 'static>(
+    net: &OwnedFd,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let net = net.try_clone()?;
+    let runtime = tokio::runtime::Handle::current();
+    let (sender, receiver) = oneshot::channel();
+    std::thread::Builder::new().name("in-pod".into()).spawn(move || {
+        let _runtime = runtime.enter();
+        let _ = sender.send(setns(net, CloneFlags::CLONE_NEWNET).map_err(Into::into).and_then(|()| work()));
+    })?;
+    receiver.await.map_err(|_| io::Error::other("the thread in the pod's network namespace ended early"))?
+}
+
+/// Connects from inside a network namespace.
+pub(crate) async fn dial(net: &OwnedFd, address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let socket = within(net, TcpSocket::new_v4).await?;
+    tokio::time::timeout(timeout, socket.connect(address))
+        .await
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_come_back_late() {
+        let mut pool = Pool::new();
+        let first = pool.take().unwrap();
+        assert_eq!(first, Ipv4Addr::new(10, 244, 0, 2));
+        pool.give_back(first);
+        assert_eq!(pool.take(), Some(Ipv4Addr::new(10, 244, 0, 3)));
+        pool.next = *POOL.end();
+        assert_eq!(pool.take(), Some(Ipv4Addr::new(10, 244, 255, 254)));
+        assert_eq!(pool.take(), Some(first), "free again, but not 10.244.0.3");
+        assert_eq!(pool.take(), Some(Ipv4Addr::new(10, 244, 0, 4)));
+    }
+}

@@ -1,0 +1,622 @@
+//! One pod's life on the node: a task that takes in what happens, asks [`super::plan`] what to do, does it, and reports.
+
+use super::container::{self, Site};
+use super::events::Events;
+use super::exec::Exit;
+use super::network::{Attachment, NODE_ADDRESS};
+use super::plan::{self, Action, Ended, Part, Sightings, State, Stop};
+use super::run::Run;
+use super::spawner::Namespaces;
+use super::supervise::Ward;
+use super::volumes::{Volumes, with_api_access};
+use super::{Node, layout, pod_files, status};
+use anyhow::Context as _;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Container, Pod, ServiceAccount};
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use parking_lot::RwLock;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::task::AbortHandle;
+
+/// What happens to a pod. The queue is bounded by what feeds it: watch events, and a few words a container.
+pub(super) enum Word {
+    /// Its object changed.
+    Changed(Arc<Pod>),
+    /// Its object is gone: nothing of it may stay.
+    Gone,
+    /// Objects it may refer to changed.
+    Contents,
+    /// Something about a run of a container.
+    Container { name: String, id: String, news: News },
+}
+
+/// News of a run of a container.
+pub(super) enum News {
+    Started,
+    Ready(bool),
+    Condemned(String),
+    Event { reason: &'static str, message: String },
+    Ended(Exit),
+}
+
+/// What others may know of a pod and reach of it.
+pub(super) struct Shared {
+    pub(super) uid: String,
+    pub(super) containers: Vec<String>,
+    /// The one meant where none is named.
+    pub(super) default_container: String,
+    pub(super) namespaces: RwLock<Option<Arc<Namespaces>>>,
+    pub(super) host_network: bool,
+    pub(super) runs: RwLock<HashMap<String, Runs>>,
+}
+
+/// The last two runs of a container.
+#[derive(Clone, Default)]
+pub(super) struct Runs {
+    pub(super) current: Option<Arc<Run>>,
+    pub(super) previous: Option<Arc<Run>>,
+}
+
+impl Shared {
+    pub(super) fn new(pod: &Pod) -> Self {
+        let spec = pod.spec.as_ref();
+        Self {
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            containers: spec.iter().flat_map(|spec| plan::containers(spec)).map(|(_, c)| c.name.clone()).collect(),
+            default_container: default_container(pod),
+            namespaces: RwLock::default(),
+            host_network: spec.and_then(|spec| spec.host_network) == Some(true),
+            runs: RwLock::default(),
+        }
+    }
+}
+
+/// Where the pod is in its life.
+enum Stage {
+    /// Its network and volumes are to be made.
+    New { failures: u32 },
+    /// Containers may run.
+    Prepared(Place),
+    /// Everything of it is given back.
+    Over,
+}
+
+/// What was made for the pod.
+struct Place {
+    attachment: Option<Attachment>,
+    namespaces: Option<Arc<Namespaces>>,
+}
+
+impl Place {
+    fn address(&self) -> Ipv4Addr {
+        self.attachment.map_or(NODE_ADDRESS, |attachment| attachment.address)
+    }
+}
+
+pub(super) struct Worker {
+    node: Arc<Node>,
+    /// As the API has it.
+    pod: Pod,
+    /// With what the node adds.
+    effective: Arc<Pod>,
+    automount: Option<bool>,
+    shared: Arc<Shared>,
+    folder: PathBuf,
+    volumes: Volumes,
+    events: Arc<Events>,
+    seen: Sightings,
+    stage: Stage,
+    /// The address it has or had.
+    address: Option<Ipv4Addr>,
+    began: Timestamp,
+    gone: bool,
+    retry_at: Option<Timestamp>,
+    /// The probes of running containers.
+    wards: HashMap<String, AbortHandle>,
+    words: UnboundedSender<Word>,
+}
+
+impl Worker {
+    pub(super) fn new(node: Arc<Node>, pod: &Pod, shared: Arc<Shared>, words: UnboundedSender<Word>) -> Self {
+        let folder = layout::pod(&node.config.root, &shared.uid);
+        let volumes = Volumes::new(node.client.clone(), node.config.ca.clone(), layout::volumes(&folder));
+        Self {
+            events: Arc::new(Events::new(node.client.clone())),
+            effective: Arc::new(pod.clone()),
+            pod: pod.clone(),
+            automount: None,
+            shared,
+            folder,
+            volumes,
+            seen: Sightings::new(),
+            stage: Stage::New { failures: 0 },
+            address: None,
+            began: Timestamp::now(),
+            gone: false,
+            retry_at: None,
+            wards: HashMap::new(),
+            words,
+            node,
+        }
+    }
+
+    /// Lives the pod's life to its end.
+    pub(super) async fn run(mut self, mut words: UnboundedReceiver<Word>) {
+        loop {
+            let wake = self.advance().await;
+            if self.gone && matches!(self.stage, Stage::Over) {
+                return;
+            }
+            let word = match wake {
+                None => words.recv().await,
+                Some(at) => {
+                    let wait = at.duration_since(Timestamp::now()).max(SignedDuration::from_millis(1));
+                    let wait = Duration::try_from(wait).unwrap_or(Duration::from_secs(1));
+                    tokio::time::timeout(wait, words.recv()).await.unwrap_or(Some(Word::Contents))
+                }
+            };
+            let Some(word) = word else { return };
+            self.note(word).await;
+            while let Ok(word) = words.try_recv() {
+                self.note(word).await;
+            }
+        }
+    }
+
+    /// Takes in what happened.
+    async fn note(&mut self, word: Word) {
+        match word {
+            Word::Gone => self.gone = true,
+            Word::Changed(pod) => {
+                // An echo of something older than what our own writes were answered with.
+                if revision(&pod) >= revision(&self.pod) {
+                    self.pod = (*pod).clone();
+                    self.effective = Arc::new(with_api_access(&self.pod, self.automount));
+                    self.refresh_volumes().await;
+                }
+            }
+            Word::Contents => self.refresh_volumes().await,
+            Word::Container { name, id, news } => self.note_container(&name, &id, news),
+        }
+    }
+
+    fn note_container(&mut self, name: &str, id: &str, news: News) {
+        let current =
+            matches!(self.seen.get(name).map(|seen| &seen.state), Some(State::Running { id: now, .. }) if now == id);
+        if let News::Event { reason, message } = news {
+            return self.events.warning(&self.pod, name, reason, message);
+        }
+        let Some(seen) = self.seen.get_mut(name).filter(|_| current) else { return };
+        match news {
+            News::Started => seen.started = true,
+            News::Ready(ready) => seen.ready = ready,
+            News::Condemned(why) => seen.condemned = Some(why),
+            News::Ended(exit) => self.note_end(name, id, exit),
+            News::Event { .. } => {}
+        }
+    }
+
+    fn note_end(&mut self, name: &str, id: &str, exit: Exit) {
+        if let Some(ward) = self.wards.remove(name) {
+            ward.abort();
+        }
+        let run = self.shared.runs.read().get(name).and_then(|runs| runs.current.clone());
+        let code = exit.code();
+        let message = self
+            .container(name)
+            .and_then(|(_, container)| container::last_words(&self.folder, &container, run.as_deref(), code != 0));
+        let Some(seen) = self.seen.get_mut(name) else { return };
+        let ended = Ended {
+            code,
+            signal: match exit {
+                Exit::Signal(signal) => Some(signal),
+                Exit::Code(_) => None,
+            },
+            reason: if code == 0 { "Completed" } else { "Error" }.to_owned(),
+            message,
+            started: run.map_or_else(Timestamp::now, |run| run.since),
+            finished: Timestamp::now(),
+            id: id.to_owned(),
+        };
+        seen.note_end(ended);
+    }
+
+    fn container(&self, name: &str) -> Option<(Part, Container)> {
+        let spec = self.effective.spec.as_ref()?;
+        plan::containers(spec).find(|(_, c)| c.name == name).map(|(part, c)| (part, c.clone()))
+    }
+
+    fn stop(&self) -> Option<Stop> {
+        if self.gone {
+            return Some(Stop { since: self.began, grace: SignedDuration::ZERO });
+        }
+        let since = self.pod.metadata.deletion_timestamp.as_ref()?.0;
+        let grace = SignedDuration::from_secs(self.pod.metadata.deletion_grace_period_seconds.unwrap_or(30).max(0));
+        // The object says when the grace ends.
+        Some(Stop { since: since.checked_sub(grace).unwrap_or(since), grace })
+    }
+
+    /// Does what is to be done now; returns when to look again if nothing happens.
+    async fn advance(&mut self) -> Option<Timestamp> {
+        let now = Timestamp::now();
+        let mut wake = None;
+        let stop = self.stop();
+        if let Stage::New { failures } = self.stage {
+            if stop.is_some() || self.has_ended_before() {
+                self.finish().await;
+            } else if self.retry_at.is_none_or(|at| at <= now) {
+                self.prepare(failures).await;
+            }
+            wake = self.retry_at;
+        }
+        if matches!(self.stage, Stage::Prepared(_)) {
+            let decision = plan::decide(&self.effective, &self.seen, stop, Timestamp::now());
+            wake = earlier(decision.wake, self.volumes.refresh_at());
+            let again = !decision.actions.is_empty();
+            for action in decision.actions {
+                self.act(action).await;
+            }
+            if again {
+                // Refusals and missing programs show at once; ask again right after reporting.
+                wake = earlier(wake, self.next_start());
+            }
+        }
+        if !self.report().await {
+            wake = earlier(wake, now.checked_add(SignedDuration::from_secs(1)).ok());
+        }
+        if matches!(self.stage, Stage::Over) && self.pod.metadata.deletion_timestamp.is_some() && !self.gone {
+            wake = earlier(wake, self.delete().await);
+        }
+        wake
+    }
+
+    /// When the next container waiting for its time may start.
+    fn next_start(&self) -> Option<Timestamp> {
+        self.seen.values().filter(|seen| !seen.is_live()).filter_map(|seen| seen.not_before).min()
+    }
+
+    /// The pod ran to its end before this node knew of it.
+    fn has_ended_before(&self) -> bool {
+        let phase = self.pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        matches!(phase, Some("Succeeded" | "Failed"))
+    }
+
+    async fn prepare(&mut self, failures: u32) {
+        match self.make_place().await {
+            Ok(place) => {
+                self.address = Some(place.address());
+                self.retry_at = None;
+                *self.shared.namespaces.write() = place.namespaces.clone();
+                self.stage = Stage::Prepared(place);
+            }
+            Err(error) => {
+                let wait = SignedDuration::from_millis(200).saturating_mul(1 << failures.min(6));
+                self.retry_at = Timestamp::now().checked_add(wait).ok();
+                self.stage = Stage::New { failures: failures + 1 };
+                let text = format!("{error:#}");
+                let reason = if text.starts_with("MountVolume") { "FailedMount" } else { "FailedCreatePodSandBox" };
+                self.events.warning(&self.pod, "", reason, text);
+            }
+        }
+    }
+
+    async fn make_place(&mut self) -> anyhow::Result<Place> {
+        let namespace = self.pod.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let spec = self.pod.spec.clone().unwrap_or_default();
+        if self.automount.is_none() && spec.automount_service_account_token.is_none() {
+            let accounts: Api<ServiceAccount> = Api::namespaced(self.node.client.clone(), &namespace);
+            let name = spec.service_account_name.as_deref().unwrap_or("default");
+            let account =
+                accounts.get_opt(name).await.with_context(|| format!("reading the service account {name}"))?;
+            let account =
+                account.with_context(|| format!("error looking up service account {namespace}/{name}: not found"))?;
+            self.automount = account.automount_service_account_token.or(Some(true));
+        }
+        self.effective = Arc::new(with_api_access(&self.pod, self.automount));
+        for folder in [layout::etc(&self.folder), layout::shm(&self.folder), layout::volumes(&self.folder)] {
+            fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        }
+        let address = self.address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        // Before the network, because what is missing here may be missing for long.
+        self.volumes.refresh(&container::subject(&self.effective, address), Timestamp::now()).await?;
+        let place = self.connect().await?;
+        if let Err(error) = self.write_files(place.address()) {
+            self.disconnect(place).await;
+            return Err(error);
+        }
+        if let Err(error) =
+            self.volumes.refresh(&container::subject(&self.effective, place.address()), Timestamp::now()).await
+        {
+            self.disconnect(place).await;
+            return Err(error);
+        }
+        Ok(place)
+    }
+
+    async fn connect(&self) -> anyhow::Result<Place> {
+        if self.shared.host_network {
+            return Ok(Place { attachment: None, namespaces: None });
+        }
+        let namespaces = self.node.spawner.namespaces(&pod_files::hostname(&self.pod)).await?;
+        let attachment = self.node.network.attach(&namespaces.net).await?;
+        Ok(Place { attachment: Some(attachment), namespaces: Some(Arc::new(namespaces)) })
+    }
+
+    async fn disconnect(&self, place: Place) {
+        self.shared.namespaces.write().take();
+        drop(place.namespaces);
+        if let Some(attachment) = place.attachment {
+            self.node.network.detach(attachment).await;
+        }
+    }
+
+    fn write_files(&self, address: Ipv4Addr) -> anyhow::Result<()> {
+        let etc = layout::etc(&self.folder);
+        let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        for (name, text) in [
+            ("hosts", pod_files::hosts(&self.pod, address)),
+            ("hostname", format!("{}\n", pod_files::hostname(&self.pod))),
+            ("resolv.conf", pod_files::resolver(&self.pod, super::services::DNS_ADDRESS, &host)),
+        ] {
+            fs::write(etc.join(name), text).with_context(|| format!("writing the pod's /etc/{name}"))?;
+        }
+        Ok(())
+    }
+
+    async fn refresh_volumes(&mut self) {
+        if !matches!(self.stage, Stage::Prepared(_)) {
+            return;
+        }
+        let address = self.address.unwrap_or(NODE_ADDRESS);
+        let pod = Arc::clone(&self.effective);
+        if let Err(error) = self.volumes.refresh(&container::subject(&pod, address), Timestamp::now()).await {
+            self.events.warning(&self.pod, "", "FailedMount", format!("{error:#}"));
+        }
+    }
+
+    async fn act(&mut self, action: Action) {
+        match action {
+            Action::Start(name) => self.start(&name).await,
+            Action::Stop { container, grace, why } => self.stop_container(&container, grace, &why),
+            Action::Finish => self.finish().await,
+        }
+    }
+
+    async fn start(&mut self, name: &str) {
+        let Some((_, container)) = self.container(name) else { return };
+        let Stage::Prepared(place) = &self.stage else { return };
+        let image = container.image.clone().unwrap_or_default();
+        let id = format!("{:016x}{:016x}", Timestamp::now().as_nanosecond() as u64, self.node.next_id());
+        let seen = self.seen.entry(name.to_owned()).or_default();
+        seen.note_start();
+        let attempt = seen.restarts;
+        let address = place.address();
+        let effective = Arc::clone(&self.effective);
+        let site = Site {
+            node: &self.node,
+            pod: &effective,
+            folder: &self.folder,
+            volumes: &self.volumes,
+            namespaces: place.namespaces.as_deref(),
+            address,
+        };
+        let started = match site.pull(&container) {
+            Ok(entrypoint) => {
+                let message = format!("Container image \"{image}\" already present on machine");
+                self.events.normal(&self.pod, name, "Pulled", message);
+                site.start(&container, entrypoint, id.clone(), attempt).await
+            }
+            Err(refusal) => Err(refusal),
+        };
+        match started {
+            Ok(run) => self.note_running(container, Arc::new(run), address),
+            Err(refusal) => self.note_refusal(name, &image, id, refusal),
+        }
+    }
+
+    fn note_running(&mut self, container: Container, run: Arc<Run>, address: Ipv4Addr) {
+        let name = container.name.clone();
+        self.events.normal(&self.pod, &name, "Created", format!("Created container: {name}"));
+        self.events.normal(&self.pod, &name, "Started", format!("Started container {name}"));
+        if let Some(seen) = self.seen.get_mut(&name) {
+            seen.state = State::Running { since: run.since, id: run.id.clone() };
+        }
+        {
+            let mut runs = self.shared.runs.write();
+            let runs = runs.entry(name.clone()).or_default();
+            runs.previous = runs.current.replace(Arc::clone(&run));
+        }
+        let words = self.words.clone();
+        let (ending, id) = (Arc::clone(&run), run.id.clone());
+        let ended_name = name.clone();
+        tokio::spawn(async move {
+            let exit = ending.ended().await;
+            let _ = words.send(Word::Container { name: ended_name, id, news: News::Ended(exit) });
+        });
+        let ward = self.ward(container, run, address);
+        self.wards.insert(name, tokio::spawn(ward.watch_over()).abort_handle());
+    }
+
+    fn ward(&self, container: Container, run: Arc<Run>, address: Ipv4Addr) -> Ward {
+        Ward { node: Arc::clone(&self.node), run, container: Arc::new(container), address, words: self.words.clone() }
+    }
+
+    fn note_refusal(&mut self, name: &str, image: &str, id: String, refusal: container::Refusal) {
+        let now = Timestamp::now();
+        let Some(seen) = self.seen.get_mut(name) else { return };
+        if refusal.ran {
+            self.events.warning(&self.pod, name, "Failed", format!("Error: {}", refusal.message));
+            return seen.note_end(Ended {
+                code: 128,
+                signal: None,
+                reason: "StartError".to_owned(),
+                message: Some(refusal.message),
+                started: now,
+                finished: now,
+                id,
+            });
+        }
+        let mut reason = refusal.reason;
+        if reason == "ErrImagePull" {
+            self.events.warning(
+                &self.pod,
+                name,
+                "Failed",
+                format!("Failed to pull image \"{image}\": {}", refusal.message),
+            );
+            if seen.failures > 0 {
+                reason = "ImagePullBackOff";
+            }
+        }
+        seen.note_refused(reason, refusal.message.clone(), now);
+        let message =
+            if reason.starts_with("Err") || reason.starts_with("Image") { reason.to_owned() } else { refusal.message };
+        self.events.warning(&self.pod, name, "Failed", format!("Error: {message}"));
+    }
+
+    fn stop_container(&mut self, name: &str, grace: SignedDuration, why: &str) {
+        let Some((_, container)) = self.container(name) else { return };
+        let run = self.shared.runs.read().get(name).and_then(|runs| runs.current.clone());
+        let (Some(run), Some(seen)) = (run, self.seen.get_mut(name)) else { return };
+        seen.stopping = true;
+        let message = match &seen.condemned {
+            Some(_) => format!("Container {name} {why}"),
+            None => format!("Stopping container {name}"),
+        };
+        self.events.normal(&self.pod, name, "Killing", message);
+        if let Some(ward) = self.wards.remove(name) {
+            ward.abort();
+        }
+        let grace = Duration::try_from(grace).unwrap_or_default();
+        let address = self.address.unwrap_or(NODE_ADDRESS);
+        tokio::spawn(self.ward(container, run, address).stop(grace));
+    }
+
+    /// Gives back what was made for the pod.
+    async fn finish(&mut self) {
+        for (_, ward) in self.wards.drain() {
+            ward.abort();
+        }
+        if let Stage::Prepared(place) = std::mem::replace(&mut self.stage, Stage::Over) {
+            self.disconnect(place).await;
+        }
+        let folder = self.folder.clone();
+        let removed = tokio::task::spawn_blocking(move || remove(&folder)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(%error, folder = %self.folder.display(), "removing a pod's files");
+        }
+    }
+
+    /// Tells the API how the pod is, if that is news; false if it should be tried again.
+    async fn report(&mut self) -> bool {
+        if self.gone || (matches!(self.stage, Stage::Over) && self.has_ended_before() && self.seen.is_empty()) {
+            return true;
+        }
+        let facts = status::Facts {
+            address: self.address.filter(|_| !matches!(self.stage, Stage::New { .. })),
+            host_network: self.shared.host_network,
+            started: self.began,
+            ending: self.stop().is_some(),
+        };
+        let status = status::report(&self.pod, &self.seen, facts, Timestamp::now());
+        let (Ok(new), Ok(old)) = (serde_json::to_value(&status), serde_json::to_value(&self.pod.status)) else {
+            return true;
+        };
+        let Some(patch) = changes(&new, &old) else { return true };
+        let pods = self.api();
+        let body = json!({"metadata": {"uid": self.shared.uid}, "status": patch});
+        let name = self.pod.metadata.name.clone().unwrap_or_default();
+        match pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(body)).await {
+            Ok(pod) => {
+                if revision(&pod) >= revision(&self.pod) {
+                    self.pod = pod;
+                }
+                true
+            }
+            // Gone, or another pod of the same name; the watch will say so.
+            Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => true,
+            Err(error) => {
+                tracing::warn!(%error, pod = name, "reporting a pod's status");
+                false
+            }
+        }
+    }
+
+    fn api(&self) -> Api<Pod> {
+        Api::namespaced(self.node.client.clone(), self.pod.metadata.namespace.as_deref().unwrap_or("default"))
+    }
+
+    /// Removes the object of a pod that has ended, as asked; when to try again if that failed.
+    async fn delete(&mut self) -> Option<Timestamp> {
+        let parameters = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions { uid: Some(self.shared.uid.clone()), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        let name = self.pod.metadata.name.clone().unwrap_or_default();
+        match self.api().delete(&name, &parameters).await {
+            Ok(_) => None,
+            Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => None,
+            Err(error) => {
+                tracing::warn!(%error, pod = name, "removing an ended pod");
+                Timestamp::now().checked_add(SignedDuration::from_secs(1)).ok()
+            }
+        }
+    }
+}
+
+/// The container an annotation names, else the first.
+fn default_container(pod: &Pod) -> String {
+    let annotated =
+        pod.metadata.annotations.iter().flatten().find(|(key, _)| *key == "kubectl.kubernetes.io/default-container");
+    let first = || pod.spec.as_ref().and_then(|spec| spec.containers.first()).map(|container| container.name.clone());
+    annotated.map(|(_, name)| name.clone()).or_else(first).unwrap_or_default()
+}
+
+fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+fn revision(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+/// The merge patch from the old status to the new; `None` if there is nothing to change.
+fn changes(new: &Value, old: &Value) -> Option<Value> {
+    let mut patch = serde_json::Map::new();
+    for (field, value) in new.as_object().into_iter().flatten() {
+        if old.get(field) != Some(value) {
+            patch.insert(field.clone(), value.clone());
+        }
+    }
+    for field in ["reason", "message", "podIP", "podIPs"] {
+        if old.get(field).is_some() && new.get(field).is_none() {
+            patch.insert(field.to_owned(), Value::Null);
+        }
+    }
+    (!patch.is_empty()).then_some(Value::Object(patch))
+}
+
+/// Removes a pod's folder, unmounting what is mounted in it.
+fn remove(folder: &std::path::Path) -> std::io::Result<()> {
+    if let Ok(volumes) = fs::read_dir(layout::volumes(folder)) {
+        for volume in volumes.flatten() {
+            let _ = nix::mount::umount2(&volume.path(), nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
