@@ -251,7 +251,10 @@ impl Ground {
         let streams = kubelet.clone();
         api.set_pod_streams(Arc::new(move |asked: api::PodRequest| {
             let kubelet = streams.clone();
-            Box::pin(async move { node::streams::serve(kubelet, asked).await })
+            Box::pin(async move {
+                let api::PodRequest { request, namespace, pod, subresource } = asked;
+                node::streams::serve(&kubelet, request, &namespace, &pod, &subresource).await
+            })
         }));
         let _services = ServiceNetwork::start(api.client(), BRIDGE).await?;
         let context = format!("meshctl-{}", self.orders.name);
