@@ -235,3 +235,6 @@ fn difference(
         (before.endpoints != new.endpoints).then(|| EndpointsChange::between(&before.endpoints, &new.endpoints));
     if destination.is_none() && endpoints.is_none() { None } else { Some((destination, endpoints)) }
 }
+
+#[cfg(test)]
+mod tests;

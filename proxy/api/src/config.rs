@@ -14,7 +14,7 @@ pub struct InboundPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<WorkloadRef>,
     /// Ports with something to say; all others are detected.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::number_keys::deserialize")]
     pub ports: BTreeMap<u16, PortPolicy>,
 }
 

@@ -83,10 +83,10 @@ pub struct Series {
     #[serde(default)]
     pub timeouts: u64,
     /// HTTP statuses.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "crate::number_keys::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
     pub statuses: BTreeMap<u16, u64>,
     /// gRPC statuses.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "crate::number_keys::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
     pub grpc_statuses: BTreeMap<u16, u64>,
     /// Errors the mesh itself answered.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -10,6 +10,7 @@ pub mod golden;
 pub mod histogram;
 pub mod identity;
 pub mod names;
+mod number_keys;
 pub mod service;
 pub mod tap;
 pub mod wire;

@@ -104,6 +104,7 @@ pub enum ControlMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden::Series;
 
     #[test]
     fn messages_of_a_later_release_are_readable() {
@@ -111,5 +112,21 @@ mod tests {
         assert_eq!(message, ControlMessage::Unknown);
         let message: ControlMessage = serde_json::from_str(r#"{"type":"heartbeat","sent_at":5}"#).unwrap();
         assert_eq!(message, ControlMessage::Heartbeat {});
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let policy = InboundPolicy { workload: None, ports: [(8080, Default::default())].into() };
+        let message = ControlMessage::Inbound { version: 3, policy };
+        assert_eq!(serde_json::from_slice::<ControlMessage>(&serde_json::to_vec(&message).unwrap()).unwrap(), message);
+        let series = Series { statuses: [(200, 7)].into(), grpc_statuses: [(14, 1)].into(), ..Series::default() };
+        let key = r#"{"direction":"inbound","carried":"http","peer":{"namespace":"","kind":"pod","name":""},"port":80,"tls":"plain"}"#;
+        let frame = ProxyFrame { at_ms: 1, span_ms: 2, series: vec![(serde_json::from_str(key).unwrap(), series)] };
+        let message = ProxyMessage::Golden { frame, backfill: true };
+        assert_eq!(serde_json::from_slice::<ProxyMessage>(&serde_json::to_vec(&message).unwrap()).unwrap(), message);
+        for ports in [r#"{"x":{}}"#, r#"{"70000":{}}"#, r#"{"-1":{}}"#] {
+            let text = format!(r#"{{"type":"inbound","version":1,"policy":{{"ports":{ports}}}}}"#);
+            assert!(serde_json::from_str::<ControlMessage>(&text).is_err(), "{ports}");
+        }
     }
 }
