@@ -194,8 +194,9 @@ fn mount_token(pod: &mut Value) {
     let volume = format!("kube-api-access-{}", write::name_suffix());
     let mut used = false;
     for list in ["initContainers", "containers"] {
-        for container in pod["spec"][list].as_array_mut().into_iter().flatten().filter(|container| !mounted(container))
-        {
+        // `get_mut`, because indexing would leave a null where there are none.
+        let containers = pod["spec"].get_mut(list).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten().filter(|container| !mounted(container)) {
             if !container["volumeMounts"].is_array() {
                 container["volumeMounts"] = json!([]);
             }

@@ -1,12 +1,14 @@
-//! The root directory under a container's own mounts: an overlay over the host's where the kernel allows it, else the
-//! host's directories themselves, write-protected.
+//! The root directory under a container's own mounts: an overlay over the host's where the kernel allows it. In a user
+//! namespace it does so only for directories that nothing else is mounted in; then the container's root is put together
+//! from overlays over the host's top-level directories and, for those with mounts, the directories themselves,
+//! write-protected.
 
 use super::protocol::View;
 use super::root::{bind_recursively, mount_simple, read_only, resolve, tmpfs};
 use anyhow::Context as _;
 use nix::mount::MsFlags;
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 /// Directories of the host's root that a container gets its own of.
@@ -37,12 +39,8 @@ pub(super) fn make(view: &View) -> anyhow::Result<PathBuf> {
             shadow(&upper, folder.unwrap_or(Path::new("/")));
         }
     }
-    if overlay(&upper, &work, &root, view.rootless).is_err() {
-        tmpfs(&root, "mode=755")?;
-        mirror_host(&root)?;
-        for bind in &view.mounts {
-            make_room(&root, bind.source.is_dir(), &bind.target)?;
-        }
+    if overlay(Path::new("/"), &upper, &work, &root, view.rootless).is_err() {
+        assemble(view, &upper, &work, &root)?;
         return Ok(root);
     }
     for mountpoint in other_mounts(&fs::read_to_string("/proc/self/mountinfo").context("reading mounts")?, view) {
@@ -55,12 +53,52 @@ pub(super) fn make(view: &View) -> anyhow::Result<PathBuf> {
     Ok(root)
 }
 
-fn overlay(upper: &Path, work: &Path, root: &Path, rootless: bool) -> anyhow::Result<()> {
-    let (upper, work) = (upper.display(), work.display());
+fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path, rootless: bool) -> anyhow::Result<()> {
+    let (lower, upper, work) = (lower.display(), upper.display(), work.display());
     let attributes = if rootless { ",userxattr" } else { "" };
-    let options = format!("lowerdir=/,upperdir={upper},workdir={work}{attributes}");
-    let flags = MsFlags::MS_NODEV;
-    mount_simple(Some(Path::new("overlay")), root, Some("overlay"), flags, Some(&options)).context("mounting overlay")
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}{attributes}");
+    mount_simple(Some(Path::new("overlay")), target, Some("overlay"), MsFlags::MS_NODEV, Some(&options))
+        .context("mounting overlay")
+}
+
+/// Puts the root together from the host's top-level directories.
+fn assemble(view: &View, upper: &Path, work: &Path, root: &Path) -> anyhow::Result<()> {
+    tmpfs(root, "mode=755")?;
+    let own = |path: &Path| OWN.iter().any(|own| path == Path::new(own));
+    for path in entries(Path::new("/"))? {
+        let name = path.file_name().unwrap_or_default();
+        let target = root.join(name);
+        let directory = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
+        if own(&path) {
+            fs::create_dir(&target).with_context(|| format!("making {}", path.display()))?;
+            continue;
+        }
+        let layer = |layers: &Path| -> anyhow::Result<PathBuf> {
+            let folder = layers.join(name);
+            fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+            Ok(folder)
+        };
+        let written = |inside: &Path| inside.starts_with(&path);
+        let wanted = WRITABLE.iter().any(|path| written(Path::new(path)))
+            || view.mounts.iter().any(|bind| written(Path::new(&bind.target)));
+        // A name with a comma or colon would be read as several options.
+        let plain = !name.to_string_lossy().contains([',', ':', '\\']);
+        if directory && plain && wanted {
+            fs::create_dir(&target).with_context(|| format!("making {}", path.display()))?;
+            if overlay(&path, &layer(upper)?, &layer(work)?, &target, view.rootless).is_ok() {
+                continue;
+            }
+            fs::remove_dir(&target).with_context(|| format!("removing {}", target.display()))?;
+        }
+        show(&path, &target)?;
+    }
+    for path in ["/var/tmp", "/var/log"] {
+        let _ = make_room(root, true, path);
+    }
+    for bind in &view.mounts {
+        make_room(root, bind.source.is_dir(), &bind.target)?;
+    }
+    Ok(())
 }
 
 /// Makes `path` and its parents in the layer the container may write to, so that they belong to it.
@@ -109,23 +147,6 @@ fn unescape(text: &str) -> String {
         .fold(text.to_owned(), |text, (code, plain)| text.replace(code, plain))
 }
 
-/// Shows the host's directories, write-protected, in an empty root.
-fn mirror_host(root: &Path) -> anyhow::Result<()> {
-    let own = |path: &Path| OWN.iter().any(|own| path == Path::new(own));
-    for path in entries(Path::new("/"))? {
-        let target = root.join(path.strip_prefix("/").unwrap_or(&path));
-        if own(&path) {
-            fs::create_dir(&target).with_context(|| format!("making {}", path.display()))?;
-        } else {
-            show(&path, &target)?;
-        }
-    }
-    for path in ["/var/tmp", "/var/log"] {
-        let _ = make_room(root, true, path);
-    }
-    Ok(())
-}
-
 fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let listed = fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))?;
     let entries: Vec<PathBuf> = listed.flatten().map(|entry| entry.path()).take(MAX_MIRRORED + 1).collect();
@@ -151,20 +172,21 @@ fn show(path: &Path, target: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes a place to mount something at, below a write-protected directory, by showing that directory's entries one by
-/// one in a new one.
+/// Makes a place to mount something at. Where a write-protected directory is in the way, its entries are shown one by one
+/// in a new one.
 fn make_room(root: &Path, directory: bool, target: &str) -> anyhow::Result<()> {
     let target = resolve(root, Path::new(target))?;
-    let mut folder = target.clone();
-    while !folder.exists() {
-        folder.pop();
-    }
-    if folder == target
-        || OWN.iter().any(|own| folder.strip_prefix(root).is_ok_and(|f| Path::new("/").join(f).starts_with(own)))
-    {
+    let wanted = if directory { target.as_path() } else { target.parent().unwrap_or(root) };
+    let inside = Path::new("/").join(target.strip_prefix(root).unwrap_or(&target));
+    // In these nothing has been mounted yet.
+    if target.exists() || OWN.iter().any(|own| inside.starts_with(own)) {
         return Ok(());
     }
-    if fs::metadata(&folder)?.permissions().readonly() || fs::create_dir(folder.join(".room")).is_err() {
+    if fs::create_dir_all(wanted).is_err() || !is_writable(wanted) {
+        let mut folder = target.parent().unwrap_or(root).to_owned();
+        while !folder.exists() {
+            folder.pop();
+        }
         let host = Path::new("/").join(folder.strip_prefix(root).unwrap_or(&folder));
         let before = entries(&host)?;
         tmpfs(&folder, "mode=755")?;
@@ -172,15 +194,15 @@ fn make_room(root: &Path, directory: bool, target: &str) -> anyhow::Result<()> {
             let name = path.file_name().unwrap_or_default();
             show(&path, &folder.join(name))?;
         }
-    } else {
-        let _ = fs::remove_dir(folder.join(".room"));
-    }
-    let made = if directory { Some(target.as_path()) } else { target.parent() };
-    if let Some(made) = made {
-        fs::create_dir_all(made).with_context(|| format!("making {}", made.display()))?;
-        let _ = fs::set_permissions(made, fs::Permissions::from_mode(0o755));
+        fs::create_dir_all(wanted).with_context(|| format!("making {}", wanted.display()))?;
     }
     Ok(())
+}
+
+/// Whether a file could be made in a directory.
+fn is_writable(folder: &Path) -> bool {
+    let probe = folder.join(".room");
+    fs::create_dir(&probe).is_ok_and(|()| fs::remove_dir(&probe).is_ok())
 }
 
 #[cfg(test)]
