@@ -9,10 +9,13 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+/// Whether something needed is there.
+pub type Condition = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// What readiness depends on.
 pub struct Readiness {
-    /// Each condition: what is missing while it does not hold, and whether it holds.
-    pub conditions: Vec<(&'static str, Box<dyn Fn() -> bool + Send + Sync>)>,
+    /// What is needed, by name.
+    pub conditions: Vec<(&'static str, Condition)>,
 }
 
 impl Readiness {

@@ -16,7 +16,7 @@
 //! |---|---|---|---|
 //! | | `namespaces` `pods` `services` | | `get list watch` |
 //! | `discovery.k8s.io` | `endpointslices` | | `get list watch` |
-//! | | `events` | | `create patch` |
+//! | | `events` | | `create` |
 //! | `authentication.k8s.io` | `tokenreviews` | | `create` |
 //! | `authorization.k8s.io` | `subjectaccessreviews` | | `create` |
 //! | `admissionregistration.k8s.io` | `mutatingwebhookconfigurations` | `mesh-injector` | `get patch` |
@@ -27,9 +27,9 @@
 //! | group | resources | names | verbs |
 //! |---|---|---|---|
 //! | | `secrets` | `mesh-identity-issuer` `mesh-webhook-tls` | `get list watch` |
-//! | | `secrets` | `mesh-webhook-tls` | `update patch` |
+//! | | `secrets` | `mesh-webhook-tls` | `update` |
 //! | | `secrets` | | `create` |
-//! | `coordination.k8s.io` | `leases` | `mesh-control` | `get update patch` |
+//! | `coordination.k8s.io` | `leases` | `mesh-control` | `get update` |
 //! | `coordination.k8s.io` | `leases` | | `create` |
 //!
 //! and in `kube-system` the existing Role `extension-apiserver-authentication-reader` (`get list watch` of the

@@ -19,7 +19,6 @@ use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -119,30 +118,22 @@ fn readable<K>(kind: &'static str, object: DeserializeGuard<K>) -> Option<K> {
 }
 
 /// Tells of one object by name whenever it changes, for ever.
-fn one<K>(
-    kind: &'static str,
-    api: Api<K>,
-    name: &'static str,
-    metrics: &Metrics,
-    tell: impl Fn(Option<&K>),
-) -> impl Future<Output = ()>
+async fn one<K>(kind: &'static str, api: Api<K>, name: &'static str, metrics: &Metrics, tell: impl Fn(Option<&K>))
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static,
 {
-    async move {
-        let mut events = std::pin::pin!(events(kind, api, Some(name), metrics));
-        let mut seen = false;
-        while let Some(event) = events.next().await {
-            match event {
-                Event::Init => seen = false,
-                Event::InitApply(object) | Event::Apply(object) if object.name_any() == name => {
-                    seen = true;
-                    tell(Some(&object));
-                }
-                Event::InitDone if !seen => tell(None),
-                Event::Delete(object) if object.name_any() == name => tell(None),
-                _ => {}
+    let mut events = std::pin::pin!(events(kind, api, Some(name), metrics));
+    let mut seen = false;
+    while let Some(event) = events.next().await {
+        match event {
+            Event::Init => seen = false,
+            Event::InitApply(object) | Event::Apply(object) if object.name_any() == name => {
+                seen = true;
+                tell(Some(&object));
             }
+            Event::InitDone if !seen => tell(None),
+            Event::Delete(object) if object.name_any() == name => tell(None),
+            _ => {}
         }
     }
 }
