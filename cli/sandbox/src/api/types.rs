@@ -72,6 +72,11 @@ impl Definitions {
                 schema["properties"][*field]["x-kubernetes-map-type"] = "atomic".into();
             }
         }
+        for (definition, field, strategy) in RETAINED {
+            if let Some(schema) = schemas.get_mut(*definition) {
+                schema["properties"][*field]["x-kubernetes-patch-strategy"] = (*strategy).into();
+            }
+        }
         for definition in ["io.k8s.api.core.v1.ContainerPort", "io.k8s.api.core.v1.ServicePort"] {
             if let Some(schema) = schemas.get_mut(definition) {
                 schema["properties"]["protocol"]["default"] = "TCP".into();
@@ -221,6 +226,12 @@ const LISTS: &[(&str, &str, &str)] = &[
     ("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "finalizers", "set"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "ownerReferences", "uid"),
     ("io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIServiceStatus", "conditions", "type"),
+];
+
+/// Unions: clients that change one say which of its fields stay.
+const RETAINED: &[(&str, &str, &str)] = &[
+    ("io.k8s.api.apps.v1.DeploymentSpec", "strategy", "retainKeys"),
+    ("io.k8s.api.core.v1.PodSpec", "volumes", "merge,retainKeys"),
 ];
 
 /// Objects owned as a whole.

@@ -113,8 +113,9 @@ pub(super) fn name_suffix() -> String {
     super::random::<5>().iter().map(|byte| ALPHABET[*byte as usize % ALPHABET.len()] as char).collect()
 }
 
-/// Reports unknown fields as `fieldValidation` asks, and drops those of custom resources.
+/// Refuses wrong types, reports unknown fields as `fieldValidation` asks, and drops those of custom resources.
 fn check_fields(call: &Call, object: &mut Value) -> Result<(), ApiError> {
+    validate::check_types(&call.resource, object)?;
     let mode = call.query.get("fieldValidation").unwrap_or("Warn");
     if mode != "Ignore" {
         let unknown: Vec<String> = validate::unknown_fields(&call.resource, object)
@@ -284,6 +285,7 @@ pub(super) async fn update(
         if subresource.is_none() {
             check_fields(call, &mut next)?;
         } else {
+            validate::check_types(resource, &next)?;
             crd::prune(resource, &mut next);
         }
         let mut next = merge_part(resource, subresource, &current, next);
