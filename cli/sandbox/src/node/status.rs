@@ -200,7 +200,8 @@ fn conditions(
     now: Timestamp,
 ) -> Vec<PodCondition> {
     let incomplete = incomplete(spec, seen);
-    let begun = spec.containers.iter().any(|c| seen_of(seen, &c.name).is_some_and(|s| s.is_live() || s.last.is_some()));
+    let started = |seen: &Seen| seen.is_live() || seen.last.is_some() || seen.ended().is_some();
+    let begun = spec.containers.iter().any(|c| seen_of(seen, &c.name).is_some_and(started));
     let succeeded = phase == "Succeeded";
     let unready: Vec<&str> = plan::containers(spec)
         .filter(|(part, c)| *part != Part::Init && !seen_of(seen, &c.name).is_some_and(|seen| is_ready(*part, seen)))

@@ -98,8 +98,7 @@ fn ends() {
     );
     assert_eq!(
         summary("Never", &end(exited(0), 3)),
-        "Failed; PodReadyToStartContainers PodScheduled; init:Completed+ side:Completed app:Error"
-            .replace("PodReadyToStartContainers PodScheduled", base)
+        format!("Failed; {base}; init:Completed+ side:Completed app:Error")
     );
     assert_eq!(
         summary("Never", &[("init", exited(1))]),
