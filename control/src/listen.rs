@@ -83,7 +83,8 @@ async fn accept(
     // The semaphore is never closed, so a slot comes sooner or later.
     let slot = slots.clone().acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, address)) => Some((stream, address, slot)),
+        // A socket for both families shows IPv4 clients as IPv6.
+        Ok((stream, address)) => Some((stream, SocketAddr::new(address.ip().to_canonical(), address.port()), slot)),
         Err(error) => {
             tracing::warn!(%error, "cannot accept a connection");
             tokio::time::sleep(limits::ACCEPT_BACKOFF).await;

@@ -31,6 +31,7 @@ use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
@@ -139,6 +140,8 @@ impl ServingPair {
 /// What port 8443 is served with.
 pub struct WebhookTls {
     current: Mutex<Option<ServingPair>>,
+    /// True if the Secret holds `current`.
+    stored: AtomicBool,
     known: watch::Sender<bool>,
     wake: Notify,
     /// For the listener.
@@ -151,6 +154,7 @@ impl WebhookTls {
     pub fn new(observers: Arc<Observers>) -> Self {
         Self {
             current: Mutex::new(None),
+            stored: AtomicBool::new(false),
             known: watch::Sender::new(false),
             wake: Notify::new(),
             tls: Arc::default(),
@@ -160,7 +164,9 @@ impl WebhookTls {
 
     /// The Secret has changed. What cannot be used is reported, and what was there stays in use.
     pub fn changed(&self, secret: Option<&Secret>) {
-        match secret.map(ServingPair::from_secret) {
+        let pair = secret.map(ServingPair::from_secret);
+        self.stored.store(matches!(pair, Some(Ok(_))), Ordering::Relaxed);
+        match pair {
             Some(Ok(pair)) => {
                 *self.current.lock() = Some(pair);
                 self.serve();
@@ -248,13 +254,19 @@ impl Keeper {
     /// Looks once; true if all is well.
     async fn look(&self, now: SystemTime) -> anyhow::Result<bool> {
         let before = self.tls.current.lock().clone();
+        let stored = self.tls.stored.load(Ordering::Relaxed);
         let pair = match before {
-            Some(pair) if !pair.is_due(now) => pair,
+            Some(pair) if !pair.is_due(now) && stored => pair,
             before => {
-                let pair = ServingPair::generate(&self.names, before.as_ref(), now)?;
+                let pair = match before {
+                    // The Secret was deleted or spoilt; what is served is still good.
+                    Some(pair) if !pair.is_due(now) => pair,
+                    before => ServingPair::generate(&self.names, before.as_ref(), now)?,
+                };
                 self.write(&pair).await.with_context(|| format!("cannot write the Secret {WEBHOOK_SECRET}"))?;
-                tracing::info!("webhook certificate made");
+                tracing::info!("webhook certificate written to the Secret {WEBHOOK_SECRET}");
                 *self.tls.current.lock() = Some(pair.clone());
+                self.tls.stored.store(true, Ordering::Relaxed);
                 self.tls.serve();
                 pair
             }
@@ -399,5 +411,54 @@ mod tests {
             json!([{"op": "test", "path": "/webhooks/1/name", "value": "b"},
                 {"op": "add", "path": "/webhooks/1/clientConfig/caBundle", "value": "eA=="}])
         );
+    }
+
+    /// A keeper in a cluster that has nothing and remembers what is created.
+    fn keeper() -> (Keeper, Arc<Mutex<Vec<Value>>>) {
+        let created = Arc::new(Mutex::new(Vec::new()));
+        let store = created.clone();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let store = store.clone();
+            async move {
+                let (status, answer) = if request.method() == http::Method::POST {
+                    let body = request.into_body().collect_bytes().await.unwrap();
+                    let object: Value = serde_json::from_slice(&body).unwrap();
+                    store.lock().push(object.clone());
+                    (201, object)
+                } else {
+                    (
+                        404,
+                        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404,
+                        "reason": "NotFound", "message": "not found", "metadata": {}}),
+                    )
+                };
+                let body = kube::client::Body::from(serde_json::to_vec(&answer).unwrap());
+                http::Response::builder().status(status).body(body)
+            }
+        });
+        let client = kube::Client::new(service, "default");
+        let keeper = Keeper {
+            secrets: Api::namespaced(client.clone(), "mesh-system"),
+            webhooks: Api::all(client.clone()),
+            services: Api::all(client),
+            names: server_names("mesh-system"),
+            tls: Arc::new(WebhookTls::new(Arc::default())),
+        };
+        (keeper, created)
+    }
+
+    #[tokio::test]
+    async fn the_secret_is_written_once_and_again_if_it_is_lost() {
+        let (keeper, created) = keeper();
+        let now = SystemTime::now();
+        assert!(!keeper.look(now).await.unwrap(), "nobody to announce it to yet");
+        assert!(keeper.tls.tls.load().is_some());
+        assert!(!keeper.look(now).await.unwrap());
+        assert_eq!(created.lock().len(), 1);
+        keeper.tls.changed(None);
+        keeper.look(now).await.unwrap();
+        let created = created.lock().clone();
+        assert_eq!(created.len(), 2);
+        assert_eq!(created[0]["data"], created[1]["data"], "what is served is still good");
     }
 }
