@@ -9,7 +9,7 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, TypeMeta};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams, TypeMeta};
 use kube::core::GroupVersionKind;
 use kube::discovery::{Scope, oneshot};
 use mesh_api::names::{OBSERVE_GROUP, OBSERVE_VERSION};
@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 pub const FIELD_MANAGER: &str = "meshctl";
 /// Pause between two looks at what is being waited for.
 pub const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How long a log may take that would only be a help.
+const LOG_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Kinds that others need, in the order they are applied.
 const FIRST: &[&str] = &[
@@ -189,8 +192,8 @@ fn available(deployment: &Deployment) -> bool {
 }
 
 async fn unready(cluster: &Cluster, namespace: &str, deployment: &str) -> String {
-    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
-    let Ok(pods) = pods.list(&ListParams::default()).await else { return "it did not become ready".to_owned() };
+    let pods_api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+    let Ok(pods) = pods_api.list(&ListParams::default()).await else { return "it did not become ready".to_owned() };
     let prefix = format!("{deployment}-");
     let mut of_it = pods
         .items
@@ -198,10 +201,27 @@ async fn unready(cluster: &Cluster, namespace: &str, deployment: &str) -> String
         .filter(|pod| pod.metadata.name.as_deref().is_some_and(|name| name.starts_with(&prefix)) && !is_ready(pod));
     match of_it.next() {
         Some(pod) => {
-            format!("pod {} is not ready: {}", pod.metadata.name.as_deref().unwrap_or_default(), why_not_ready(pod))
+            let name = pod.metadata.name.as_deref().unwrap_or_default();
+            let last_words = last_words(&pods_api, pod).await.map(|line| format!("; it said last: {line}"));
+            format!("pod {name} is not ready: {}{}", why_not_ready(pod), last_words.unwrap_or_default())
         }
         None => "it did not become ready, and none of its pods says why".to_owned(),
     }
+}
+
+/// The last line in the log of a pod's first container that is not ready.
+async fn last_words(pods: &Api<Pod>, pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let mut containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let container = containers.find(|container| !container.ready && container.restart_count > 0)?;
+    let params = LogParams {
+        container: Some(container.name.clone()),
+        previous: container.state.as_ref().is_some_and(|state| state.running.is_none()),
+        tail_lines: Some(1),
+        ..LogParams::default()
+    };
+    let log = tokio::time::timeout(LOG_DEADLINE, pods.logs(pod.metadata.name.as_deref()?, &params)).await;
+    log.ok()?.ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
 /// Waits until the API server can use the control plane: the webhook has its certificate, the observe API answers.

@@ -42,6 +42,13 @@ impl Error {
         self
     }
 
+    /// Says something else to do next.
+    #[must_use]
+    pub fn hint_instead(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
     /// Adds what was tried (`list pods in shop`), around what was said so far.
     #[must_use]
     pub fn during(mut self, tried: impl Into<String>) -> Self {

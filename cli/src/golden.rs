@@ -2,7 +2,8 @@
 //!
 //! A [`Window`] holds the frames of the last seconds. [`rows`] sums their series into rows: counters over all frames,
 //! connections open as of the last frame, percentiles from merged histograms, rates over the span that the frames
-//! really cover. Rows count what arrived (inbound series), unless the question is what was sent ([`Query::to`]).
+//! really cover. Rows count what arrived (inbound series), unless the question is who called whom ([`Query::from`],
+//! [`Query::to`]): that is known to the sender, so its outbound series are counted.
 
 use crate::resource::{Kind, Resource};
 use mesh_api::WorkloadRef;
@@ -64,7 +65,7 @@ pub struct Query {
     pub namespace: Option<String>,
     /// Only these rows, by namespace, kind and name.
     pub only: Option<BTreeSet<WorkloadRef>>,
-    /// Only what came from here.
+    /// Only what came from here, as the sender saw it.
     pub from: Option<Resource>,
     /// Only what was sent there, as the sender saw it.
     pub to: Option<Resource>,
@@ -231,20 +232,22 @@ pub fn rows(frames: &VecDeque<GoldenFrame>, query: &Query) -> Vec<Row> {
     for (index, frame) in frames.iter().enumerate() {
         let is_last_frame = index + 1 == frames.len();
         for entry in frame.series.iter().filter(|entry| wanted(query, entry, &statuses)) {
-            for mut id in ids(query, &entry.workload, entry.pod.as_deref(), &statuses) {
+            for mut id in ids(query, subject(query, entry), pod(query, entry), &statuses) {
                 if query.routes {
                     id.route.clone_from(&entry.key.route);
                     id.method.clone_from(&entry.key.method);
                 }
                 let (tally, workloads) = tallies.entry(id).or_default();
                 tally.add(&entry.key, &entry.series, is_last_frame);
-                workloads.insert(entry.workload.clone());
+                workloads.insert(subject(query, entry).clone());
             }
         }
     }
     let services = if query.routes { called_services(frames) } else { BTreeMap::new() };
     let finish = |(id, (tally, workloads)): (RowId, (Tally, BTreeSet<WorkloadRef>))| {
-        let counted = tally.sum.requests > 0 || tally.connections > 0 || !query.routes;
+        // A workload without traffic is worth a row, a route or a pair without is not, unless asked for by name.
+        let quiet_too = !query.routes && (query.of.name.is_some() || (query.from.is_none() && query.to.is_none()));
+        let counted = tally.sum.requests > 0 || tally.connections > 0 || quiet_too;
         counted.then(|| finish_row(id, &tally, &workloads, query, &statuses, &services, seconds))
     };
     tallies.into_iter().filter_map(finish).collect()
@@ -258,7 +261,7 @@ pub fn total(frames: &VecDeque<GoldenFrame>, query: &Query) -> Row {
     let mut tally = Tally::default();
     for (index, frame) in frames.iter().enumerate() {
         for entry in frame.series.iter().filter(|entry| wanted(query, entry, &statuses)) {
-            if !ids(query, &entry.workload, entry.pod.as_deref(), &statuses).is_empty() {
+            if !ids(query, subject(query, entry), pod(query, entry), &statuses).is_empty() {
                 tally.add(&entry.key, &entry.series, index + 1 == frames.len());
             }
         }
@@ -327,9 +330,10 @@ fn wanted(query: &Query, entry: &WorkloadSeries, statuses: &BTreeMap<&WorkloadRe
             || (resource.kind == Kind::Service && serves(statuses.get(workload).copied(), resource.name.as_deref()))
     };
     let from_fits = |sender: &WorkloadRef| query.from.as_ref().is_none_or(|from| is(from, sender));
-    match (&query.to, entry.key.direction) {
-        (None, Direction::Inbound) => from_fits(&entry.key.peer),
-        (Some(to), Direction::Outbound) => {
+    match (&query.from, &query.to, entry.key.direction) {
+        (None, None, Direction::Inbound) => true,
+        (Some(_), None, Direction::Outbound) => from_fits(&entry.workload),
+        (_, Some(to), Direction::Outbound) => {
             let called = entry.key.service.as_ref().is_some_and(|service| {
                 to.kind == Kind::Service && to.name.as_ref().is_none_or(|name| *name == service.name)
             });
@@ -337,6 +341,16 @@ fn wanted(query: &Query, entry: &WorkloadSeries, statuses: &BTreeMap<&WorkloadRe
         }
         _ => false,
     }
+}
+
+/// The workload that a series counts for: who counted it, or, if only the sender is given, who answered.
+fn subject<'a>(query: &Query, entry: &'a WorkloadSeries) -> &'a WorkloadRef {
+    if query.from.is_some() && query.to.is_none() { &entry.key.peer } else { &entry.workload }
+}
+
+/// The pod that counted, where rows are of those who counted.
+fn pod<'a>(query: &Query, entry: &'a WorkloadSeries) -> Option<&'a str> {
+    entry.pod.as_deref().filter(|_| query.from.is_none() || query.to.is_some())
 }
 
 fn serves(status: Option<&WorkloadStatus>, name: Option<&str>) -> bool {
@@ -391,7 +405,7 @@ pub fn volume(frame: &GoldenFrame, query: &Query) -> BTreeMap<RowId, u64> {
     let statuses: BTreeMap<&WorkloadRef, &WorkloadStatus> = frame.workloads.iter().map(|s| (&s.workload, s)).collect();
     let mut volumes = BTreeMap::new();
     for entry in frame.series.iter().filter(|entry| wanted(query, entry, &statuses)) {
-        for mut id in ids(query, &entry.workload, entry.pod.as_deref(), &statuses) {
+        for mut id in ids(query, subject(query, entry), pod(query, entry), &statuses) {
             id.route.clone_from(&entry.key.route);
             id.method.clone_from(&entry.key.method);
             *volumes.entry(id).or_default() += match entry.key.carried {

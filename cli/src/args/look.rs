@@ -27,7 +27,7 @@ pub struct Stat {
     /// A row for each route instead of each workload
     #[arg(long)]
     pub routes: bool,
-    /// Count only what came from this resource
+    /// Count only what came from this resource, as the sender saw it
     #[arg(long, value_name = "KIND/NAME")]
     pub from: Option<String>,
     /// Count what was sent to this resource, as the sender saw it

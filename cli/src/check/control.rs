@@ -95,16 +95,22 @@ pub(crate) fn why_not_ready(pod: &Pod) -> String {
     let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
     for container in containers {
         let Some(state) = &container.state else { continue };
+        let ended =
+            state.terminated.as_ref().or(container.last_state.as_ref().and_then(|last| last.terminated.as_ref()));
+        let ended = ended.filter(|ended| ended.exit_code != 0).map(|ended| {
+            let message = ended.message.as_deref().map(|text| format!(" ({})", text.trim())).unwrap_or_default();
+            format!("ended with code {}{message}", ended.exit_code)
+        });
         if let Some(waiting) = &state.waiting {
             let reason = waiting.reason.as_deref().unwrap_or("waits");
             // A pod that has just begun says nothing else of its later containers.
             if reason != "PodInitializing" && reason != "ContainerCreating" {
-                let message = waiting.message.as_deref().map(|text| format!(": {text}")).unwrap_or_default();
+                // How it ended says more than that it is tried again later.
+                let message = ended.or(waiting.message.clone()).map(|text| format!(": {text}")).unwrap_or_default();
                 return format!("{}: {reason}{message}", container.name);
             }
-        }
-        if let Some(ended) = state.terminated.as_ref().filter(|ended| ended.exit_code != 0) {
-            return format!("{}: ended with code {}", container.name, ended.exit_code);
+        } else if let Some(ended) = ended.filter(|_| state.terminated.is_some()) {
+            return format!("{}: {ended}", container.name);
         }
         if state.running.is_some() && !container.ready {
             return format!("{}: not ready", container.name);
@@ -230,6 +236,15 @@ mod tests {
             Status::Failed,
             "0 of 1 ready: mesh-control-x mesh-control: ErrImagePull: no such image",
         );
+    }
+
+    #[test]
+    fn a_container_that_keeps_ending_says_how() {
+        let mut pod = pod(false, Some("CrashLoopBackOff"));
+        let status = &mut pod.status.as_mut().unwrap().container_statuses.as_mut().unwrap()[0];
+        let ended = json!({"terminated": {"exitCode": 128, "message": "no such program\n"}});
+        status.last_state = Some(serde_json::from_value(ended).unwrap());
+        assert_eq!(why_not_ready(&pod), "mesh-control: CrashLoopBackOff: ended with code 128 (no such program)");
     }
 
     #[test]

@@ -33,6 +33,11 @@ pub async fn run(global: &Global, args: &Demo, printer: &Printer) -> Result<Outc
         outcome = show(global, args, &mut ground, printer) => outcome,
         name = interrupted() => Err(Error::new(format!("interrupted ({name})"))),
     };
+    // What the hint would have one look at will be gone.
+    let outcome = match outcome {
+        Err(error) if ground.will_go() => Err(error.hint_instead("`meshctl demo --keep` leaves everything for a look")),
+        outcome => outcome,
+    };
     ground.clear().await;
     outcome
 }
@@ -168,6 +173,11 @@ impl Ground {
         let kubeconfig = up.kubeconfig.clone();
         self.up = Some(up);
         Ok(kubeconfig)
+    }
+
+    /// True if there is something that will be cleared away.
+    fn will_go(&self) -> bool {
+        !self.keep && (self.up.is_some() || self.applied.is_some())
     }
 
     /// Notes what will be applied; a sandbox takes everything with it.

@@ -41,7 +41,7 @@ pub async fn run(global: &Global, args: &Stat, printer: &Printer) -> Result<Outc
 /// The question that brings what a query needs.
 pub fn ask(query: &Query, window: Duration) -> Ask {
     // Who sends may live anywhere; for what arrives the scope's own proxies are enough.
-    let namespace = if query.to.is_some() { None } else { query.namespace.clone() };
+    let namespace = if query.from.is_some() || query.to.is_some() { None } else { query.namespace.clone() };
     Ask { namespace, window, frames: Some(1), pods: query.of.kind == Kind::Pod }
 }
 
