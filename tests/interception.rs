@@ -68,15 +68,15 @@ fn the_wire_carries_tls_and_no_text() -> Result<()> {
     let tap = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "tap"},
         "spec": {"hostNetwork": true, "restartPolicy": "Never", "containers": [
-            {"name": "main", "image": "mesh-capture", "args": ["mesh0", "8"], "securityContext": {"capabilities": {"add": ["NET_RAW"]}}},
+            {"name": "main", "image": "mesh-capture", "args": ["mesh0", "12"], "securityContext": {"capabilities": {"add": ["NET_RAW"]}}},
         ]},
     });
     s.kubectl_with_input(["-n", "wiretap", "apply", "-f", "-"], &tap.to_string())?.ok()?;
     eventually(Duration::from_secs(15), "the wiretap listens", || {
         s.kubectl(["-n", "wiretap", "logs", "tap"])?.ok()?.says("capturing on mesh0")
     })?;
-    curl(s, "wire-meshed", "http://catalog.shop/products/secret-of-the-meshed")?;
-    curl(s, "wire-plain", "http://catalog.shop/products/text-of-the-unmeshed")?;
+    curl(s, "wire-meshed", "http://catalog.shop/products/secret-of-the-meshed")?.ok()?;
+    curl(s, "wire-plain", "http://catalog.shop/products/text-of-the-unmeshed")?.ok()?;
     let wire = pod_log(s, "wiretap", "tap")?;
     ensure!(wire.contains("text-of-the-unmeshed"), "the wiretap does not even see plain text:\n{wire:.2000}");
     ensure!(!wire.contains("secret-of-the-meshed"), "the meshed request crossed the bridge as text");
