@@ -4,7 +4,6 @@
 //! (`x-kubernetes-validations`) are kept and not evaluated: objects they would refuse are accepted.
 
 use super::kinds::{Registry, Resource};
-use super::service::Call;
 use super::status::ApiError;
 use super::store::Key;
 use super::{Api, aggregation, delete, timestamp};
@@ -196,11 +195,8 @@ fn resource(definition: &Value, version: Value) -> Resource {
 }
 
 /// Makes a definition wait for its objects before it is deleted.
-pub(super) fn hold(call: &Call, name: &str) {
-    if call.dry_run() {
-        return;
-    }
-    call.api.store().transact(COLLECTION, |tx| {
+pub(super) fn hold(api: &Api, name: &str) {
+    api.store().transact(COLLECTION, |tx| {
         let key = Key::new("", name);
         let Some(definition) = tx.get(&key) else { return };
         let mut held = Value::clone(definition);

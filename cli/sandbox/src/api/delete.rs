@@ -120,7 +120,7 @@ async fn delete(call: &Call, name: &str, options: &Options) -> Result<Deleted, A
     protect(call, name)?;
     let policy = options.propagation(call);
     admission::check(call, admission::Operation::Delete, Some(&verbs::present(call, &current)), None).await?;
-    settle::before_delete(call, name, &current).await?;
+    settle::before_delete(call, name, &current, options.dry_run).await?;
     let deleted = store.transact(&resource.collection(), |tx| {
         let before = tx.get(&key).cloned().ok_or_else(not_found)?;
         check_preconditions(resource, name, options, &before)?;

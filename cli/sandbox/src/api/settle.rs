@@ -29,10 +29,10 @@ pub(super) fn after_write(call: &Call, after: Option<&Object>) {
 }
 
 /// Runs before an object is deleted.
-pub(super) async fn before_delete(call: &Call, name: &str, object: &Object) -> Result<(), ApiError> {
+pub(super) async fn before_delete(call: &Call, name: &str, object: &Object, dry_run: bool) -> Result<(), ApiError> {
     webhooks::before_delete(call, &super::verbs::present(call, object)).await?;
-    if crd::is_definition(&call.resource) {
-        crd::hold(call, name);
+    if crd::is_definition(&call.resource) && !dry_run {
+        crd::hold(&call.api, name);
     }
     Ok(())
 }

@@ -113,26 +113,47 @@ pub(super) fn name_suffix() -> String {
     super::random::<5>().iter().map(|byte| ALPHABET[*byte as usize % ALPHABET.len()] as char).collect()
 }
 
-/// Refuses wrong types, reports unknown fields as `fieldValidation` asks, and drops those of custom resources.
+/// Refuses wrong types, reports unknown fields as `fieldValidation` asks, and drops them.
 fn check_fields(call: &Call, object: &mut Value) -> Result<(), ApiError> {
     validate::check_types(&call.resource, object)?;
     let mode = call.query.get("fieldValidation").unwrap_or("Warn");
-    if mode != "Ignore" {
-        let unknown: Vec<String> = validate::unknown_fields(&call.resource, object)
-            .into_iter()
-            .map(|field| format!("unknown field \"{field}\""))
-            .collect();
-        if mode == "Strict" && !unknown.is_empty() {
-            let (kind, version) = (&call.resource.kind, &call.resource.version);
-            return Err(ApiError::bad_request(format!(
-                "{kind} in version \"{version}\" cannot be handled as a {kind}: strict decoding error: {}",
-                unknown.join(", ")
-            )));
-        }
-        unknown.into_iter().for_each(|warning| call.warn(warning));
+    let unknown = validate::unknown_fields(&call.resource, object);
+    let described = || unknown.iter().map(|field| format!("unknown field \"{field}\""));
+    if mode == "Strict" && !unknown.is_empty() {
+        let (kind, version) = (&call.resource.kind, &call.resource.version);
+        return Err(ApiError::bad_request(format!(
+            "{kind} in version \"{version}\" cannot be handled as a {kind}: strict decoding error: {}",
+            described().collect::<Vec<_>>().join(", ")
+        )));
     }
+    if mode == "Warn" {
+        described().for_each(|warning| call.warn(warning));
+    }
+    unknown.iter().for_each(|field| remove_field(object, field));
     crd::prune(&call.resource, object);
     Ok(())
+}
+
+/// Removes the field at `spec.containers[0].name`.
+fn remove_field(object: &mut Value, path: &str) {
+    let mut place = object;
+    let mut steps = path.split('.').peekable();
+    while let Some(step) = steps.next() {
+        let (name, indices) = step.split_once('[').unwrap_or((step, ""));
+        if steps.peek().is_none() && indices.is_empty() {
+            if let Some(fields) = place.as_object_mut() {
+                fields.shift_remove(name);
+            }
+            return;
+        }
+        let Some(mut inner) = place.get_mut(name) else { return };
+        for index in indices.split('[').filter(|index| !index.is_empty()) {
+            let Ok(index) = index.trim_end_matches(']').parse::<usize>() else { return };
+            let Some(item) = inner.get_mut(index) else { return };
+            inner = item;
+        }
+        place = inner;
+    }
 }
 
 /// What the store keeps: one version of events, whichever was written.
@@ -465,4 +486,27 @@ fn unchanged(current: &Value, next: &Value) -> bool {
         object
     };
     strip(current) == strip(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removes_fields_by_path() {
+        let mut object = json!({"spec": {"a": 1, "list": [{"b": 1}, {"b": 2, "c": 3}]}});
+        for path in ["spec.a", "spec.list[1].b", "spec.list[7].b", "nothing.here", "spec.list[1]"] {
+            remove_field(&mut object, path);
+        }
+        assert_eq!(object, json!({"spec": {"list": [{"b": 1}, {"c": 3}]}}));
+    }
+
+    #[test]
+    fn names_are_made_of_harmless_letters() {
+        let suffix = name_suffix();
+        assert!(
+            suffix.len() == 5 && suffix.chars().all(|c| c.is_ascii_alphanumeric() && !"aeiou".contains(c)),
+            "{suffix}"
+        );
+    }
 }
