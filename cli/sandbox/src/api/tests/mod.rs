@@ -167,3 +167,44 @@ async fn namespaces_close_before_they_go() {
     client.request::<Value>(request).await.unwrap();
     assert_eq!(refusal(namespaces.get("shop").await).0, 404);
 }
+
+#[tokio::test]
+async fn lists_can_be_streamed() {
+    use kube::runtime::watcher::{self, Event};
+    let (_api, client) = new();
+    let maps: Objects<ConfigMap> = Objects::default_namespaced(client);
+    maps.create(&PostParams::default(), &config_map("a", "1")).await.unwrap();
+    let config = watcher::Config::default().streaming_lists();
+    let mut events = watcher::watcher(maps.clone(), config).boxed();
+    let mut seen = Vec::new();
+    while seen.len() < 4 {
+        if seen.len() == 3 {
+            maps.create(&PostParams::default(), &config_map("b", "1")).await.unwrap();
+        }
+        let name = |map: ConfigMap| map.metadata.name.unwrap();
+        seen.push(match events.try_next().await.unwrap().unwrap() {
+            Event::Init => "init".to_owned(),
+            Event::InitApply(map) => format!("existing {}", name(map)),
+            Event::InitDone => "ready".to_owned(),
+            Event::Apply(map) => format!("applied {}", name(map)),
+            Event::Delete(map) => format!("deleted {}", name(map)),
+        });
+    }
+    assert_eq!(seen, ["init", "existing a", "ready", "applied b"]);
+}
+
+#[tokio::test]
+async fn writers_in_a_crowd_all_get_through() {
+    let (_api, client) = new();
+    let maps: Objects<ConfigMap> = Objects::default_namespaced(client);
+    maps.create(&PostParams::default(), &config_map("a", "1")).await.unwrap();
+    let writes = (0..50).map(|i| {
+        let maps = maps.clone();
+        async move {
+            let patch = kube::api::Patch::Merge(json!({"data": {format!("k{i}"): "v"}}));
+            maps.patch("a", &kube::api::PatchParams::default(), &patch).await.unwrap();
+        }
+    });
+    futures::future::join_all(writes).await;
+    assert_eq!(maps.get("a").await.unwrap().data.unwrap().len(), 51);
+}
