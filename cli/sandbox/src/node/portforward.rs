@@ -25,15 +25,6 @@ const MAX_UNPAIRED: usize = 64;
 /// Connects to a port of a pod.
 pub(super) type Dial = Arc<dyn Fn(u16) -> BoxFuture<'static, Result<TcpStream, PodError>> + Send + Sync>;
 
-/// The pod that connections go to.
-#[derive(Clone)]
-pub(super) struct Target {
-    /// Its namespace and name, for messages.
-    pub(super) name: Arc<str>,
-    /// How to get there.
-    pub(super) dial: Dial,
-}
-
 /// The two streams of one connection, as they come.
 #[derive(Default)]
 struct Pair {
@@ -42,7 +33,7 @@ struct Pair {
 }
 
 /// Serves connections over SPDY until the client is gone.
-pub(super) async fn serve_spdy(mut connection: Connection, target: &Target) {
+pub(super) async fn serve_spdy(mut connection: Connection, dial: &Dial) {
     let mut waiting: HashMap<(String, u16), Pair> = HashMap::new();
     let mut forwards = JoinSet::new();
     loop {
@@ -71,8 +62,8 @@ pub(super) async fn serve_spdy(mut connection: Connection, target: &Target) {
         }
         match pair {
             Pair { data: Some(data), error: Some(error) } => {
-                let target = target.clone();
-                forwards.spawn(async move { forward(&target, port, data, &error.outlet()).await });
+                let dial = Arc::clone(dial);
+                forwards.spawn(async move { forward(&dial, port, data, &error.outlet()).await });
             }
             Pair { data: None, error: None } => {}
             half => {
@@ -85,30 +76,29 @@ pub(super) async fn serve_spdy(mut connection: Connection, target: &Target) {
 }
 
 /// Serves one connection for each of `ports` over WebSocket channels.
-pub(super) async fn serve_channels(channels: Vec<Channel>, ports: &[u16], target: &Target) {
+pub(super) async fn serve_channels(channels: Vec<Channel>, ports: &[u16], dial: &Dial) {
     let mut channels = channels.into_iter();
     let mut forwards = JoinSet::new();
     for port in ports {
         let (Some(data), Some(error)) = (channels.next(), channels.next()) else { break };
-        let (target, port) = (target.clone(), *port);
+        let (dial, port) = (Arc::clone(dial), *port);
         let error = error.outlet();
         for outlet in [&data.outlet(), &error] {
             if outlet.send(port.to_le_bytes().to_vec()).await.is_err() {
                 return;
             }
         }
-        forwards.spawn(async move { forward(&target, port, data, &error).await });
+        forwards.spawn(async move { forward(&dial, port, data, &error).await });
     }
     while forwards.join_next().await.is_some() {}
 }
 
 /// Carries one connection from beginning to end.
-async fn forward(target: &Target, port: u16, data: Channel, error: &Outlet) {
-    match (target.dial)(port).await {
+async fn forward(dial: &Dial, port: u16, data: Channel, error: &Outlet) {
+    match dial(port).await {
         Ok(stream) => carry(stream, data).await,
         Err(failure) => {
-            let text = format!("cannot connect to port {port} of pod {}: {failure}", target.name);
-            let _ = error.send(text).await;
+            let _ = error.send(failure.to_string()).await;
             data.outlet().reset().await;
         }
     }

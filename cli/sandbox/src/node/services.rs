@@ -6,7 +6,7 @@
 
 mod rules;
 
-use super::dns;
+use super::{NODE_ADDRESS, dns};
 use anyhow::Context as _;
 use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Service;
@@ -27,8 +27,6 @@ use tokio::task::JoinSet;
 pub const SERVICE_RANGE: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 96, 0, 0), 12);
 /// Cluster IP of `kube-system/kube-dns`, on which the node itself answers.
 pub const DNS_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
-/// Address of the node on its bridge.
-pub const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
 /// How long changes gather before they take effect together.
 const GATHER: Duration = Duration::from_millis(10);
 /// After the kernel refused rules.

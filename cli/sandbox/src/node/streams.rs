@@ -9,14 +9,14 @@ mod command;
 
 use super::exec::ExecOptions;
 use super::logs::LogOptions;
-use super::portforward;
+use super::portforward::{self, Dial};
 use super::{Kubelet, PodError, spdy, websocket};
 use crate::api::Body;
 use crate::api::negotiate::Accept;
 use crate::api::path::Query;
 use crate::api::status::ApiError;
-use command::{Process, Streams, Wanted};
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use command::{Process, Start, Streams, Wanted};
+use futures::{FutureExt as _, StreamExt as _, TryFutureExt as _, TryStreamExt as _};
 use http::header::{
     CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
 };
@@ -52,14 +52,14 @@ struct Target {
     pod: String,
 }
 
-impl From<Target> for portforward::Target {
-    fn from(Target { kubelet, namespace, pod }: Target) -> Self {
-        let name = format!("{namespace}/{pod}").into();
-        let dial = move |port| {
-            let (kubelet, namespace, pod) = (kubelet.clone(), namespace.clone(), pod.clone());
-            async move { kubelet.dial(&namespace, &pod, port).await }.boxed()
-        };
-        Self { name, dial: Arc::new(dial) }
+impl Target {
+    /// How to connect to the pod's ports.
+    fn dial(self) -> Dial {
+        let target = Arc::new(self);
+        Arc::new(move |port| {
+            let target = Arc::clone(&target);
+            async move { target.kubelet.dial(&target.namespace, &target.pod, port).await }.boxed()
+        })
     }
 }
 
@@ -76,9 +76,9 @@ pub async fn serve(
     let target = Target { kubelet: kubelet.clone(), namespace: namespace.to_owned(), pod: pod.to_owned() };
     let answer = match subresource {
         "log" => log(&target, &query).await,
-        "exec" => exec(request, target, &query).await,
-        "attach" => attach(request, target, &query).await,
-        "portforward" => forward(request, target.into(), &query),
+        "exec" => exec(request, target, &query),
+        "attach" => attach(request, target, &query),
+        "portforward" => forward(request, target.dial(), &query),
         other => Err(ApiError::not_found("pods", &format!("{}/{other}", target.pod))),
     };
     answer.unwrap_or_else(|error| accept.respond(error.code, &error.to_status()))
@@ -140,7 +140,7 @@ fn log_options(query: &Query, now: jiff::Timestamp) -> Result<LogOptions, ApiErr
     })
 }
 
-async fn exec(request: Request<Incoming>, target: Target, query: &Query) -> Result<Response<Body>, ApiError> {
+fn exec(request: Request<Incoming>, target: Target, query: &Query) -> Result<Response<Body>, ApiError> {
     let wanted = wanted(query)?;
     let argv: Vec<String> = query.all("command").map(str::to_owned).collect();
     if argv.is_empty() {
@@ -148,17 +148,21 @@ async fn exec(request: Request<Incoming>, target: Target, query: &Query) -> Resu
     }
     let upgrade = Upgrade::negotiate(request.headers(), COMMAND_WEBSOCKET, COMMAND_SPDY)?;
     let options = ExecOptions { stdin: wanted.stdin, tty: wanted.tty };
-    let started = target.kubelet.exec(&target.namespace, &target.pod, query.get("container"), argv, options).await;
-    let process = started.map_err(|error| refusal(&error))?;
-    Ok(command(request, upgrade, wanted, process.into()))
+    let Target { kubelet, namespace, pod } = target;
+    let container = query.get("container").map(str::to_owned);
+    kubelet.running(&namespace, &pod, container.as_deref()).map_err(|error| refusal(&error))?;
+    let start = async move { kubelet.exec(&namespace, &pod, container.as_deref(), argv, options).await };
+    Ok(command(request, upgrade, wanted, start.map_ok(Process::from).boxed()))
 }
 
-async fn attach(request: Request<Incoming>, target: Target, query: &Query) -> Result<Response<Body>, ApiError> {
+fn attach(request: Request<Incoming>, target: Target, query: &Query) -> Result<Response<Body>, ApiError> {
     let wanted = wanted(query)?;
     let upgrade = Upgrade::negotiate(request.headers(), COMMAND_WEBSOCKET, COMMAND_SPDY)?;
-    let joined = target.kubelet.attach(&target.namespace, &target.pod, query.get("container")).await;
-    let process = joined.map_err(|error| refusal(&error))?;
-    Ok(command(request, upgrade, wanted, process.into()))
+    let Target { kubelet, namespace, pod } = target;
+    let container = query.get("container").map(str::to_owned);
+    kubelet.running(&namespace, &pod, container.as_deref()).map_err(|error| refusal(&error))?;
+    let join = async move { kubelet.attach(&namespace, &pod, container.as_deref()).await };
+    Ok(command(request, upgrade, wanted, join.map_ok(Process::from).boxed()))
 }
 
 fn wanted(query: &Query) -> Result<Wanted, ApiError> {
@@ -175,7 +179,7 @@ fn wanted(query: &Query) -> Result<Wanted, ApiError> {
 }
 
 /// Connects a process with the client once the connection has changed its protocol.
-fn command(request: Request<Incoming>, upgrade: Upgrade, wanted: Wanted, process: Process) -> Response<Body> {
+fn command(request: Request<Incoming>, upgrade: Upgrade, wanted: Wanted, start: Start) -> Response<Body> {
     let is_websocket = matches!(upgrade, Upgrade::WebSocket { .. });
     upgrade.answer(request, move |io| async move {
         if is_websocket {
@@ -192,13 +196,13 @@ fn command(request: Request<Incoming>, upgrade: Upgrade, wanted: Wanted, process
                 };
                 drop(channels);
                 command::greet(&streams).await;
-                command::connect(process, streams).await;
+                command::run(start, streams).await;
             };
             tokio::join!(work, session);
         } else {
             let mut connection = spdy::Connection::start(io);
             match tokio::time::timeout(OPENING, open_streams(&mut connection, wanted)).await {
-                Ok(Some(streams)) => command::connect(process, streams).await,
+                Ok(Some(streams)) => command::run(start, streams).await,
                 Ok(None) => {}
                 Err(_) => tracing::debug!("a client did not open the streams of its command in time"),
             }
@@ -235,20 +239,20 @@ async fn open_streams(connection: &mut spdy::Connection, wanted: Wanted) -> Opti
     Some(streams)
 }
 
-fn forward(request: Request<Incoming>, target: portforward::Target, query: &Query) -> Result<Response<Body>, ApiError> {
+fn forward(request: Request<Incoming>, dial: Dial, query: &Query) -> Result<Response<Body>, ApiError> {
     let upgrade = Upgrade::negotiate(request.headers(), FORWARD_WEBSOCKET, FORWARD_SPDY)?;
     let by_channels = matches!(upgrade, Upgrade::WebSocket { protocol, .. } if protocol != FORWARD_TUNNEL);
     let ports = if by_channels { ports(query)? } else { Vec::new() };
     let is_spdy = matches!(upgrade, Upgrade::Spdy { .. });
     Ok(upgrade.answer(request, move |io| async move {
         if is_spdy {
-            portforward::serve_spdy(spdy::Connection::start(io), &target).await;
+            portforward::serve_spdy(spdy::Connection::start(io), &dial).await;
         } else if by_channels {
             let (channels, work) = websocket::channels(io, 2 * ports.len() as u8).await;
-            tokio::join!(work, portforward::serve_channels(channels, &ports, &target));
+            tokio::join!(work, portforward::serve_channels(channels, &ports, &dial));
         } else {
             let (tunnel, work) = websocket::tunnel(io).await;
-            tokio::join!(work, portforward::serve_spdy(spdy::Connection::start(tunnel), &target));
+            tokio::join!(work, portforward::serve_spdy(spdy::Connection::start(tunnel), &dial));
         }
     }))
 }

@@ -1,8 +1,10 @@
 //! `pods/exec` and `pods/attach`: connects a process with the channels of a client, whichever protocol carries them.
 
 use super::channel::{Channel, Gone, Outlet};
+use crate::node::PodError;
 use crate::node::exec::{Attach, Exec, Exit, Reader, Resize, Writer};
 use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::future::Future;
@@ -14,6 +16,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 const PIECE: usize = 32 * 1024;
 /// Output that comes later than this after the process has ended is somebody else's: of a child it left behind.
 const LATE_OUTPUT: Duration = Duration::from_millis(500);
+
+/// How long to wait for the size of a client's terminal before a program starts in it.
+const FIRST_SIZE: Duration = Duration::from_millis(100);
+
+/// Starts or joins the process a client wants to be connected to.
+pub(in crate::node) type Start = BoxFuture<'static, Result<Process, PodError>>;
 
 /// What a client wants to be connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,11 +81,48 @@ struct Size {
     height: u16,
 }
 
-/// Carries input and output until the process has ended and its output is sent, or the client is gone.
-pub(in crate::node) async fn connect(process: Process, streams: Streams) {
+/// Starts a process, or joins one, for a client whose channels stand; then carries input and output until the process
+/// has ended and its output is sent, or the client is gone.
+pub(in crate::node) async fn run(start: Start, streams: Streams) {
+    let Streams { stdin, stdout, stderr, error, resize } = streams;
+    let Some(error) = error else { return };
+    let mut sizes = resize.map(Sizes::new);
+    // A program should find its terminal in the client's size: clients that know it say so at once.
+    let size = match &mut sizes {
+        Some(sizes) => tokio::time::timeout(FIRST_SIZE, sizes.next()).await.ok().flatten(),
+        None => None,
+    };
+    let gone = error.gone();
+    let process = tokio::select! {
+        process = start => process,
+        () = gone.cancelled() => return,
+    };
+    match process {
+        Ok(process) => {
+            if let Some(Size { width, height }) = size {
+                process.resize.set(width, height);
+            }
+            connect(process, Connected { stdin, stdout, stderr, status: error, sizes }).await;
+        }
+        Err(failure) => {
+            let _ = error.outlet().send(failure_of(&failure).to_string()).await;
+            error.outlet().finish().await;
+        }
+    }
+}
+
+/// The channels of one client, the necessary ones being there.
+struct Connected {
+    stdin: Option<Channel>,
+    stdout: Option<Channel>,
+    stderr: Option<Channel>,
+    status: Channel,
+    sizes: Option<Sizes>,
+}
+
+async fn connect(process: Process, client: Connected) {
     let Process { stdin, stdout, stderr, exit, resize } = process;
-    let Streams { stdin: input, stdout: output, stderr: errors, error: status, resize: sizes } = streams;
-    let Some(status) = status else { return };
+    let Connected { stdin: input, stdout: output, stderr: errors, status, sizes } = client;
     let ended = tokio_util::sync::CancellationToken::new();
     let outlet = |channel: &Option<Channel>| channel.as_ref().map(Channel::outlet);
     let (output_outlet, errors_outlet) = (outlet(&output), outlet(&errors));
@@ -126,13 +171,32 @@ async fn copy_input(input: Option<Channel>, stdin: Option<Writer>) {
     let _ = stdin.shutdown().await;
 }
 
-async fn follow_size(sizes: Option<Channel>, resize: &Resize) {
+async fn follow_size(sizes: Option<Sizes>, resize: &Resize) {
     let Some(mut sizes) = sizes else { return };
-    let mut text = Vec::new();
-    while let Some(bytes) = sizes.receive().await {
-        text.extend_from_slice(&bytes);
-        if let Some(Size { width, height }) = last_size(&mut text) {
-            resize.set(width, height);
+    while let Some(Size { width, height }) = sizes.next().await {
+        resize.set(width, height);
+    }
+}
+
+/// A channel on which a client sends sizes, one JSON object after the other.
+struct Sizes {
+    channel: Channel,
+    text: Vec<u8>,
+}
+
+impl Sizes {
+    fn new(channel: Channel) -> Self {
+        Self { channel, text: Vec::new() }
+    }
+
+    /// The latest size; `None` when no more will come. Nothing is lost if this is not waited for to the end.
+    async fn next(&mut self) -> Option<Size> {
+        loop {
+            let bytes = self.channel.receive().await?;
+            self.text.extend_from_slice(&bytes);
+            if let Some(size) = last_size(&mut self.text) {
+                return Some(size);
+            }
         }
     }
 }
@@ -199,6 +263,15 @@ fn status_of(exit: Exit) -> Value {
             "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
         }),
     }
+}
+
+/// That a process could not be started, as clients expect to hear it.
+fn failure_of(failure: &PodError) -> Value {
+    let text = failure.to_string();
+    json!({
+        "metadata": {}, "status": "Failure", "reason": "InternalError", "code": 500,
+        "message": format!("Internal error occurred: {text}"), "details": {"causes": [{"message": text}]},
+    })
 }
 
 /// Tells a client over WebSocket that the connection stands, before there is any output.

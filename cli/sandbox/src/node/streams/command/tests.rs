@@ -62,11 +62,25 @@ pub(in crate::node::streams) fn shell_process(script: &str) -> Process {
     }
 }
 
+fn ready(process: Process) -> Start {
+    Box::pin(std::future::ready(Ok(process)))
+}
+
+#[tokio::test]
+async fn a_process_that_cannot_start_says_why() {
+    let (mut client, streams) = client();
+    let failure = Box::pin(std::future::ready(Err(PodError::Failed("no such program".to_owned()))));
+    run(failure, streams).await;
+    let Some(Frame::Data(3, status)) = client.frames.recv().await else { panic!("a status") };
+    let status: Value = serde_json::from_slice(&status).unwrap();
+    assert_eq!(status["message"], "Internal error occurred: no such program");
+}
+
 #[tokio::test]
 async fn output_and_exit_code_arrive() {
     let (mut client, streams) = client();
     let script = "echo out; echo err >&2; exit 3";
-    let (outputs, ()) = tokio::join!(client.outputs(), connect(shell_process(script), streams));
+    let (outputs, ()) = tokio::join!(client.outputs(), run(ready(shell_process(script)), streams));
     assert_eq!((outputs[1].as_str(), outputs[2].as_str()), ("out\n", "err\n"));
     let status: Value = serde_json::from_str(&outputs[3]).unwrap();
     assert_eq!((&status["status"], &status["reason"]), (&json!("Failure"), &json!("NonZeroExitCode")));
@@ -84,7 +98,7 @@ async fn input_flows_to_its_end() {
             stdin.deliver(Bytes::copy_from_slice(part)).await;
         }
     };
-    let (outputs, (), ()) = tokio::join!(client.outputs(), feed, connect(shell_process("cat"), streams));
+    let (outputs, (), ()) = tokio::join!(client.outputs(), feed, run(ready(shell_process("cat")), streams));
     assert_eq!(outputs[1], large);
     assert_eq!(outputs[3], r#"{"metadata":{},"status":"Success"}"#);
 }
@@ -92,7 +106,7 @@ async fn input_flows_to_its_end() {
 #[tokio::test]
 async fn a_child_left_behind_does_not_hold_the_command_up() {
     let (mut client, streams) = client();
-    let work = async { tokio::join!(client.outputs(), connect(shell_process("sleep 20 & echo done"), streams)).0 };
+    let work = async { tokio::join!(client.outputs(), run(ready(shell_process("sleep 20 & echo done")), streams)).0 };
     let outputs = tokio::time::timeout(Duration::from_secs(10), work).await.unwrap();
     assert_eq!(outputs[1], "done\n");
 }
@@ -100,7 +114,7 @@ async fn a_child_left_behind_does_not_hold_the_command_up() {
 #[tokio::test]
 async fn the_end_of_the_client_is_the_end() {
     let (client, streams) = client();
-    let work = tokio::spawn(connect(shell_process("sleep 20"), streams));
+    let work = tokio::spawn(run(ready(shell_process("sleep 20")), streams));
     client.gone.cancel();
     tokio::time::timeout(Duration::from_secs(10), work).await.unwrap().unwrap();
 }
@@ -118,7 +132,7 @@ async fn output_nobody_wants_is_read_all_the_same() {
         }
         sender.send(seen).unwrap();
     };
-    tokio::join!(connect(shell_process(script), streams), collect);
+    tokio::join!(run(ready(shell_process(script)), streams), collect);
     let seen = receiver.await.unwrap();
     assert_eq!(seen[0], Frame::Data(2, Bytes::from_static(b"err\n")));
 }
