@@ -1,8 +1,8 @@
-//! `mesh-capture INTERFACE SECONDS`: what a wiretap would see.
+//! `mesh-capture INTERFACE SECONDS TEXT…`: what a wiretap would see.
 //!
-//! Started as a pod in the node's network, it reads every frame that crosses an interface and prints the TCP payloads
-//! as escaped text, a line a packet: `10.244.0.5:4312 > 10.244.0.6:80 \x16\x03\x01…`. Nothing but a packet socket is
-//! used, so the test that looks for plain text on the wire depends on no tool.
+//! Started as a pod in the node's network, it reads every frame that crosses an interface, prints a line for every TCP
+//! segment that has one of the texts in it, and at the end how many segments it saw and how many began a TLS record.
+//! Nothing but a packet socket is used, so the test that looks for plain text on the wire depends on no tool.
 
 use nix::sys::socket::{AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType};
 use std::io::Write;
@@ -15,9 +15,9 @@ pub(crate) fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     let (Some(interface), Some(seconds)) = (arguments.get(1), arguments.get(2).and_then(|s| s.parse::<u64>().ok()))
     else {
-        return fail("usage: mesh-capture INTERFACE SECONDS");
+        return fail("usage: mesh-capture INTERFACE SECONDS TEXT...");
     };
-    match run(interface, Duration::from_secs(seconds)) {
+    match run(interface, Duration::from_secs(seconds), &arguments[3..]) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&format!("cannot capture on {interface}: {error}")),
     }
@@ -28,7 +28,7 @@ fn fail(message: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn run(interface: &str, time: Duration) -> std::io::Result<()> {
+fn run(interface: &str, time: Duration, texts: &[String]) -> std::io::Result<()> {
     let socket =
         nix::sys::socket::socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
     nix::sys::socket::setsockopt(
@@ -41,6 +41,7 @@ fn run(interface: &str, time: Duration) -> std::io::Result<()> {
     writeln!(out, "capturing on {interface}")?;
     out.flush()?;
     let mut frame = vec![0u8; 65536];
+    let (mut segments, mut records) = (0u64, 0u64);
     while Instant::now() < end {
         let Ok((length, from)) = nix::sys::socket::recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut frame) else {
             continue;
@@ -48,9 +49,15 @@ fn run(interface: &str, time: Duration) -> std::io::Result<()> {
         if from.is_some_and(|a| a.ifindex() == wanted)
             && let Some((source, destination, payload)) = tcp_payload(&frame[..length])
         {
-            writeln!(out, "{source} > {destination} {}", payload.escape_ascii())?;
+            segments += 1;
+            // Handshake or application data, version bytes as TLS 1.3 writes them (RFC 8446 §5.1).
+            records += u64::from(matches!(payload, [0x16 | 0x17, 0x03, 0x01 | 0x03, ..]));
+            for text in texts.iter().filter(|text| payload.windows(text.len()).any(|part| part == text.as_bytes())) {
+                writeln!(out, "text {text} in {source} > {destination}")?;
+            }
         }
     }
+    writeln!(out, "{segments} segments, {records} TLS records")?;
     out.flush()
 }
 

@@ -47,7 +47,8 @@ pub(super) fn serve(api: &Api, path: &str, accept: &Accept) -> Result<Response<B
 /// An OpenAPI v2 document in protobuf that says nothing but its version (field 1): clients then leave validation to us.
 pub(super) fn openapi_v2() -> Response<Body> {
     let mut response = negotiate::text(200, "\n\u{3}2.0");
-    let kind = http::HeaderValue::from_static("application/com.github.proto-openapi.spec.v2@v1.0+protobuf");
+    // The type's own name has an `@` in it, which no media type may have.
+    let kind = http::HeaderValue::from_static("application/octet-stream");
     response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
     response
 }
