@@ -105,17 +105,17 @@ fn merge(mut ranges: Vec<PortRange>) -> Vec<PortRange> {
 fn with_hint(error: NftError) -> anyhow::Error {
     let hint = match &error {
         NftError::NotPermitted => {
-            "hint: the redirect container must run as root with the capability NET_ADMIN \
+            "the redirect container must run as root with the capability NET_ADMIN \
              (securityContext: runAsUser: 0, capabilities: add: [NET_ADMIN, NET_RAW])"
         }
         NftError::NoNfTables(_) => {
-            "hint: the node's kernel needs nf_tables with NAT (CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT, CONFIG_NFT_REDIR; \
+            "the node's kernel needs nf_tables with NAT (CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT, CONFIG_NFT_REDIR; \
              Linux 5.2 or newer): try `modprobe nf_tables` on the node"
         }
         NftError::Refused { .. } => {
-            "hint: the node's kernel may lack a module of nf_tables: try `modprobe -a nft_chain_nat nft_redir` on the node"
+            "the node's kernel may lack a module of nf_tables: try `modprobe -a nft_chain_nat nft_redir` on the node"
         }
-        _ => "hint: nothing was changed; run it again, and report this if it stays",
+        _ => "nothing was changed; run it again, and report this if it stays",
     };
     anyhow::anyhow!("cannot redirect this pod's traffic to its proxy: {error}\nhint: {hint}")
 }
