@@ -127,7 +127,25 @@ pub fn server_side_apply(
         None => entries.push(entry),
     }
     write_all(&mut merged, &entries);
+    if manager == "kubectl" && subresource.is_empty() {
+        keep_last_applied(&mut merged, &applied);
+    }
     Ok(merged)
+}
+
+/// Annotation in which client-side apply remembers what it applied.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Keeps the memory of client-side apply current, where there is one, so that users can go back to it.
+fn keep_last_applied(merged: &mut Value, applied: &Value) {
+    let Some(annotations) = merged.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) else { return };
+    if let Some(memory) = annotations.get_mut(LAST_APPLIED) {
+        let mut applied = applied.clone();
+        if let Some(own) = applied.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+            own.shift_remove(LAST_APPLIED);
+        }
+        *memory = format!("{applied}\n").into();
+    }
 }
 
 /// Brings `managedFields` up to date after a create, update or patch by `manager`.

@@ -77,6 +77,10 @@ impl Document {
         }
         if let Some(schema) = self.schemas.get_mut(&name) {
             schema[KIND] = json!([gvk(resource)]);
+            // The library's types always have metadata; manifests need not.
+            if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
+                required.retain(|field| field != "metadata");
+            }
         }
         self.add_paths(resource, &name);
     }

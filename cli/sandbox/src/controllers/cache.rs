@@ -2,21 +2,20 @@
 
 use super::Work;
 use super::garbage::Graph;
-use futures::{StreamExt, TryStreamExt};
+use super::watches::follow;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::core::PartialObjectMeta;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -59,31 +58,51 @@ pub(crate) fn owned_by<K: Resource<DynamicType = ()>>(owner: &K) -> OwnerReferen
     }
 }
 
+/// Who the controllers are in `managedFields`.
+const MANAGER: &str = "kube-controller-manager";
+
+/// How the controllers create and replace.
+pub(crate) fn writing() -> PostParams {
+    PostParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() }
+}
+
+/// How the controllers patch.
+pub(crate) fn patching() -> PatchParams {
+    PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() }
+}
+
 fn revision(meta: &ObjectMeta) -> u64 {
     meta.resource_version.as_ref().and_then(|v| v.parse().ok()).unwrap_or_default()
 }
 
 /// All objects of a kind.
-pub(crate) struct Objects<K>(BTreeMap<Key, K>);
+pub(crate) struct Objects<K> {
+    known: BTreeMap<Key, K>,
+    /// While a watch lists anew: what was known when it began and has not come up since.
+    unseen: BTreeSet<Key>,
+}
 
 impl<K> Default for Objects<K> {
     fn default() -> Self {
-        Self(BTreeMap::new())
+        Self { known: BTreeMap::new(), unseen: BTreeSet::new() }
     }
 }
 
 impl<K: Resource> Objects<K> {
     pub(crate) fn get(&self, key: &Key) -> Option<&K> {
-        self.0.get(key)
+        self.known.get(key)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &K> {
-        self.0.values()
+        self.known.values()
     }
 
     /// The objects of one namespace.
     pub(crate) fn inside<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
-        self.0.range((namespace.to_owned(), String::new())..).take_while(move |(k, _)| k.0 == namespace).map(|(_, o)| o)
+        self.known
+            .range((namespace.to_owned(), String::new())..)
+            .take_while(move |(k, _)| k.0 == namespace)
+            .map(|(_, o)| o)
     }
 
     /// The objects of a namespace that this owner controls.
@@ -96,7 +115,8 @@ impl<K: Resource> Objects<K> {
     /// Takes in a version unless a later one, or a deletion under way, is known already.
     fn put(&mut self, object: K) -> bool {
         let key = key_of(object.meta());
-        if let Some(known) = self.0.get(&key)
+        self.unseen.remove(&key);
+        if let Some(known) = self.known.get(&key)
             && known.meta().uid == object.meta().uid
         {
             let deleting = known.meta().deletion_timestamp.is_some() && object.meta().deletion_timestamp.is_none();
@@ -104,14 +124,24 @@ impl<K: Resource> Objects<K> {
                 return false;
             }
         }
-        self.0.insert(key, object);
+        self.known.insert(key, object);
         true
+    }
+
+    /// A watch begins to list everything there is.
+    fn begin_list(&mut self) {
+        self.unseen = self.known.keys().cloned().collect();
+    }
+
+    /// The list is complete: what did not come up is gone.
+    fn end_list(&mut self) -> Vec<K> {
+        std::mem::take(&mut self.unseen).iter().filter_map(|key| self.known.remove(key)).collect()
     }
 
     fn remove(&mut self, object: &K) -> bool {
         let key = key_of(object.meta());
-        if self.0.get(&key).is_some_and(|known| known.meta().uid == object.meta().uid) {
-            return self.0.remove(&key).is_some();
+        if self.known.get(&key).is_some_and(|known| known.meta().uid == object.meta().uid) {
+            return self.known.remove(&key).is_some();
         }
         false
     }
@@ -126,6 +156,7 @@ pub(crate) enum Change {
     ServiceAccount(Event<ServiceAccount>),
     RootCertificate(Event<ConfigMap>),
     Slice(Event<EndpointSlice>),
+    Endpoints(Event<Endpoints>),
     Deployment(Event<Deployment>),
     ReplicaSet(Event<ReplicaSet>),
     StatefulSet(Event<StatefulSet>),
@@ -148,6 +179,7 @@ pub(crate) struct Cluster {
     pub(crate) service_accounts: Objects<ServiceAccount>,
     pub(crate) root_certificates: Objects<ConfigMap>,
     pub(crate) slices: Objects<EndpointSlice>,
+    pub(crate) endpoints: Objects<Endpoints>,
     pub(crate) deployments: Objects<Deployment>,
     pub(crate) replica_sets: Objects<ReplicaSet>,
     pub(crate) stateful_sets: Objects<StatefulSet>,
@@ -183,6 +215,7 @@ cached! {
     ServiceAccount service_accounts
     ConfigMap root_certificates
     EndpointSlice slices
+    Endpoints endpoints
     Deployment deployments
     ReplicaSet replica_sets
     StatefulSet stateful_sets
@@ -190,58 +223,6 @@ cached! {
     Job jobs
     CronJob cron_jobs
     PodDisruptionBudget budgets
-}
-
-/// Follows one kind for as long as somebody listens.
-fn follow<K>(
-    api: Api<K>,
-    config: watcher::Config,
-    out: &mpsc::Sender<Change>,
-    stop: &CancellationToken,
-    wrap: fn(Event<K>) -> Change,
-) where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-{
-    let (out, stop) = (out.clone(), stop.clone());
-    tokio::spawn(stop.run_until_cancelled_owned(async move {
-        let mut events = watcher(api, config).default_backoff().boxed();
-        loop {
-            match events.try_next().await {
-                Ok(Some(event)) => {
-                    if out.send(wrap(event)).await.is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => return,
-                Err(error) => tracing::debug!(%error, kind = %K::kind(&()), "a watch broke off and is taken up again"),
-            }
-        }
-    }));
-}
-
-/// Follows the metadata of a kind known only by name.
-pub(crate) fn follow_metadata(
-    client: &Client,
-    resource: kube::core::ApiResource,
-    out: &mpsc::Sender<Change>,
-    stop: &CancellationToken,
-) {
-    let (out, stop) = (out.clone(), stop.clone());
-    let api: Api<PartialObjectMeta<kube::core::DynamicObject>> = Api::all_with(client.clone(), &resource);
-    tokio::spawn(stop.run_until_cancelled_owned(async move {
-        let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
-        loop {
-            match events.try_next().await {
-                Ok(Some(event)) => {
-                    if out.send(Change::Metadata(resource.clone(), Box::new(event))).await.is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => return,
-                Err(error) => tracing::debug!(%error, kind = %resource.kind, "a watch broke off and is taken up again"),
-            }
-        }
-    }));
 }
 
 impl Cluster {
@@ -253,7 +234,7 @@ impl Cluster {
                 follow(Api::all(client.clone()), watcher::Config::default(), &out, stop, Change::$wrap);
             )*};
         }
-        follow_all!(Namespace Node Pod Service ServiceAccount Slice Deployment ReplicaSet StatefulSet DaemonSet Job CronJob Budget);
+        follow_all!(Namespace Node Pod Service ServiceAccount Slice Endpoints Deployment ReplicaSet StatefulSet DaemonSet Job CronJob Budget);
         let only =
             watcher::Config::default().fields(&format!("metadata.name={}", super::service_account::ROOT_CERTIFICATE));
         follow(Api::all(client.clone()), only, &out, stop, Change::RootCertificate);
@@ -268,6 +249,7 @@ impl Cluster {
             service_accounts: Objects::default(),
             root_certificates: Objects::default(),
             slices: Objects::default(),
+            endpoints: Objects::default(),
             deployments: Objects::default(),
             replica_sets: Objects::default(),
             stateful_sets: Objects::default(),
@@ -307,10 +289,12 @@ impl Cluster {
                 let service = labels.and_then(|l| l.get("kubernetes.io/service-name"));
                 service.map(|s| Work::Endpoints((key_of(&o.metadata).0, s.clone()))).into_iter().collect()
             }),
+            Change::Endpoints(event) => self.take(event, |_, o| vec![Work::Endpoints(key_of(&o.metadata))]),
             Change::Deployment(event) => self.take(event, |_, o| vec![Work::Deployment(key_of(&o.metadata))]),
-            Change::ReplicaSet(event) => self.take(event, |_, o| {
+            Change::ReplicaSet(event) => self.take(event, |cluster, o| {
                 let own = [Work::ReplicaSet(key_of(&o.metadata))];
-                own.into_iter().chain(work_for_owner(&o.metadata)).collect()
+                let adopters = super::adoption::adopters_of_set(cluster, o);
+                own.into_iter().chain(work_for_owner(&o.metadata)).chain(adopters).collect()
             }),
             Change::StatefulSet(event) => self.take(event, |_, o| vec![Work::StatefulSet(key_of(&o.metadata))]),
             Change::DaemonSet(event) => self.take(event, |_, o| vec![Work::DaemonSet(key_of(&o.metadata))]),
@@ -337,14 +321,21 @@ impl Cluster {
                 K::objects(self).remove(&object);
                 work(self, &object)
             }
-            // Watches of an API in this process start once; what a restart could have missed, the periodic looks mend.
-            Event::Init | Event::InitDone => Vec::new(),
+            Event::Init => {
+                K::objects(self).begin_list();
+                Vec::new()
+            }
+            Event::InitDone => {
+                let gone = K::objects(self).end_list();
+                gone.iter().flat_map(|object| work(self, object)).collect()
+            }
         }
     }
 
     fn work_for_pod(&self, pod: &Pod) -> Vec<Work> {
         let key = key_of(&pod.metadata);
         let mut work: Vec<Work> = work_for_owner(&pod.metadata).collect();
+        work.extend(super::adoption::adopters_of_pod(self, pod));
         if super::scheduler::is_unscheduled(pod) {
             work.push(Work::Schedule(key.clone()));
         }
@@ -368,7 +359,7 @@ impl Cluster {
         K: Cached + Resource<Scope = k8s_openapi::NamespaceResourceScope>,
     {
         let namespace = object.meta().namespace.clone().unwrap_or_default();
-        let created = self.namespaced::<K>(&namespace).create(&PostParams::default(), object).await?;
+        let created = self.namespaced::<K>(&namespace).create(&writing(), object).await?;
         K::objects(self).put(created.clone());
         Ok(created)
     }
@@ -379,7 +370,7 @@ impl Cluster {
         K: Cached + Resource<Scope = k8s_openapi::NamespaceResourceScope>,
     {
         let (namespace, name) = key_of(object.meta());
-        let written = self.namespaced::<K>(&namespace).replace(&name, &PostParams::default(), object).await?;
+        let written = self.namespaced::<K>(&namespace).replace(&name, &writing(), object).await?;
         K::objects(self).put(written.clone());
         Ok(written)
     }
@@ -390,7 +381,7 @@ impl Cluster {
         K: Cached + Resource<Scope = k8s_openapi::NamespaceResourceScope>,
     {
         let api = self.namespaced::<K>(&key.0);
-        let written = api.patch(&key.1, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        let written = api.patch(&key.1, &patching(), &Patch::Merge(patch)).await?;
         K::objects(self).put(written.clone());
         Ok(written)
     }
@@ -413,7 +404,7 @@ impl Cluster {
         object["status"] = status;
         let object: K = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;
         let api = self.namespaced::<K>(&key.0);
-        let written = api.replace_status(&key.1, &PostParams::default(), &object).await?;
+        let written = api.replace_status(&key.1, &writing(), &object).await?;
         K::objects(self).put(written);
         Ok(())
     }
@@ -428,7 +419,7 @@ impl Cluster {
             Err(error) if is_gone(&error) => {}
             Err(error) => return Err(error),
         }
-        if let Some(object) = K::objects(self).0.get_mut(key)
+        if let Some(object) = K::objects(self).known.get_mut(key)
             && object.meta().deletion_timestamp.is_none()
         {
             object.meta_mut().deletion_timestamp =

@@ -2,7 +2,7 @@
 
 use super::cache::{Cluster, Key, key_of};
 use super::template::{self, PodName, hash_of};
-use super::{Again, event};
+use super::{Again, adoption, event};
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetStatus};
 use k8s_openapi::api::core::v1::{Pod, Toleration};
 use kube::api::DeleteParams;
@@ -16,6 +16,7 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<
     let Some(set) = cluster.daemon_sets.get(key).cloned() else { return Ok(None) };
     let spec = set.spec.clone().unwrap_or_default();
     let revision = hash_of(&spec.template, 0);
+    adoption::claim::<_, Pod>(cluster, &set, Some(&spec.selector), template::is_active).await?;
     let nodes: Vec<String> = cluster.nodes.iter().filter_map(|node| node.metadata.name.clone()).collect();
     let on = |pod: &Pod, node: &str| {
         pod.spec.as_ref().and_then(|s| s.node_selector.as_ref()).and_then(|s| s.get(HOSTNAME)).map(String::as_str)

@@ -2,7 +2,7 @@
 
 use super::cache::{Cluster, Key, key_of, owned_by};
 use super::template::hash_of;
-use super::{Again, event};
+use super::{Again, adoption, event};
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -22,6 +22,8 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<
     if deployment.metadata.deletion_timestamp.is_some() {
         return Ok(None);
     }
+    let selector = deployment.spec.as_ref().map(|spec| &spec.selector);
+    adoption::claim::<_, ReplicaSet>(cluster, &deployment, selector, |_| true).await?;
     let sets: Vec<ReplicaSet> = cluster.replica_sets.controlled(&deployment.metadata).cloned().collect();
     let paused = deployment.spec.as_ref().and_then(|s| s.paused).unwrap_or(false);
     let hash = hash_of(&template_of(&deployment), 0);
@@ -241,12 +243,6 @@ fn status(
     let wanted = wanted(deployment);
     let (_, slack) = slack(deployment);
     let name = new.and_then(|set| set.metadata.name.clone()).unwrap_or_default();
-    let complete = updated == wanted && replicas == wanted && available == wanted;
-    let progress = match (complete, updated) {
-        (true, _) => ("NewReplicaSetAvailable", format!("ReplicaSet \"{name}\" has successfully progressed.")),
-        (false, 0) => ("NewReplicaSetCreated", format!("Created new replica set \"{name}\"")),
-        (false, _) => ("ReplicaSetUpdated", format!("ReplicaSet \"{name}\" is progressing.")),
-    };
     let enough = available >= wanted - slack;
     let availability = if enough {
         ("MinimumReplicasAvailable", "Deployment has minimum availability.".to_owned())
@@ -259,31 +255,88 @@ fn status(
         .flat_map(|s| s.conditions.iter().flatten())
         .map(|c| (c.type_.clone(), c.clone()))
         .collect();
-    let condition = |kind: &str, holds: bool, (reason, message): (&str, String)| {
-        let status = if holds { "True" } else { "False" };
-        let before = old.get(kind);
-        let time = |keep: bool, earlier: Option<&Time>| earlier.filter(|_| keep).cloned().unwrap_or(Time(now));
-        let same_status = before.is_some_and(|c| c.status == status);
-        let same = same_status && before.is_some_and(|c| c.reason.as_deref() == Some(reason));
-        DeploymentCondition {
-            type_: kind.to_owned(),
-            status: status.to_owned(),
-            reason: Some(reason.to_owned()),
-            message: Some(message),
-            last_transition_time: Some(time(same_status, before.and_then(|c| c.last_transition_time.as_ref()))),
-            last_update_time: Some(time(same, before.and_then(|c| c.last_update_time.as_ref()))),
-        }
-    };
-    DeploymentStatus {
+    let mut status = DeploymentStatus {
         observed_generation: deployment.metadata.generation,
         replicas: some(replicas),
         updated_replicas: some(updated),
         ready_replicas: some(sum(&|set| set.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0))),
         available_replicas: some(available),
         unavailable_replicas: some((wanted.max(replicas) - available).max(0)),
-        conditions: Some(vec![condition("Available", enough, availability), condition("Progressing", true, progress)]),
         ..Default::default()
+    };
+    let progressing = progress(deployment, &status, &name, old.get("Progressing"), now);
+    let truth = if enough { "True" } else { "False" };
+    status.conditions = Some(vec![condition("Available", truth, availability, old.get("Available"), now), progressing]);
+    status
+}
+
+/// A condition that keeps the times of the one before as far as nothing changed.
+fn condition(
+    kind: &str,
+    status: &str,
+    (reason, message): (&str, String),
+    before: Option<&DeploymentCondition>,
+    now: jiff::Timestamp,
+) -> DeploymentCondition {
+    let time = |keep: bool, earlier: Option<&Time>| earlier.filter(|_| keep).cloned().unwrap_or(Time(now));
+    let same_status = before.is_some_and(|c| c.status == status);
+    let same = same_status && before.is_some_and(|c| c.reason.as_deref() == Some(reason));
+    DeploymentCondition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message),
+        last_transition_time: Some(time(same_status, before.and_then(|c| c.last_transition_time.as_ref()))),
+        last_update_time: Some(time(same, before.and_then(|c| c.last_update_time.as_ref()))),
     }
+}
+
+/// How the rollout goes: complete, moving, or without a sign of life for longer than it may. `status` has the counts of
+/// now, the deployment those of before.
+fn progress(
+    deployment: &Deployment,
+    status: &DeploymentStatus,
+    set: &str,
+    before: Option<&DeploymentCondition>,
+    now: jiff::Timestamp,
+) -> DeploymentCondition {
+    const KIND: &str = "Progressing";
+    let complete = |c: &DeploymentCondition| c.reason.as_deref() == Some("NewReplicaSetAvailable");
+    let message = format!("ReplicaSet \"{set}\" has successfully progressed.");
+    let wanted = Some(wanted(deployment)).filter(|count| *count > 0);
+    if status.updated_replicas == wanted && status.replicas == wanted && status.available_replicas == wanted {
+        return condition(KIND, "True", ("NewReplicaSetAvailable", message), before, now);
+    }
+    // A rollout that was complete stays so when pods fail or their number changes.
+    if let Some(before) = before.filter(|before| complete(before) && before.message.as_deref() == Some(&*message))
+        && status.replicas == status.updated_replicas
+    {
+        return before.clone();
+    }
+    let old = deployment.status.clone().unwrap_or_default();
+    let outdated = |status: &DeploymentStatus| status.replicas.unwrap_or(0) - status.updated_replicas.unwrap_or(0);
+    let moved = status.updated_replicas > old.updated_replicas
+        || outdated(status) < outdated(&old)
+        || status.ready_replicas > old.ready_replicas
+        || status.available_replicas > old.available_replicas;
+    let Some(before) = before.filter(|before| !complete(before)) else {
+        let created = ("NewReplicaSetCreated", format!("Created new replica set \"{set}\""));
+        return condition(KIND, "True", created, None, now);
+    };
+    if moved {
+        let updated = ("ReplicaSetUpdated", format!("ReplicaSet \"{set}\" is progressing."));
+        let mut condition = condition(KIND, "True", updated, Some(before), now);
+        condition.last_update_time = Some(Time(now));
+        return condition;
+    }
+    let spec = deployment.spec.clone().unwrap_or_default();
+    let deadline = i64::from(spec.progress_deadline_seconds.unwrap_or(600));
+    let since = before.last_update_time.as_ref().map_or(now, |time| time.0);
+    if now.as_second() - since.as_second() > deadline && spec.paused != Some(true) {
+        let late = ("ProgressDeadlineExceeded", format!("ReplicaSet \"{set}\" has timed out progressing."));
+        return condition(KIND, "False", late, Some(before), now);
+    }
+    before.clone()
 }
 
 #[cfg(test)]
@@ -343,6 +396,29 @@ mod tests {
         assert!(s.conditions.unwrap().iter().any(|c| c.reason.as_deref() == Some("NewReplicaSetAvailable")));
         let s = status(&d, current, &[set("new", 1, 0), set("old", 2, 2)], now);
         assert_eq!((s.replicas, s.updated_replicas, s.unavailable_replicas), (Some(3), Some(1), Some(1)));
+    }
+
+    #[test]
+    fn a_rollout_without_progress_times_out() {
+        let mut d = deployment(2, json!({}));
+        let current = Some(("d".to_owned(), "new".to_owned()));
+        let at = |seconds| jiff::Timestamp::from_second(seconds).unwrap();
+        let mut reasons = Vec::new();
+        let steps = [(0, 0), (5, 1), (300, 1), (606, 1), (700, 2)];
+        for (time, available) in steps {
+            let s = status(&d, current.clone(), &[set("new", 2, available)], at(time));
+            let progressing = s.conditions.iter().flatten().find(|c| c.type_ == "Progressing").unwrap().clone();
+            reasons.push((progressing.reason.unwrap(), progressing.status));
+            d.status = Some(s);
+        }
+        let expect = [
+            ("NewReplicaSetCreated", "True"),
+            ("ReplicaSetUpdated", "True"),
+            ("ReplicaSetUpdated", "True"),
+            ("ProgressDeadlineExceeded", "False"),
+            ("NewReplicaSetAvailable", "True"),
+        ];
+        assert_eq!(reasons, expect.map(|(reason, status)| (reason.to_owned(), status.to_owned())));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! EndpointSlices: which pods answer for a Service, on which ports, and whether they are ready.
 
-use super::Again;
 use super::cache::{Cluster, Key, key_of, owned_by};
 use super::template;
+use super::{Again, legacy_endpoints};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -30,9 +30,13 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<
             && labels.and_then(|l| l.get(MANAGED_BY)).is_some_and(|m| m == NAME)
     };
     let existing: Vec<EndpointSlice> = cluster.slices.inside(&key.0).filter(mine).cloned().collect();
-    let service = cluster.services.get(key).filter(|s| s.metadata.deletion_timestamp.is_none()).cloned();
+    let chooses = |service: &&Service| {
+        let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+        service.metadata.deletion_timestamp.is_none() && selector.is_some_and(|selector| !selector.is_empty())
+    };
+    let service = cluster.services.get(key).filter(chooses).cloned();
     let wanted = match &service {
-        Some(service) if service.spec.as_ref().is_some_and(|s| s.selector.as_ref().is_some_and(|s| !s.is_empty())) => {
+        Some(service) => {
             let none = BTreeMap::new();
             let pods: Vec<&Pod> = cluster
                 .pods
@@ -41,7 +45,7 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<
                 .collect();
             slices(service, &pods)
         }
-        _ => Vec::new(),
+        None => Vec::new(),
     };
     let names: BTreeSet<&Option<String>> = wanted.iter().map(|slice| &slice.metadata.name).collect();
     for slice in existing.iter().filter(|slice| !names.contains(&slice.metadata.name)) {
@@ -63,6 +67,7 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<
             }
         }
     }
+    legacy_endpoints::reconcile(cluster, key, service.as_ref()).await?;
     Ok(None)
 }
 
@@ -124,7 +129,7 @@ fn slices(service: &Service, pods: &[&Pod]) -> Vec<EndpointSlice> {
 }
 
 /// The number behind a target port on a pod; a name that the pod does not have leaves the port out.
-fn resolve(target: Option<&IntOrString>, port: i32, pod: &Pod) -> Option<i32> {
+pub(crate) fn resolve(target: Option<&IntOrString>, port: i32, pod: &Pod) -> Option<i32> {
     match target {
         None => Some(port),
         Some(IntOrString::Int(0)) => Some(port),

@@ -1,9 +1,8 @@
 //! Events: what controllers did, for `kubectl describe`.
 
-use super::cache::Cluster;
+use super::cache::{Cluster, writing};
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use kube::api::PostParams;
 use kube::{Api, Resource};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -70,7 +69,7 @@ async fn emit<K: Resource<DynamicType = ()>>(
         ..Default::default()
     };
     let api: Api<Event> = Api::namespaced(cluster.client.clone(), &namespace);
-    if let Err(error) = api.create(&PostParams::default(), &event).await {
+    if let Err(error) = api.create(&writing(), &event).await {
         tracing::debug!(%error, reason, "an event could not be written");
     }
 }

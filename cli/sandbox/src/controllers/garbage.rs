@@ -4,9 +4,10 @@
 //! whose owners are gone is deleted; one that is being deleted in the foreground waits for what it owns; one deleted
 //! with `orphan` first lets go of what it owns.
 
-use super::cache::{Change, Cluster, Key, follow_metadata, is_conflict, is_gone, key_of};
+use super::cache::{Change, Cluster, Key, is_conflict, is_gone, key_of, patching};
+use super::watches::follow_metadata;
 use super::{Again, Work};
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{DeleteParams, Patch};
 use kube::core::{ApiResource, DynamicObject, ObjectMeta, PartialObjectMeta};
 use kube::discovery::{Discovery, verbs};
 use kube::runtime::watcher::Event;
@@ -155,7 +156,7 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, uid: &str) -> kube::Result<
                 let references: Vec<_> =
                     found.metadata.owner_references.into_iter().flatten().filter(|r| keep.contains(&&r.uid)).collect();
                 let patch = json!({"metadata": {"ownerReferences": references}});
-                gone_is_fine(whole.patch_metadata(&owned.key.1, &PatchParams::default(), &Patch::Merge(&patch)).await)?;
+                gone_is_fine(whole.patch_metadata(&owned.key.1, &patching(), &Patch::Merge(&patch)).await)?;
             }
             drop_finalizer(&api, &name, &node.finalizers, "orphan").await?;
         } else if node.finalizers.iter().any(|f| f == "foregroundDeletion") {
@@ -201,7 +202,7 @@ async fn delete(client: &Client, node: &Node, options: DeleteParams) -> kube::Re
 async fn drop_finalizer(api: &Api<DynamicObject>, name: &str, all: &[String], which: &str) -> kube::Result<()> {
     let left: Vec<&String> = all.iter().filter(|f| *f != which).collect();
     let patch = json!({"metadata": {"finalizers": left}});
-    gone_is_fine(api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(&patch)).await).map(|_| ())
+    gone_is_fine(api.patch_metadata(name, &patching(), &Patch::Merge(&patch)).await).map(|_| ())
 }
 
 fn gone_is_fine<T>(outcome: kube::Result<T>) -> kube::Result<Option<T>> {

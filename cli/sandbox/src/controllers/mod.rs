@@ -6,6 +6,7 @@
 //!
 //! One file a controller: each has `reconcile(&mut Cluster, key)`, and says when it wants to be called again.
 
+mod adoption;
 pub mod cache;
 mod cron_job;
 mod daemon_set;
@@ -15,12 +16,14 @@ mod endpoints;
 mod event;
 mod garbage;
 mod job;
+mod legacy_endpoints;
 mod namespace;
 mod replica_set;
 mod scheduler;
 mod service_account;
 mod stateful_set;
 mod template;
+mod watches;
 
 use cache::{Change, Cluster, Key};
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,7 +2,7 @@
 
 use super::cache::{Cluster, Key, key_of};
 use super::template::{self, PodName};
-use super::{Again, event};
+use super::{Again, adoption, event};
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::DeleteParams;
@@ -15,6 +15,8 @@ const AT_ONCE: usize = 50;
 pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<Again> {
     let Some(set) = cluster.replica_sets.get(key).cloned() else { return Ok(None) };
     let wanted = set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1).max(0) as usize;
+    let selector = set.spec.as_ref().map(|spec| &spec.selector);
+    adoption::claim::<_, Pod>(cluster, &set, selector, template::is_active).await?;
     if set.metadata.deletion_timestamp.is_none() {
         let active: Vec<Pod> = active_pods(cluster, &set);
         if active.len() < wanted {

@@ -3,11 +3,15 @@
 use super::cache::{Cluster, Key};
 use super::{Again, event};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use kube::api::PatchParams;
 use serde_json::json;
 use std::time::Duration;
 
 /// The scheduler's name in events and in `spec.schedulerName`.
 const NAME: &str = "default-scheduler";
+
+/// Who the scheduler is in `managedFields`.
+const MANAGER: &str = "kube-scheduler";
 
 /// True if the pod waits for a node and for us to find it.
 pub(crate) fn is_unscheduled(pod: &Pod) -> bool {
@@ -30,7 +34,7 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<
                 "apiVersion": "v1", "kind": "Binding", "metadata": {"name": key.1, "namespace": key.0},
                 "target": {"apiVersion": "v1", "kind": "Node", "name": node},
             });
-            let path = format!("/api/v1/namespaces/{}/pods/{}/binding", key.0, key.1);
+            let path = format!("/api/v1/namespaces/{}/pods/{}/binding?fieldManager={MANAGER}", key.0, key.1);
             let request = http::Request::post(path)
                 .header("content-type", "application/json")
                 .body(binding.to_string().into_bytes())
@@ -47,7 +51,8 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<
                     "reason": "Unschedulable", "message": why, "lastTransitionTime": jiff::Timestamp::now()}]}});
                 let api: kube::Api<Pod> = kube::Api::namespaced(cluster.client.clone(), &key.0);
                 let patch = kube::api::Patch::Strategic(&condition);
-                api.patch_status(&key.1, &kube::api::PatchParams::default(), &patch).await?;
+                let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() };
+                api.patch_status(&key.1, &params, &patch).await?;
                 event::warning(cluster, &pod, NAME, "FailedScheduling", why).await;
             }
             // A node that changes wakes us; this is for a node whose change was missed.

@@ -2,7 +2,7 @@
 
 use super::cache::{Cluster, Key, key_of};
 use super::template::{self, PodName, hash_of};
-use super::{Again, event};
+use super::{Again, adoption, event};
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::DeleteParams;
@@ -18,6 +18,8 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<
     let spec = set.spec.clone().unwrap_or_default();
     let revision = format!("{name}-{}", hash_of(&spec.template, 0));
     let wanted = spec.replicas.unwrap_or(1).max(0);
+    let is_member = |pod: &Pod| ordinal(&name, pod).is_some();
+    adoption::claim::<_, Pod>(cluster, &set, Some(&spec.selector), is_member).await?;
     let parallel = spec.pod_management_policy.as_deref() == Some("Parallel");
     if set.metadata.deletion_timestamp.is_none() {
         let pods: Vec<Pod> = cluster.pods.controlled(&set.metadata).cloned().collect();
@@ -63,6 +65,11 @@ fn label(pod: &Pod) -> Option<&String> {
     pod.metadata.labels.as_ref()?.get(REVISION)
 }
 
+/// The number of a set's pod, from its name.
+fn ordinal(set: &str, pod: &Pod) -> Option<i32> {
+    pod.metadata.name.as_deref()?.strip_prefix(set)?.strip_prefix('-')?.parse().ok()
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     Create(Vec<i32>),
@@ -85,7 +92,7 @@ fn next(name: &str, wanted: i32, parallel: bool, by_hand: bool, revision: &Strin
         let before_are_ready = (0..first).all(|ordinal| named(ordinal).is_some_and(template::is_ready));
         return before_are_ready.then(|| Step::Create(vec![first]));
     }
-    let ordinal = |pod: &Pod| pod.metadata.name.as_deref().and_then(|n| n.rsplit_once('-')?.1.parse::<i32>().ok());
+    let ordinal = |pod: &Pod| ordinal(name, pod);
     let quiet = pods.iter().all(|pod| pod.metadata.deletion_timestamp.is_none());
     let surplus = pods.iter().filter(|pod| ordinal(pod).is_some_and(|o| o >= wanted)).max_by_key(|pod| ordinal(pod));
     if let Some(pod) = surplus {
