@@ -21,6 +21,8 @@ use std::sync::LazyLock;
 pub(super) const REFERENCE: &str = "#/components/schemas/";
 /// Definition every kind's `metadata` refers to.
 pub(super) const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+/// Defaults, enumerations and examples in the schemas of custom kinds.
+const ANY_VALUE: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON";
 
 /// All schemas of built-in kinds.
 pub(super) struct Definitions {
@@ -71,6 +73,10 @@ impl Definitions {
             if let Some(schema) = schemas.get_mut(*definition) {
                 schema["properties"][*field]["x-kubernetes-map-type"] = "atomic".into();
             }
+        }
+        // The library says `object` of what can be any value.
+        if let Some(any) = schemas.get_mut(ANY_VALUE).and_then(Value::as_object_mut) {
+            any.shift_remove("type");
         }
         for (definition, field, strategy) in RETAINED {
             if let Some(schema) = schemas.get_mut(*definition) {
