@@ -42,10 +42,10 @@ impl Error {
         self
     }
 
-    /// Says something else to do next.
+    /// Says something else to do next, if anything was to be done.
     #[must_use]
     pub fn hint_instead(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = self.hint.map(|_| hint.into());
         self
     }
 
