@@ -193,11 +193,16 @@ impl Ground {
             self.say_how_to_go_on();
             return;
         }
+        if self.sandbox.is_none() && self.applied.is_none() {
+            return;
+        }
         let step = self.printer.step("clearing away");
+        let mut gone = true;
         if let Some(name) = self.sandbox.take() {
             drop(self.up.take());
             let of = name.clone();
             if let Err(error) = sandbox::blocking(move || lifecycle::down(&of)).await {
+                gone = false;
                 self.printer.warn(&format!("sandbox {name} is not quite gone: {error}"));
                 self.printer.hint(&format!("meshctl sandbox down --name {name}"));
             }
@@ -205,7 +210,11 @@ impl Ground {
         if let Some((cluster, objects)) = self.applied.take()
             && let Err(error) = apply::delete(&cluster, objects, NAMESPACE, &step).await
         {
+            gone = false;
             self.printer.warn(&error.to_string());
+        }
+        if gone {
+            step.done("everything is gone again");
         }
     }
 
