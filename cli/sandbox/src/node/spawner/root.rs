@@ -49,7 +49,8 @@ pub(super) fn enter(view: &View) -> anyhow::Result<()> {
         for path in ["/"].into_iter().chain(FRESH.iter().map(|(path, _)| *path)) {
             let target = resolve(&root, Path::new(path))?;
             if path == "/" || fs::metadata(&target).is_ok() {
-                read_only(&target).with_context(|| format!("write-protecting {path}"))?;
+                // Alone: volumes stay writable, and so does /proc, through which a user is mapped yet.
+                protect(&target, 0).with_context(|| format!("write-protecting {path}"))?;
             }
         }
     }
@@ -175,8 +176,13 @@ struct Attributes {
 const MOUNT_ATTR_RDONLY: u64 = 1;
 
 /// Write-protects a mount and those in it; on kernels before 5.12 only the mount itself.
-#[allow(unsafe_code)]
 pub(super) fn read_only(target: &Path) -> nix::Result<()> {
+    protect(target, libc::AT_RECURSIVE)
+}
+
+/// Write-protects a mount, with `AT_RECURSIVE` also those in it.
+#[allow(unsafe_code)]
+fn protect(target: &Path, flags: i32) -> nix::Result<()> {
     use nix::NixPath as _;
     let attributes = Attributes { set: MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, user_namespace: 0 };
     let done = target.with_nix_path(|path| {
@@ -186,7 +192,7 @@ pub(super) fn read_only(target: &Path) -> nix::Result<()> {
                 libc::SYS_mount_setattr,
                 libc::AT_FDCWD,
                 path.as_ptr(),
-                libc::AT_RECURSIVE,
+                flags,
                 &raw const attributes,
                 size_of::<Attributes>(),
             )
