@@ -35,6 +35,7 @@ pub(super) fn serve(api: &Api, path: &str, accept: &Accept) -> Result<Response<B
         ["apis", group, version] => found(resource_list(&registry, group, version)),
         ["version"] => Ok(accept.respond(200, &version())),
         ["healthz" | "livez" | "readyz", ..] => Ok(negotiate::text(200, "ok")),
+        ["openapi", "v2"] => Ok(openapi_v2(accept)),
         ["openapi", "v3"] => Ok(accept.respond(200, &openapi::index(&plain(&registry)))),
         ["openapi", "v3", "api", version] => found(openapi::document(&plain(&registry), "", version)),
         ["openapi", "v3", "apis", group, version] => found(openapi::document(&plain(&registry), group, version)),
@@ -44,12 +45,15 @@ pub(super) fn serve(api: &Api, path: &str, accept: &Accept) -> Result<Response<B
     }
 }
 
-/// An OpenAPI v2 document in protobuf that says nothing but its version (field 1): clients then leave validation to us.
-pub(super) fn openapi_v2() -> Response<Body> {
-    let mut response = negotiate::text(200, "\n\u{3}2.0");
-    // The type's own name has an `@` in it, which no media type may have.
-    let kind = http::HeaderValue::from_static("application/octet-stream");
-    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+/// The old form of the schemas, empty: `kubectl` turns to it for kinds it cannot find in the new one, and then says
+/// by itself that there is no such kind.
+fn openapi_v2(accept: &Accept) -> Response<Body> {
+    if accept.form != Form::OpenApi {
+        return accept.respond(200, &json!({"swagger": "2.0", "info": {"title": "Kubernetes"}, "paths": {}}));
+    }
+    // Field 1, `swagger`, of the document message.
+    let mut response = Response::new(negotiate::full(&b"\x0a\x032.0"[..]));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(negotiate::OPENAPI_V2));
     response
 }
 

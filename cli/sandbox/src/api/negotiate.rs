@@ -21,7 +21,12 @@ pub enum Form {
     Metadata,
     /// `apidiscovery.k8s.io` aggregated discovery.
     Discovery,
+    /// The protobuf form of `/openapi/v2`.
+    OpenApi,
 }
+
+/// Media type of OpenAPI v2 documents in protobuf.
+pub const OPENAPI_V2: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// What the client accepts.
 #[derive(Debug, Clone)]
@@ -124,6 +129,9 @@ fn media_type(text: &str) -> Option<(Form, bool)> {
     let yaml = match parts.next()? {
         "application/json" | "application/*" | "*/*" | "" => false,
         "application/yaml" | "text/yaml" => true,
+        "application/com.github.proto-openapi.spec.v2@v1.0+protobuf" | OPENAPI_V2 => {
+            return Some((Form::OpenApi, false));
+        }
         _ => return None,
     };
     let form = match parts.find_map(|parameter| parameter.strip_prefix("as=")) {

@@ -144,8 +144,6 @@ pub(super) async fn handle(api: Api, parts: Parts, body: RequestBody, user: Resu
     let query = Query::parse(parts.uri.query());
     let accept = match Accept::read(&parts.headers, &query) {
         Ok(accept) => accept,
-        // kubectl asks for this one, in protobuf only, when it is given a List.
-        Err(_) if parts.uri.path() == "/openapi/v2" => return discovery::openapi_v2(),
         Err(error) => return refuse(&Accept::default(), &error),
     };
     match dispatch(api, parts, body, user, query, accept.clone()).await {

@@ -88,6 +88,11 @@ impl Definitions {
                 schema["properties"]["protocol"]["default"] = "TCP".into();
             }
         }
+        for definition in ANYTHING {
+            if let Some(schema) = schemas.get_mut(*definition) {
+                *schema = json!({"description": schema["description"], "x-kubernetes-preserve-unknown-fields": true});
+            }
+        }
         Self { schemas, roots: builder.roots }
     }
 }
@@ -232,6 +237,15 @@ const LISTS: &[(&str, &str, &str)] = &[
     ("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "finalizers", "set"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "ownerReferences", "uid"),
     ("io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIServiceStatus", "conditions", "type"),
+];
+
+/// Any JSON at all, or schemas in schemas, which stand for themselves.
+const ANYTHING: &[&str] = &[
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON",
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrArray",
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrBool",
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray",
+    "io.k8s.apimachinery.pkg.runtime.RawExtension",
 ];
 
 /// Unions: clients that change one say which of its fields stay.

@@ -264,3 +264,37 @@ async fn watches_of_custom_resources_end_with_them() {
         tokio::time::timeout(Duration::from_secs(5), async { while let Ok(Some(_)) = events.try_next().await {} });
     end.await.unwrap();
 }
+
+#[tokio::test]
+async fn schemas_are_kept_word_for_word() {
+    let schema = json!({"type": "object", "required": ["spec"], "properties": {"spec": {
+        "type": "object",
+        "x-kubernetes-validations": [{"rule": "self.a > 0", "message": "too small"}],
+        "oneOf": [{"required": ["a"]}, {"required": ["b"]}],
+        "properties": {
+            "a": {"type": "integer", "format": "int32", "minimum": 1.0, "default": 3},
+            "b": {"type": "string", "enum": ["x", "y"], "default": "x", "pattern": "^[a-z]+$"},
+            "any": {"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]},
+            "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+            "map": {"type": "object", "additionalProperties": {"type": "string", "maxLength": 9}},
+            "open": {"type": "object", "additionalProperties": true},
+            "list": {
+                "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
+                "items": {"type": "object", "required": ["name"], "properties": {
+                    "name": {"type": "string"}, "nested": {"type": "array", "items": {"type": "object", "properties": {"deep": {"type": "boolean"}}}},
+                }},
+            },
+        },
+    }}});
+    let client = Api::new(Config::default()).unwrap().client();
+    let resource =
+        ApiResource::from_gvk(&GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition"));
+    let definitions: Objects<DynamicObject> = Objects::all_with(client, &resource);
+    let mut definition = serde_json::to_value(definition()).unwrap();
+    definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"] = schema.clone();
+    let made = definitions
+        .create(&PostParams { field_manager: Some("t".to_owned()), ..PostParams::default() }, &typed(definition))
+        .await
+        .unwrap();
+    assert_eq!(made.data["spec"]["versions"][0]["schema"]["openAPIV3Schema"], schema);
+}
