@@ -13,7 +13,9 @@ mod images;
 mod layout;
 pub mod logs;
 mod network;
+mod object;
 mod payload;
+mod place;
 mod plan;
 mod pod_files;
 mod portforward;
@@ -171,7 +173,9 @@ impl Kubelet {
             runs.filter_map(|runs| runs.current).collect()
         };
         for run in &runs {
-            run.process.signal(libc::SIGTERM);
+            // The first process of a pid namespace doesn't get signals it has no handler for.
+            let heard = spawner::handles(run.process.pid, libc::SIGTERM);
+            run.process.signal(if heard { libc::SIGTERM } else { libc::SIGKILL });
         }
         let all = futures::future::join_all(runs.iter().map(|run| async { run.process.clone().ended().await }));
         let _ = tokio::time::timeout(patience, all).await;

@@ -161,7 +161,7 @@ fn incomplete<'a>(spec: &'a PodSpec, seen: &Sightings) -> Vec<&'a str> {
         .filter(|(part, container)| {
             let seen = seen_of(seen, &container.name);
             match part {
-                Part::Init => !seen.and_then(Seen::ended).is_some_and(|ended| ended.code == 0),
+                Part::Init => seen.and_then(Seen::ended).is_none_or(|ended| ended.code != 0),
                 Part::Sidecar => !seen.is_some_and(|seen| seen.started || seen.restarts > 0),
                 Part::App => false,
             }

@@ -3,22 +3,19 @@
 use super::container::{self, Site};
 use super::events::Events;
 use super::exec::Exit;
-use super::network::{Attachment, NODE_ADDRESS};
+use super::network::NODE_ADDRESS;
+use super::object::Object;
+use super::place::{self, Place};
 use super::plan::{self, Action, Ended, Part, Sightings, State, Stop};
 use super::run::Run;
 use super::spawner::Namespaces;
 use super::supervise::Ward;
 use super::volumes::{Volumes, with_api_access};
-use super::{Node, layout, pod_files, status};
-use anyhow::Context as _;
+use super::{Node, layout, status};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod, ServiceAccount};
-use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use k8s_openapi::api::core::v1::{Container, Pod};
 use parking_lot::RwLock;
-use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::fs;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -89,22 +86,9 @@ enum Stage {
     Over,
 }
 
-/// What was made for the pod.
-struct Place {
-    attachment: Option<Attachment>,
-    namespaces: Option<Arc<Namespaces>>,
-}
-
-impl Place {
-    fn address(&self) -> Ipv4Addr {
-        self.attachment.map_or(NODE_ADDRESS, |attachment| attachment.address)
-    }
-}
-
 pub(super) struct Worker {
     node: Arc<Node>,
-    /// As the API has it.
-    pod: Pod,
+    object: Object,
     /// With what the node adds.
     effective: Arc<Pod>,
     automount: Option<bool>,
@@ -131,7 +115,7 @@ impl Worker {
         Self {
             events: Arc::new(Events::new(node.client.clone())),
             effective: Arc::new(pod.clone()),
-            pod: pod.clone(),
+            object: Object::new(node.client.clone(), pod),
             automount: None,
             shared,
             folder,
@@ -176,10 +160,8 @@ impl Worker {
         match word {
             Word::Gone => self.gone = true,
             Word::Changed(pod) => {
-                // An echo of something older than what our own writes were answered with.
-                if revision(&pod) >= revision(&self.pod) {
-                    self.pod = (*pod).clone();
-                    self.effective = Arc::new(with_api_access(&self.pod, self.automount));
+                if self.object.take(&pod) {
+                    self.effective = Arc::new(with_api_access(self.object.pod(), self.automount));
                     self.refresh_volumes().await;
                 }
             }
@@ -192,7 +174,7 @@ impl Worker {
         let current =
             matches!(self.seen.get(name).map(|seen| &seen.state), Some(State::Running { id: now, .. }) if now == id);
         if let News::Event { reason, message } = news {
-            return self.events.warning(&self.pod, name, reason, message);
+            return self.events.warning(self.object.pod(), name, reason, message);
         }
         let Some(seen) = self.seen.get_mut(name).filter(|_| current) else { return };
         match news {
@@ -227,6 +209,28 @@ impl Worker {
             id: id.to_owned(),
         };
         seen.note_end(ended);
+        self.tell_of_backoff(name);
+    }
+
+    /// Says that a container will be started again, but not at once.
+    fn tell_of_backoff(&self, name: &str) {
+        let (Some((part, _)), Some(seen), Some(spec)) =
+            (self.container(name), self.seen.get(name), &self.object.pod().spec)
+        else {
+            return;
+        };
+        let Some(ended) = seen.ended() else { return };
+        let waits = seen.not_before.is_some_and(|until| until > ended.finished);
+        if waits && self.stop().is_none() && plan::restarts(part, plan::policy(spec), ended) {
+            let meta = &self.object.pod().metadata;
+            let (pod, namespace) = (meta.name.as_deref().unwrap_or_default(), meta.namespace.as_deref());
+            let message = format!(
+                "Back-off restarting failed container {name} in pod {pod}_{}({})",
+                namespace.unwrap_or("default"),
+                self.shared.uid
+            );
+            self.events.warning(self.object.pod(), name, "BackOff", message);
+        }
     }
 
     fn container(&self, name: &str) -> Option<(Part, Container)> {
@@ -238,8 +242,9 @@ impl Worker {
         if self.gone {
             return Some(Stop { since: self.began, grace: SignedDuration::ZERO });
         }
-        let since = self.pod.metadata.deletion_timestamp.as_ref()?.0;
-        let grace = SignedDuration::from_secs(self.pod.metadata.deletion_grace_period_seconds.unwrap_or(30).max(0));
+        let since = self.object.pod().metadata.deletion_timestamp.as_ref()?.0;
+        let grace =
+            SignedDuration::from_secs(self.object.pod().metadata.deletion_grace_period_seconds.unwrap_or(30).max(0));
         // The object says when the grace ends.
         Some(Stop { since: since.checked_sub(grace).unwrap_or(since), grace })
     }
@@ -272,8 +277,10 @@ impl Worker {
         if !self.report().await {
             wake = earlier(wake, now.checked_add(SignedDuration::from_secs(1)).ok());
         }
-        if matches!(self.stage, Stage::Over) && self.pod.metadata.deletion_timestamp.is_some() && !self.gone {
-            wake = earlier(wake, self.delete().await);
+        if matches!(self.stage, Stage::Over) && self.object.pod().metadata.deletion_timestamp.is_some() && !self.gone {
+            if !self.object.remove().await {
+                wake = earlier(wake, now.checked_add(SignedDuration::from_secs(1)).ok());
+            }
         }
         wake
     }
@@ -285,7 +292,7 @@ impl Worker {
 
     /// The pod ran to its end before this node knew of it.
     fn has_ended_before(&self) -> bool {
-        let phase = self.pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let phase = self.object.pod().status.as_ref().and_then(|status| status.phase.as_deref());
         matches!(phase, Some("Succeeded" | "Failed"))
     }
 
@@ -303,72 +310,32 @@ impl Worker {
                 self.stage = Stage::New { failures: failures + 1 };
                 let text = format!("{error:#}");
                 let reason = if text.starts_with("MountVolume") { "FailedMount" } else { "FailedCreatePodSandBox" };
-                self.events.warning(&self.pod, "", reason, text);
+                self.events.warning(self.object.pod(), "", reason, text);
             }
         }
     }
 
+    /// What the node adds to the pod, its volumes and its network.
     async fn make_place(&mut self) -> anyhow::Result<Place> {
-        let namespace = self.pod.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
-        let spec = self.pod.spec.clone().unwrap_or_default();
-        if self.automount.is_none() && spec.automount_service_account_token.is_none() {
-            let accounts: Api<ServiceAccount> = Api::namespaced(self.node.client.clone(), &namespace);
-            let name = spec.service_account_name.as_deref().unwrap_or("default");
-            let account =
-                accounts.get_opt(name).await.with_context(|| format!("reading the service account {name}"))?;
-            let account =
-                account.with_context(|| format!("error looking up service account {namespace}/{name}: not found"))?;
-            self.automount = account.automount_service_account_token.or(Some(true));
+        if self.automount.is_none() {
+            self.automount = Some(place::account_mounts_token(&self.node.client, self.object.pod()).await?);
         }
-        self.effective = Arc::new(with_api_access(&self.pod, self.automount));
-        for folder in [layout::etc(&self.folder), layout::shm(&self.folder), layout::volumes(&self.folder)] {
-            fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        }
-        let address = self.address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        self.effective = Arc::new(with_api_access(self.object.pod(), self.automount));
+        place::make_folders(&self.folder)?;
+        let pod = Arc::clone(&self.effective);
         // Before the network, because what is missing here may be missing for long.
-        self.volumes.refresh(&container::subject(&self.effective, address), Timestamp::now()).await?;
-        let place = self.connect().await?;
-        if let Err(error) = self.write_files(place.address()) {
-            self.disconnect(place).await;
-            return Err(error);
+        let before = container::subject(&pod, Ipv4Addr::UNSPECIFIED);
+        self.volumes.refresh(&before, Timestamp::now()).await?;
+        let place = Place::make(&self.node, self.object.pod(), self.shared.host_network).await?;
+        let after = container::subject(&pod, place.address());
+        let files = place::write_files(&self.folder, self.object.pod(), place.address());
+        match files.and(self.volumes.refresh(&after, Timestamp::now()).await) {
+            Ok(()) => Ok(place),
+            Err(error) => {
+                place.release(&self.node).await;
+                Err(error)
+            }
         }
-        if let Err(error) =
-            self.volumes.refresh(&container::subject(&self.effective, place.address()), Timestamp::now()).await
-        {
-            self.disconnect(place).await;
-            return Err(error);
-        }
-        Ok(place)
-    }
-
-    async fn connect(&self) -> anyhow::Result<Place> {
-        if self.shared.host_network {
-            return Ok(Place { attachment: None, namespaces: None });
-        }
-        let namespaces = self.node.spawner.namespaces(&pod_files::hostname(&self.pod)).await?;
-        let attachment = self.node.network.attach(&namespaces.net).await?;
-        Ok(Place { attachment: Some(attachment), namespaces: Some(Arc::new(namespaces)) })
-    }
-
-    async fn disconnect(&self, place: Place) {
-        self.shared.namespaces.write().take();
-        drop(place.namespaces);
-        if let Some(attachment) = place.attachment {
-            self.node.network.detach(attachment).await;
-        }
-    }
-
-    fn write_files(&self, address: Ipv4Addr) -> anyhow::Result<()> {
-        let etc = layout::etc(&self.folder);
-        let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        for (name, text) in [
-            ("hosts", pod_files::hosts(&self.pod, address)),
-            ("hostname", format!("{}\n", pod_files::hostname(&self.pod))),
-            ("resolv.conf", pod_files::resolver(&self.pod, super::services::DNS_ADDRESS, &host)),
-        ] {
-            fs::write(etc.join(name), text).with_context(|| format!("writing the pod's /etc/{name}"))?;
-        }
-        Ok(())
     }
 
     async fn refresh_volumes(&mut self) {
@@ -378,7 +345,7 @@ impl Worker {
         let address = self.address.unwrap_or(NODE_ADDRESS);
         let pod = Arc::clone(&self.effective);
         if let Err(error) = self.volumes.refresh(&container::subject(&pod, address), Timestamp::now()).await {
-            self.events.warning(&self.pod, "", "FailedMount", format!("{error:#}"));
+            self.events.warning(self.object.pod(), "", "FailedMount", format!("{error:#}"));
         }
     }
 
@@ -411,7 +378,7 @@ impl Worker {
         let started = match site.pull(&container) {
             Ok(entrypoint) => {
                 let message = format!("Container image \"{image}\" already present on machine");
-                self.events.normal(&self.pod, name, "Pulled", message);
+                self.events.normal(self.object.pod(), name, "Pulled", message);
                 site.start(&container, entrypoint, id.clone(), attempt).await
             }
             Err(refusal) => Err(refusal),
@@ -424,8 +391,8 @@ impl Worker {
 
     fn note_running(&mut self, container: Container, run: Arc<Run>, address: Ipv4Addr) {
         let name = container.name.clone();
-        self.events.normal(&self.pod, &name, "Created", format!("Created container: {name}"));
-        self.events.normal(&self.pod, &name, "Started", format!("Started container {name}"));
+        self.events.normal(self.object.pod(), &name, "Created", format!("Created container: {name}"));
+        self.events.normal(self.object.pod(), &name, "Started", format!("Started container {name}"));
         if let Some(seen) = self.seen.get_mut(&name) {
             seen.state = State::Running { since: run.since, id: run.id.clone() };
         }
@@ -453,7 +420,7 @@ impl Worker {
         let now = Timestamp::now();
         let Some(seen) = self.seen.get_mut(name) else { return };
         if refusal.ran {
-            self.events.warning(&self.pod, name, "Failed", format!("Error: {}", refusal.message));
+            self.events.warning(self.object.pod(), name, "Failed", format!("Error: {}", refusal.message));
             return seen.note_end(Ended {
                 code: 128,
                 signal: None,
@@ -467,7 +434,7 @@ impl Worker {
         let mut reason = refusal.reason;
         if reason == "ErrImagePull" {
             self.events.warning(
-                &self.pod,
+                self.object.pod(),
                 name,
                 "Failed",
                 format!("Failed to pull image \"{image}\": {}", refusal.message),
@@ -479,7 +446,7 @@ impl Worker {
         seen.note_refused(reason, refusal.message.clone(), now);
         let message =
             if reason.starts_with("Err") || reason.starts_with("Image") { reason.to_owned() } else { refusal.message };
-        self.events.warning(&self.pod, name, "Failed", format!("Error: {message}"));
+        self.events.warning(self.object.pod(), name, "Failed", format!("Error: {message}"));
     }
 
     fn stop_container(&mut self, name: &str, grace: SignedDuration, why: &str) {
@@ -491,7 +458,7 @@ impl Worker {
             Some(_) => format!("Container {name} {why}"),
             None => format!("Stopping container {name}"),
         };
-        self.events.normal(&self.pod, name, "Killing", message);
+        self.events.normal(self.object.pod(), name, "Killing", message);
         if let Some(ward) = self.wards.remove(name) {
             ward.abort();
         }
@@ -505,11 +472,12 @@ impl Worker {
         for (_, ward) in self.wards.drain() {
             ward.abort();
         }
+        self.shared.namespaces.write().take();
         if let Stage::Prepared(place) = std::mem::replace(&mut self.stage, Stage::Over) {
-            self.disconnect(place).await;
+            place.release(&self.node).await;
         }
         let folder = self.folder.clone();
-        let removed = tokio::task::spawn_blocking(move || remove(&folder)).await;
+        let removed = tokio::task::spawn_blocking(move || place::remove_folder(&folder)).await;
         if let Ok(Err(error)) = removed {
             tracing::warn!(%error, folder = %self.folder.display(), "removing a pod's files");
         }
@@ -526,50 +494,8 @@ impl Worker {
             started: self.began,
             ending: self.stop().is_some(),
         };
-        let status = status::report(&self.pod, &self.seen, facts, Timestamp::now());
-        let (Ok(new), Ok(old)) = (serde_json::to_value(&status), serde_json::to_value(&self.pod.status)) else {
-            return true;
-        };
-        let Some(patch) = changes(&new, &old) else { return true };
-        let pods = self.api();
-        let body = json!({"metadata": {"uid": self.shared.uid}, "status": patch});
-        let name = self.pod.metadata.name.clone().unwrap_or_default();
-        match pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(body)).await {
-            Ok(pod) => {
-                if revision(&pod) >= revision(&self.pod) {
-                    self.pod = pod;
-                }
-                true
-            }
-            // Gone, or another pod of the same name; the watch will say so.
-            Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => true,
-            Err(error) => {
-                tracing::warn!(%error, pod = name, "reporting a pod's status");
-                false
-            }
-        }
-    }
-
-    fn api(&self) -> Api<Pod> {
-        Api::namespaced(self.node.client.clone(), self.pod.metadata.namespace.as_deref().unwrap_or("default"))
-    }
-
-    /// Removes the object of a pod that has ended, as asked; when to try again if that failed.
-    async fn delete(&mut self) -> Option<Timestamp> {
-        let parameters = DeleteParams {
-            grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions { uid: Some(self.shared.uid.clone()), resource_version: None }),
-            ..DeleteParams::default()
-        };
-        let name = self.pod.metadata.name.clone().unwrap_or_default();
-        match self.api().delete(&name, &parameters).await {
-            Ok(_) => None,
-            Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => None,
-            Err(error) => {
-                tracing::warn!(%error, pod = name, "removing an ended pod");
-                Timestamp::now().checked_add(SignedDuration::from_secs(1)).ok()
-            }
-        }
+        let status = status::report(self.object.pod(), &self.seen, facts, Timestamp::now());
+        self.object.write_status(&status).await
     }
 }
 
@@ -585,38 +511,5 @@ fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
-    }
-}
-
-fn revision(pod: &Pod) -> u64 {
-    pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
-}
-
-/// The merge patch from the old status to the new; `None` if there is nothing to change.
-fn changes(new: &Value, old: &Value) -> Option<Value> {
-    let mut patch = serde_json::Map::new();
-    for (field, value) in new.as_object().into_iter().flatten() {
-        if old.get(field) != Some(value) {
-            patch.insert(field.clone(), value.clone());
-        }
-    }
-    for field in ["reason", "message", "podIP", "podIPs"] {
-        if old.get(field).is_some() && new.get(field).is_none() {
-            patch.insert(field.to_owned(), Value::Null);
-        }
-    }
-    (!patch.is_empty()).then_some(Value::Object(patch))
-}
-
-/// Removes a pod's folder, unmounting what is mounted in it.
-fn remove(folder: &std::path::Path) -> std::io::Result<()> {
-    if let Ok(volumes) = fs::read_dir(layout::volumes(folder)) {
-        for volume in volumes.flatten() {
-            let _ = nix::mount::umount2(&volume.path(), nix::mount::MntFlags::MNT_DETACH);
-        }
-    }
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }

@@ -73,6 +73,14 @@ pub(crate) fn send_signal(pid: i32, signal: i32) {
     }
 }
 
+/// Whether a process has a handler for a signal.
+pub(crate) fn handles(pid: i32, signal: i32) -> bool {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = text.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & (1 << (signal - 1)) != 0
+}
+
 /// Where a new process's streams go.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {

@@ -125,7 +125,10 @@ fn make_namespaces(home: &Home, hostname: &str) -> anyhow::Result<Vec<File>> {
         // Written while inside, because /proc/sys/net shows the namespace of whoever looks.
         std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
             .context("opening low ports to every user")?;
+        // Not needed by every pod, nor there on every kernel.
         let _ = std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+        // The pod's interface, which is yet to come; `lo` keeps its ::1.
+        let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
         SHARED.iter().map(|(name, _)| namespace("self", name)).collect()
     })();
     for (file, flag) in &home.shared {
