@@ -14,6 +14,7 @@ mod harness;
 mod install;
 mod interception;
 mod kubectl;
+mod node;
 mod real_programs;
 mod resilience;
 mod sandbox;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         tidy::tests(),
         sandbox::tests(),
         kubectl::tests(),
+        node::tests(),
         install::tests(),
         interception::tests(),
         real_programs::tests(),
