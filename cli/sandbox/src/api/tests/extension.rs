@@ -197,6 +197,18 @@ async fn aggregated_apis_hear_who_asks() {
     assert!(map["requestheader-client-ca-file"].contains("BEGIN CERTIFICATE"));
 }
 
+#[tokio::test]
+async fn services_can_be_reached_through_the_api() {
+    let (client, _) = with_server(observe).await;
+    let get = |path: &str| client.request::<Value>(Request::get(path).body(Vec::new()).unwrap());
+    for name in ["https:hook:443", "https:hook:"] {
+        let seen = get(&format!("/api/v1/namespaces/default/services/{name}/proxy/a%20b?x=1")).await.unwrap();
+        assert_eq!((&seen["path"], &seen["user"]), (&json!("/a%20b?x=1"), &json!("")));
+    }
+    let (code, message) = refusal(get("/api/v1/namespaces/default/services/gone/proxy/").await);
+    assert_eq!((code, message.as_str()), (404, "services \"gone\" not found"));
+}
+
 fn definition() -> CustomResourceDefinition {
     let versions = ["v1", "v1beta1"].map(|version| {
         json!({
