@@ -102,6 +102,8 @@ pub(super) struct Worker {
     address: Option<Ipv4Addr>,
     began: Timestamp,
     gone: bool,
+    /// When the node saw that the pod is to be deleted; its object says so only in whole seconds.
+    asked_to_stop: Option<Timestamp>,
     retry_at: Option<Timestamp>,
     /// The probes of running containers.
     wards: HashMap<String, AbortHandle>,
@@ -125,6 +127,7 @@ impl Worker {
             address: None,
             began: Timestamp::now(),
             gone: false,
+            asked_to_stop: None,
             retry_at: None,
             wards: HashMap::new(),
             words,
@@ -242,17 +245,18 @@ impl Worker {
         if self.gone {
             return Some(Stop { since: self.began, grace: SignedDuration::ZERO });
         }
-        let since = self.object.pod().metadata.deletion_timestamp.as_ref()?.0;
-        let grace =
-            SignedDuration::from_secs(self.object.pod().metadata.deletion_grace_period_seconds.unwrap_or(30).max(0));
-        // The object says when the grace ends.
-        Some(Stop { since: since.checked_sub(grace).unwrap_or(since), grace })
+        let meta = &self.object.pod().metadata;
+        let grace = SignedDuration::from_secs(meta.deletion_grace_period_seconds.unwrap_or(30).max(0));
+        self.asked_to_stop.map(|since| Stop { since, grace })
     }
 
     /// Does what is to be done now; returns when to look again if nothing happens.
     async fn advance(&mut self) -> Option<Timestamp> {
         let now = Timestamp::now();
         let mut wake = None;
+        if self.object.pod().metadata.deletion_timestamp.is_some() {
+            self.asked_to_stop.get_or_insert(now);
+        }
         let stop = self.stop();
         if let Stage::New { failures } = self.stage {
             if stop.is_some() || self.has_ended_before() {
