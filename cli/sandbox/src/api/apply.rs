@@ -6,11 +6,16 @@
 
 mod fields;
 
+use super::defaults;
 use super::kinds::Resource;
 use super::schema::{ListType, Shape, interleave, item_key};
 use super::status::ApiError;
 use fields::{FieldSet, position, spell, value_at};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// Updates by different managers that are kept apart.
+const MOST_UPDATES: usize = 10;
 
 /// One line of `managedFields`.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,6 +85,9 @@ pub fn server_side_apply(
     let shape = Shape::of(resource);
     let subresource = subresource.unwrap_or_default();
     let mut applied = applied.clone();
+    if resource.custom.is_none() {
+        defaults::drop_nulls(&mut applied);
+    }
     if let Some(metadata) = applied.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.shift_remove("managedFields");
     }
@@ -112,7 +120,10 @@ pub fn server_side_apply(
     let mut merged = merge(&shape, live, &applied);
     let others: Vec<&FieldSet> =
         entries.iter().enumerate().filter(|(at, _)| Some(*at) != mine).map(|(_, entry)| &entry.fields).collect();
-    prune(&shape, &mut merged, &before, Some(&wanted), &others);
+    // The metadata itself stays, whoever owns any of it.
+    let mut kept = wanted.clone();
+    kept.inside.entry("f:metadata".to_owned()).or_default();
+    prune(&shape, &mut merged, &before, Some(&kept), &others);
     let entry = Entry {
         manager: manager.to_owned(),
         operation: "Apply".to_owned(),
@@ -187,6 +198,7 @@ pub fn track_update(
             Some(at) => entries[at] = entry,
             None => entries.push(entry),
         }
+        forget_old_updates(&mut entries);
     }
     write_all(new, &entries);
 }
@@ -201,13 +213,19 @@ fn owner(entry: &Entry) -> String {
 }
 
 fn conflict(conflicts: &[(String, String)]) -> ApiError {
-    let count = conflicts.len();
     let text = match conflicts {
         [(owner, field)] => format!("Apply failed with 1 conflict: conflict with {owner}: {field}"),
         _ => {
-            let lines: Vec<String> =
-                conflicts.iter().map(|(owner, field)| format!("conflict with {owner}: {field}")).collect();
-            format!("Apply failed with {count} conflicts: {}", lines.join("\n- "))
+            let mut by_owner: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+            for (owner, field) in conflicts {
+                by_owner.entry(owner).or_default().push(field);
+            }
+            let groups = by_owner.into_iter().map(|(owner, fields)| {
+                let fields: String = fields.into_iter().map(|field| format!("\n- {field}")).collect();
+                format!("conflicts with {owner}:{fields}")
+            });
+            let count = conflicts.len();
+            format!("Apply failed with {count} conflicts: {}", groups.collect::<Vec<_>>().join("\n"))
         }
     };
     let mut error = ApiError::new(409, "Conflict", text);
@@ -258,7 +276,8 @@ fn merge_lists(shape: &Shape<'_>, old: &[Value], new: &[Value]) -> Value {
     Value::Array(merged.collect())
 }
 
-/// Takes out what the manager owned before, does not want any more, and nobody else owns.
+/// Takes out what the manager owned before, does not want any more, and nobody else owns any part of. Values nobody
+/// owns, such as defaults, go with the object or list item they stand in.
 fn prune(shape: &Shape<'_>, value: &mut Value, before: &FieldSet, wanted: Option<&FieldSet>, others: &[&FieldSet]) {
     for (element, old) in &before.inside {
         let still = wanted.and_then(|set| set.inside.get(element));
@@ -267,15 +286,10 @@ fn prune(shape: &Shape<'_>, value: &mut Value, before: &FieldSet, wanted: Option
         if let Some(name) = element.strip_prefix("f:") {
             let inner = shape.field(name);
             let Some(map) = value.as_object_mut() else { return };
-            if unwanted && old.inside.is_empty() {
+            if unwanted {
                 map.shift_remove(name);
-                continue;
-            }
-            let Some(child) = map.get_mut(name) else { continue };
-            prune(&inner, child, old, still, &others);
-            let hollow = child.as_object().is_some_and(Map::is_empty) || child.as_array().is_some_and(Vec::is_empty);
-            if unwanted && hollow {
-                map.shift_remove(name);
+            } else if let Some(child) = map.get_mut(name) {
+                prune(&inner, child, old, still, &others);
             }
         } else if let Some(at) = position(shape, value, element) {
             let inner = shape.items();
@@ -287,6 +301,32 @@ fn prune(shape: &Shape<'_>, value: &mut Value, before: &FieldSet, wanted: Option
             }
         }
     }
+}
+
+/// Merges the oldest updates, so that an object's account of its fields stays bounded.
+fn forget_old_updates(entries: &mut Vec<Entry>) {
+    const ANCIENT: &str = "ancient-changes";
+    let updates = |entries: &[Entry]| -> Vec<usize> {
+        let mut found: Vec<usize> = (0..entries.len()).filter(|at| entries[*at].operation == "Update").collect();
+        found.sort_by(|a, b| entries[*a].time.cmp(&entries[*b].time));
+        found
+    };
+    let found = updates(entries);
+    let Some(surplus) = found.len().checked_sub(MOST_UPDATES).filter(|surplus| *surplus > 0) else { return };
+    let mut old: Vec<usize> = found[..=surplus].to_vec();
+    old.sort_unstable();
+    let mut ancient: Option<Entry> = None;
+    for at in old.into_iter().rev() {
+        let entry = entries.remove(at);
+        match &mut ancient {
+            Some(ancient) => {
+                ancient.fields.union(&entry.fields);
+                ancient.time = ancient.time.clone().max(entry.time);
+            }
+            None => ancient = Some(Entry { manager: ANCIENT.to_owned(), subresource: String::new(), ..entry }),
+        }
+    }
+    entries.extend(ancient);
 }
 
 #[cfg(test)]

@@ -72,7 +72,7 @@ fn within(parent: &mut Value, field: &str, change: impl FnOnce(&mut Value)) {
 }
 
 /// `null` means the same as nothing in built-in kinds.
-fn drop_nulls(value: &mut Value) {
+pub(super) fn drop_nulls(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             fields.retain(|_, value| !value.is_null());

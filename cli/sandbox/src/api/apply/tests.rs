@@ -92,6 +92,44 @@ fn an_update_takes_ownership_of_what_it_changes() {
     assert_eq!(edited, again);
 }
 
+#[test]
+fn defaults_go_with_what_they_stand_in() {
+    let probed = containers(json!([{"name": "a", "readinessProbe": {"tcpSocket": {"port": 1}}}]));
+    let mut live = apply(None, &probed, "one", false, NOW).unwrap();
+    live["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["periodSeconds"] = json!(10);
+    live["spec"]["template"]["spec"]["containers"][0]["imagePullPolicy"] = json!("Always");
+    let merged = apply(Some(&live), &containers(json!([{"name": "a"}])), "one", false, LATER).unwrap();
+    assert_eq!(merged["spec"], containers(json!([{"name": "a", "imagePullPolicy": "Always"}]))["spec"]);
+    assert_eq!(merged["metadata"]["name"], "web");
+}
+
+#[test]
+fn several_conflicts_are_listed_by_owner() {
+    let first = apply(None, &web(json!({"replicas": 2, "paused": true})), "one", false, NOW).unwrap();
+    let error = apply(Some(&first), &web(json!({"replicas": 3, "paused": false})), "two", false, NOW).unwrap_err();
+    assert_eq!(
+        error.message,
+        "Apply failed with 2 conflicts: conflicts with \"one\" using apps/v1:\n- .spec.paused\n- .spec.replicas"
+    );
+}
+
+#[test]
+fn many_managers_are_summed_up() {
+    let mut live = web(json!({}));
+    for number in 0..20 {
+        let old = live.clone();
+        live["metadata"]["labels"][format!("l{number}")] = "x".into();
+        let manager = format!("m{number}");
+        track_update(&deployments(), Some(&old), &mut live, &manager, None, &format!("2026-01-01T00:00:{number:02}Z"));
+    }
+    let entries = live["metadata"]["managedFields"].as_array().unwrap().clone();
+    assert_eq!(entries.len(), MOST_UPDATES);
+    let ancient = entries.iter().find(|entry| entry["manager"] == "ancient-changes").unwrap();
+    assert_eq!(ancient["fieldsV1"]["f:metadata"]["f:labels"]["f:l0"], json!({}));
+    let kept = FieldSet::root_from_json(&ancient["fieldsV1"]);
+    assert_eq!(FieldSet::root_from_json(&kept.to_json()), kept);
+}
+
 fn objects() -> impl Strategy<Value = Value> {
     let container =
         (0..4u8, 0..3u8).prop_map(|(name, image)| json!({"name": format!("c{name}"), "image": format!("i{image}")}));
@@ -114,5 +152,25 @@ proptest! {
         prop_assert_eq!(&once, &twice);
         // Every field that was applied is there with its value.
         prop_assert_eq!(&once["spec"]["replicas"], &third["spec"]["replicas"]);
+        // Nobody owns what isn't there.
+        let resource = deployments();
+        for path in Entry::read_all(&once).iter().flat_map(|entry| entry.fields.paths()) {
+            prop_assert!(value_at(&Shape::of(&resource), &once, &path).is_some(), "{}", spell(&path));
+        }
+    }
+
+    #[test]
+    fn letting_go_of_everything_leaves_what_others_want(first in objects(), second in objects()) {
+        let live = apply(None, &first, "one", false, NOW).unwrap();
+        let live = apply(Some(&live), &second, "two", true, NOW).unwrap();
+        let mut left = apply(Some(&live), &json!({"metadata": {"name": "web"}}), "one", false, LATER).unwrap();
+        let mut alone = apply(None, &second, "two", false, NOW).unwrap();
+        for object in [&mut left, &mut alone] {
+            if let Some(list) = object.pointer_mut("/spec/template/spec/containers").and_then(Value::as_array_mut) {
+                list.sort_by_key(|container| container["name"].to_string());
+            }
+        }
+        prop_assert_eq!(&left["spec"], &alone["spec"]);
+        prop_assert_eq!(&left["metadata"]["managedFields"], &alone["metadata"]["managedFields"]);
     }
 }
