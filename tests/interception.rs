@@ -151,8 +151,8 @@ fn a_wrong_token_gets_no_certificate() -> Result<()> {
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "proxy"},
         "spec": {"containers": [{
             "name": "main", "image": "meshctl/proxy:0.1.0",
-            "env": environment.as_array().context("no environment")?.iter().cloned()
-                .filter(|v| !["MESH_POD_NAMESPACE", "MESH_SERVICE_ACCOUNT", "MESH_TOKEN_FILE"].iter().any(|n| v["name"] == *n))
+            "env": environment.as_array().context("no environment")?.iter()
+                .filter(|&v| !["MESH_POD_NAMESPACE", "MESH_SERVICE_ACCOUNT", "MESH_TOKEN_FILE"].iter().any(|n| v["name"] == *n)).cloned()
                 .chain([
                     json!({"name": "MESH_POD_NAMESPACE", "value": "shop"}),
                     json!({"name": "MESH_SERVICE_ACCOUNT", "value": "web"}),

@@ -200,7 +200,7 @@ fn without_directives(items: &[Value]) -> Vec<Value> {
 }
 
 /// Puts a merged list in the order the patch asks for; what the patch doesn't name stays behind what it followed.
-fn arrange(shape: Shape<'_>, list: &mut Vec<Value>, order: &[Value]) {
+fn arrange(shape: Shape<'_>, list: &mut [Value], order: &[Value]) {
     let name = |item: &Value| match shape.list() {
         ListType::Map(keys) => keys.first().map_or_else(String::new, |key| item[key.as_str()].to_string()),
         _ => item.to_string(),

@@ -92,11 +92,10 @@ fn metadata(resource: &Resource, object: &Value, found: &mut Findings) {
             let loose = resource.group == "rbac.authorization.k8s.io" || resource.group == "apiregistration.k8s.io";
             let value = &meta["name"];
             match resource.kind.as_str() {
-                _ if loose => {
-                    if name.contains('/') || name.contains('%') || name == "." || name == ".." {
-                        found.invalid("metadata.name", value, "may not contain '/' or '%' and may not be '.' or '..'");
-                    }
+                _ if loose && (name.contains(['/', '%']) || name == "." || name == "..") => {
+                    found.invalid("metadata.name", value, "may not contain '/' or '%' and may not be '.' or '..'");
                 }
+                _ if loose => {}
                 "Service" if !is_label(name) || name.as_bytes()[0].is_ascii_digit() => {
                     found.invalid("metadata.name", value, SERVICE_RULE)
                 }

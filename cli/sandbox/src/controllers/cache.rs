@@ -147,7 +147,8 @@ impl<K: Resource> Objects<K> {
     }
 }
 
-/// Something a watch saw.
+/// Something a watch saw. Few exist at a time, so their size does not matter.
+#[allow(clippy::large_enum_variant)]
 pub(crate) enum Change {
     Namespace(Event<Namespace>),
     Node(Event<Node>),

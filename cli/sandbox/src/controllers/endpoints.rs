@@ -71,11 +71,14 @@ pub(crate) async fn reconcile(cluster: &mut Cluster, key: &Key) -> kube::Result<
     Ok(None)
 }
 
+/// What pods of one slice have in common: IPv6 or not, and the named port numbers.
+type Numbers = (bool, Vec<(Option<String>, i32)>);
+
 /// The slices a Service should have: pods that resolve its ports to the same numbers share one.
 fn slices(service: &Service, pods: &[&Pod]) -> Vec<EndpointSlice> {
     let spec = service.spec.clone().unwrap_or_default();
     let unready_too = spec.publish_not_ready_addresses == Some(true);
-    let mut groups: BTreeMap<(bool, Vec<(Option<String>, i32)>), (Vec<EndpointPort>, Vec<Endpoint>)> = BTreeMap::new();
+    let mut groups: BTreeMap<Numbers, (Vec<EndpointPort>, Vec<Endpoint>)> = BTreeMap::new();
     for pod in pods.iter().filter(|pod| !template::has_ended(pod)) {
         let ports: Vec<EndpointPort> = spec
             .ports

@@ -281,10 +281,9 @@ impl Worker {
         if !self.report().await {
             wake = earlier(wake, now.checked_add(SignedDuration::from_secs(1)).ok());
         }
-        if matches!(self.stage, Stage::Over) && self.object.pod().metadata.deletion_timestamp.is_some() && !self.gone {
-            if !self.object.remove().await {
-                wake = earlier(wake, now.checked_add(SignedDuration::from_secs(1)).ok());
-            }
+        let leaving = self.object.pod().metadata.deletion_timestamp.is_some() && !self.gone;
+        if matches!(self.stage, Stage::Over) && leaving && !self.object.remove().await {
+            wake = earlier(wake, now.checked_add(SignedDuration::from_secs(1)).ok());
         }
         wake
     }

@@ -196,7 +196,7 @@ pub(super) fn position(shape: &Shape<'_>, list: &Value, element: &str) -> Option
     let (inner, kind) = (shape.items(), shape.list());
     items.iter().position(|item| match (&kind, element.split_at_checked(2)) {
         (ListType::Map(keys), Some(("k:", key))) => item_key(&inner, keys, item) == key,
-        (_, Some(("v:", member))) => item.to_string() == member,
+        (_, Some(("v:", member))) => serde_json::from_str::<Value>(member).is_ok_and(|member| *item == member),
         _ => false,
     })
 }

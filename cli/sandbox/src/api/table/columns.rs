@@ -90,7 +90,7 @@ pub(super) fn of(group: &str, kind: &str) -> Vec<Column> {
             narrow("Name", name),
             narrow("Status", |o, _| job_status(o)),
             narrow("Completions", |o, _| fraction(&o["status"]["succeeded"], &o["spec"]["completions"])),
-            narrow("Duration", |o, now| job_duration(o, now)),
+            narrow("Duration", job_duration),
             narrow("Age", age),
             wide("Containers", |o, _| containers(&o["spec"]["template"]["spec"], "name")),
             wide("Images", |o, _| containers(&o["spec"]["template"]["spec"], "image")),

@@ -15,7 +15,7 @@ pub(super) const COLUMNS: &[Column] = &[
     wide("Readiness Gates", |pod, _| gates(pod)),
 ];
 
-fn list<'a>(value: &'a Value) -> impl DoubleEndedIterator<Item = &'a Value> {
+fn list(value: &Value) -> impl DoubleEndedIterator<Item = &Value> {
     value.as_array().map(Vec::as_slice).unwrap_or_default().iter()
 }
 
