@@ -161,7 +161,7 @@ mod tests {
         );
         check(
             json!({"containers": [], "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]}}),
-            &cluster.replace("ndots:5", "ndots:1"),
+            &cluster.replace("ndots:5 timeout:1 attempts:5", "timeout:1 attempts:5 ndots:1"),
         );
     }
 }
