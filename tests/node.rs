@@ -211,7 +211,7 @@ fn probes_decide_over_readiness_and_life() -> Result<()> {
     exec(sandbox, "probes", "p", "rm /ready")?;
     is_ready(false)?;
     exec(sandbox, "probes", "p", "rm /alive")?;
-    eventually(Duration::from_secs(15), "the container is restarted", || {
+    eventually(Duration::from_secs(60), "the container is restarted", || {
         let pod = get(sandbox, "probes", "p")?;
         let status = &pod["status"]["containerStatuses"][0];
         ensure!(status["restartCount"] == 1 && status["state"]["running"].is_object(), "{status:#}");

@@ -124,9 +124,11 @@ fn age(seconds: u64) -> String {
 async fn image(command: ImageCommand, printer: &Printer) -> Result<Outcome> {
     match command {
         ImageCommand::Add { sandbox, image, program } => {
+            // Programs that go by several names (redis-server is one of redis-check-rdb's) look at how they were called.
+            let argv0 = Some(program.display().to_string());
             let program = find_program(&program, std::env::var_os("PATH").as_deref())?;
             let label = format!("{image} is {}", program.display());
-            let added = Image { name: image, program, argv0: None };
+            let added = Image { name: image, program, argv0 };
             blocking(move || lifecycle::image_add(&sandbox, added)).await.during(|| "add the image")?;
             printer.note(&label);
         }
