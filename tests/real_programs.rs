@@ -64,7 +64,8 @@ fn row(s: &Sandbox, name: &str, key: &str, mut again: impl FnMut() -> Result<()>
 
 fn nginx_answers_curl() -> Result<()> {
     let s = SHOP.get()?;
-    let config = "daemon off; pid /data/pid; error_log stderr; events {} http { access_log off; \
+    // Workers as the user who starts them: without root a pod has no other.
+    let config = "user root; daemon off; pid /data/pid; error_log stderr; events {} http { access_log off; \
                   client_body_temp_path /data/a; proxy_temp_path /data/b; fastcgi_temp_path /data/c; \
                   uwsgi_temp_path /data/d; scgi_temp_path /data/e; \
                   server { listen 8080; location / { return 200 'made by nginx'; } } }";

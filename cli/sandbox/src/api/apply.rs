@@ -100,6 +100,7 @@ pub fn server_side_apply(
 
     let differs = |path: &[String]| value_at(&shape, live, path) != value_at(&shape, &applied, path);
     let disputed = wanted.filter(&mut Vec::new(), &differs);
+    let force = force || manager == "kubectl" && is_own_past(&shape, live, &disputed, &entries, mine);
     let mut conflicts = Vec::new();
     for (at, entry) in entries.iter_mut().enumerate() {
         let overlap = entry.fields.intersection(&disputed);
@@ -146,6 +147,16 @@ pub fn server_side_apply(
 
 /// Annotation in which client-side apply remembers what it applied.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// True if nothing is in dispute but what `kubectl` itself applied client-side before, and nobody changed since.
+fn is_own_past(shape: &Shape<'_>, live: &Value, disputed: &FieldSet, entries: &[Entry], mine: Option<usize>) -> bool {
+    let memory = live["metadata"]["annotations"][LAST_APPLIED].as_str();
+    let Some(past) = memory.and_then(|text| serde_json::from_str::<Value>(text).ok()) else { return false };
+    let applied = FieldSet::of_object(shape, &past);
+    let kept = applied.filter(&mut Vec::new(), &|path| value_at(shape, live, path) == value_at(shape, &past, path));
+    let others = entries.iter().enumerate().filter(|(at, _)| Some(*at) != mine);
+    others.into_iter().all(|(_, entry)| entry.fields.intersection(disputed).without(&kept).is_empty())
+}
 
 /// Keeps the memory of client-side apply current, where there is one, so that users can go back to it.
 fn keep_last_applied(merged: &mut Value, applied: &Value) {

@@ -93,6 +93,24 @@ fn an_update_takes_ownership_of_what_it_changes() {
 }
 
 #[test]
+fn kubectl_goes_on_server_side_where_it_was_client_side() {
+    let memory = json!({"spec": {"replicas": 2}}).to_string();
+    let mut live = web(json!({"replicas": 2, "paused": true}));
+    live["metadata"]["annotations"] = json!({LAST_APPLIED: memory});
+    track_update(&deployments(), None, &mut live, "kubectl-client-side-apply", None, NOW);
+    let wanted = web(json!({"replicas": 3}));
+    assert_eq!(apply(Some(&live), &wanted, "else", false, LATER).map_err(|e| e.code), Err(409));
+    let next = apply(Some(&live), &wanted, "kubectl", false, LATER).unwrap();
+    assert_eq!((&next["spec"]["replicas"], &next["spec"]["paused"]), (&json!(3), &json!(true)));
+    assert!(next["metadata"]["annotations"][LAST_APPLIED].as_str().unwrap().contains("\"replicas\":3"));
+    // What others changed since is theirs.
+    let mut scaled = live.clone();
+    scaled["spec"]["replicas"] = json!(5);
+    track_update(&deployments(), Some(&live), &mut scaled, "somebody", None, LATER);
+    assert_eq!(apply(Some(&scaled), &wanted, "kubectl", false, LATER).map_err(|e| e.code), Err(409));
+}
+
+#[test]
 fn defaults_go_with_what_they_stand_in() {
     let probed = containers(json!([{"name": "a", "readinessProbe": {"tcpSocket": {"port": 1}}}]));
     let mut live = apply(None, &probed, "one", false, NOW).unwrap();

@@ -17,18 +17,31 @@ fn find() -> Option<PathBuf> {
     })
 }
 
-struct Shell {
+pub(super) struct Shell {
     program: PathBuf,
     folder: tempfile::TempDir,
 }
 
 impl Shell {
+    /// A shell for this cluster's administrator; `None` if there is no `kubectl`.
+    pub(super) fn of(api: &super::Api) -> Option<Self> {
+        let Some(program) = find() else {
+            assert!(std::env::var_os("MESH_TEST_STRICT").is_none(), "no kubectl is installed and MESH_TEST_STRICT is set");
+            eprintln!("skipped: no kubectl is installed (set KUBECTL to one)");
+            return None;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config"), api.kubeconfig(listen(api), "sandbox")).unwrap();
+        Some(Self { program, folder })
+    }
+
     /// Runs a command line; returns what it printed, standard error after standard output.
-    async fn run(&self, line: &str) -> String {
+    pub(super) async fn run(&self, line: &str) -> String {
         self.run_with(line, "").await
     }
 
-    async fn run_with(&self, line: &str, input: &str) -> String {
+    /// As [`Self::run`], with something on standard input.
+    pub(super) async fn run_with(&self, line: &str, input: &str) -> String {
         let file = self.path("input.yaml");
         std::fs::write(&file, input).unwrap();
         let mut command = tokio::process::Command::new(&self.program);
@@ -42,7 +55,7 @@ impl Shell {
         Path::join(self.folder.path(), name)
     }
 
-    async fn expect(&self, line: &str, expect: &str) {
+    pub(super) async fn expect(&self, line: &str, expect: &str) {
         let printed = self.run(line).await;
         assert!(printed.contains(expect), "kubectl {line}\nprinted: {printed}\nexpected: {expect}");
     }
@@ -50,15 +63,8 @@ impl Shell {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_feels_at_home() {
-    let Some(program) = find() else {
-        assert!(std::env::var_os("MESH_TEST_STRICT").is_none(), "no kubectl is installed and MESH_TEST_STRICT is set");
-        eprintln!("skipped: no kubectl is installed (set KUBECTL to one)");
-        return;
-    };
     let (api, _) = new();
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("config"), api.kubeconfig(listen(&api), "sandbox")).unwrap();
-    let shell = Shell { program, folder };
+    let Some(shell) = Shell::of(&api) else { return };
     let cases = [
         ("version", "Server Version: v1.34.0+meshctl"),
         ("api-resources -o name", "deployments.apps"),

@@ -3,6 +3,7 @@
 mod extension;
 mod kubectl;
 mod security;
+mod shapes;
 
 use super::{Api, Config};
 use futures::{StreamExt, TryStreamExt};
