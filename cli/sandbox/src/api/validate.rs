@@ -168,6 +168,12 @@ mod tests {
             check("", "services", json!({"metadata": {"name": "s"}, "spec": ports}))
                 .contains("must be between 1 and 65535")
         );
+        let cron =
+            |text: &str| check("batch", "cronjobs", json!({"metadata": {"name": "c"}, "spec": {"schedule": text}}));
+        assert!(
+            cron("bad").contains("spec.schedule: Invalid value: \"bad\": expected exactly 5 fields, found 1: [bad]")
+        );
+        assert!(!cron("*/5 * * * *").contains("spec.schedule") && !cron("@hourly").contains("spec.schedule"));
         let selector = json!({"selector": {"matchLabels": {"a": "b"}}, "template": {"spec": {"containers": [{"name": "c", "image": "i"}]}}});
         assert!(
             check("apps", "deployments", json!({"metadata": {"name": "d"}, "spec": selector}))

@@ -28,9 +28,7 @@ pub(super) fn check(resource: &Resource, object: &Value, old: Option<&Value>, fo
             restart(&spec["template"]["spec"], "spec.template.spec.restartPolicy", found);
         }
         ("batch", "CronJob") => {
-            if spec["schedule"].as_str().is_none_or(str::is_empty) {
-                found.required("spec.schedule");
-            }
+            schedule(&spec["schedule"], found);
             template(&spec["jobTemplate"]["spec"]["template"], "spec.jobTemplate.spec.template", &[], found);
             restart(
                 &spec["jobTemplate"]["spec"]["template"]["spec"],
@@ -175,6 +173,18 @@ fn rules(rules: &Value, namespaced: bool, found: &mut Findings) {
             let why = "Required value: resource rules must supply at least one resource";
             found.add("FieldValueRequired", field("resources"), why);
         }
+    }
+}
+
+fn schedule(schedule: &Value, found: &mut Findings) {
+    let text = schedule.as_str().unwrap_or_default();
+    let fields: Vec<&str> = text.split_whitespace().collect();
+    if fields.is_empty() {
+        found.required("spec.schedule");
+    } else if !text.starts_with('@') && fields.len() != 5 {
+        let count = fields.len();
+        let why = format!("expected exactly 5 fields, found {count}: [{}]", fields.join(" "));
+        found.invalid("spec.schedule", schedule, &why);
     }
 }
 
