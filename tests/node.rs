@@ -20,6 +20,8 @@ pub(crate) fn tests() -> Vec<Trial> {
         ("security_contexts_hold", security_contexts_hold),
         ("a_program_that_is_not_there_is_named", a_program_that_is_not_there_is_named),
         ("pods_of_the_hosts_network_share_it", pods_of_the_hosts_network_share_it),
+        ("a_pod_has_its_deadline", a_pod_has_its_deadline),
+        ("what_was_missing_is_used_once_it_is_there", what_was_missing_is_used_once_it_is_there),
     ]
     .into_iter()
     .map(|(name, run)| test(&format!("node::{name}"), NEEDS, run))
@@ -348,5 +350,34 @@ fn pods_of_the_hosts_network_share_it() -> Result<()> {
     let pod = phase(sandbox, "hostnet", "p", "Succeeded")?;
     ensure!(pod["status"]["podIP"] == "10.244.0.1", "{:#}", pod["status"]);
     ensure!(logs(sandbox, "hostnet", "p", "main")?.contains("mesh0"));
+    Ok(())
+}
+
+fn a_pod_has_its_deadline() -> Result<()> {
+    let sandbox = namespace("deadline")?;
+    let spec = json!({"activeDeadlineSeconds": 1, "containers": [{"name": "main", "args": ["-c", "exec sleep 600"]}]});
+    run(sandbox, "deadline", "p", spec)?;
+    let pod = phase(sandbox, "deadline", "p", "Failed")?;
+    ensure!(pod["status"]["reason"] == "DeadlineExceeded", "{:#}", pod["status"]);
+    Ok(())
+}
+
+fn what_was_missing_is_used_once_it_is_there() -> Result<()> {
+    let sandbox = namespace("late")?;
+    let env = json!([{"name": "K", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}}]);
+    let container = json!({"name": "main", "args": ["-c", "echo got $K"], "env": env});
+    run(sandbox, "late", "p", json!({"restartPolicy": "Never", "containers": [container]}))?;
+    eventually(Duration::from_secs(10), "the config map is missed", || {
+        let pod = get(sandbox, "late", "p")?;
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+        ensure!(waiting["message"] == "configmap \"m\" not found", "{waiting:#}");
+        Ok(())
+    })?;
+    apply(
+        sandbox,
+        &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m", "namespace": "late"}, "data": {"k": "it"}}),
+    )?;
+    phase(sandbox, "late", "p", "Succeeded")?;
+    ensure!(logs(sandbox, "late", "p", "main")? == "got it\n");
     Ok(())
 }

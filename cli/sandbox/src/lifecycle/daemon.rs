@@ -329,7 +329,10 @@ impl Desk {
 
     fn add(&self, image: Image) -> Answer {
         match self.images.add(image) {
-            Ok(()) => Answer::Done,
+            Ok(()) => {
+                self.kubelet.images_changed();
+                Answer::Done
+            }
             Err(why) => Answer::Failed(why),
         }
     }

@@ -159,6 +159,13 @@ impl Kubelet {
         Ok(kubelet)
     }
 
+    /// Tells pods that wait for an image to try again.
+    pub(crate) fn images_changed(&self) {
+        for entry in self.node.pods.lock().values() {
+            let _ = entry.words.send(Word::Contents);
+        }
+    }
+
     /// How many pods there are.
     pub fn pods(&self) -> usize {
         self.node.pods.lock().len()

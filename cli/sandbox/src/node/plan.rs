@@ -122,6 +122,13 @@ impl Seen {
         self.not_before = now.checked_add(wait).ok();
     }
 
+    /// What kept it from being started may be different now.
+    pub(super) fn try_again(&mut self) {
+        if matches!(self.state, State::Waiting(Some(_))) {
+            (self.failures, self.not_before) = (0, None);
+        }
+    }
+
     /// Its program ended.
     pub(super) fn note_end(&mut self, ended: Ended) {
         let ran = ended.finished.duration_since(ended.started);
@@ -195,6 +202,21 @@ pub(super) fn policy(spec: &PodSpec) -> &str {
 /// The pod's grace period.
 pub(super) fn grace(spec: &PodSpec) -> SignedDuration {
     SignedDuration::from_secs(spec.termination_grace_period_seconds.unwrap_or(30).max(0))
+}
+
+/// Fields of a pod that have no effect here.
+pub(super) fn ignored(spec: &PodSpec) -> Vec<&'static str> {
+    let ports = containers(spec).flat_map(|(_, container)| container.ports.iter().flatten());
+    let host_port = ports.into_iter().any(|port| port.host_port.is_some());
+    [
+        ("shareProcessNamespace", spec.share_process_namespace == Some(true)),
+        ("hostPID", spec.host_pid == Some(true)),
+        ("hostIPC", spec.host_ipc == Some(true)),
+        ("hostPort", host_port && spec.host_network != Some(true)),
+    ]
+    .into_iter()
+    .filter_map(|(field, set)| set.then_some(field))
+    .collect()
 }
 
 /// Whether all applications have ended for good, or an init container has failed for good.

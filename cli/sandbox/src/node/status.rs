@@ -22,6 +22,8 @@ pub(super) struct Facts {
     pub(super) started: Timestamp,
     /// It is ending: nothing will be started again.
     pub(super) ending: bool,
+    /// It has been active for longer than it may.
+    pub(super) overdue: bool,
 }
 
 /// The status to report at `now`, given the one reported before.
@@ -39,7 +41,10 @@ pub(super) fn report(pod: &Pod, seen: &Sightings, facts: Facts, now: Timestamp) 
     let mut apps: Vec<ContainerStatus> =
         plan::containers(spec).filter(|(part, _)| *part == Part::App).map(describe).collect();
     apps.sort_by(|a, b| a.name.cmp(&b.name));
-    let phase = phase(spec, seen, facts.ending);
+    let mut phase = phase(spec, seen, facts.ending);
+    if facts.overdue {
+        phase = "Failed";
+    }
     let address = facts.address.map(|a| a.to_string());
     let host = NODE_ADDRESS.to_string();
     let mut status = PodStatus {
@@ -53,6 +58,8 @@ pub(super) fn report(pod: &Pod, seen: &Sightings, facts: Facts, now: Timestamp) 
         init_container_statuses: (!init.is_empty()).then_some(init),
         container_statuses: Some(apps),
         observed_generation: pod.metadata.generation,
+        reason: facts.overdue.then(|| "DeadlineExceeded".to_owned()),
+        message: facts.overdue.then(|| "Pod was active on the node longer than the specified deadline".to_owned()),
         conditions: None,
         ..PodStatus::default()
     };

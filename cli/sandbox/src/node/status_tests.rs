@@ -38,7 +38,13 @@ fn exited(code: i32) -> Seen {
 }
 
 fn facts() -> Facts {
-    Facts { address: Some(Ipv4Addr::new(10, 244, 0, 9)), host_network: false, started: NOW, ending: false }
+    Facts {
+        address: Some(Ipv4Addr::new(10, 244, 0, 9)),
+        host_network: false,
+        started: NOW,
+        ending: false,
+        overdue: false,
+    }
 }
 
 /// `phase; condition=status …; container:state …`

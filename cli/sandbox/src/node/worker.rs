@@ -6,7 +6,7 @@ use super::exec::Exit;
 use super::network::NODE_ADDRESS;
 use super::object::Object;
 use super::place::{self, Place};
-use super::plan::{self, Action, Ended, Part, Sightings, State, Stop};
+use super::plan::{self, Action, Ended, Part, Seen, Sightings, State, Stop};
 use super::run::Run;
 use super::spawner::Namespaces;
 use super::supervise::Ward;
@@ -29,8 +29,10 @@ pub(super) enum Word {
     Changed(Arc<Pod>),
     /// Its object is gone: nothing of it may stay.
     Gone,
-    /// Objects it may refer to changed.
+    /// Objects or images it may refer to changed.
     Contents,
+    /// It is time to look again.
+    Time,
     /// Something about a run of a container.
     Container { name: String, id: String, news: News },
 }
@@ -147,7 +149,7 @@ impl Worker {
                 Some(at) => {
                     let wait = at.duration_since(Timestamp::now()).max(SignedDuration::from_millis(1));
                     let wait = Duration::try_from(wait).unwrap_or(Duration::from_secs(1));
-                    tokio::time::timeout(wait, words.recv()).await.unwrap_or(Some(Word::Contents))
+                    tokio::time::timeout(wait, words.recv()).await.unwrap_or(Some(Word::Time))
                 }
             };
             let Some(word) = word else { return };
@@ -161,14 +163,25 @@ impl Worker {
     /// Takes in what happened.
     async fn note(&mut self, word: Word) {
         match word {
-            Word::Gone => self.gone = true,
+            Word::Gone => {
+                self.gone = true;
+                for run in self.shared.runs.read().values().filter_map(|runs| runs.current.as_ref()) {
+                    run.process.signal(libc::SIGKILL);
+                }
+            }
             Word::Changed(pod) => {
                 if self.object.take(&pod) {
                     self.effective = Arc::new(with_api_access(self.object.pod(), self.automount));
                     self.refresh_volumes().await;
                 }
             }
-            Word::Contents => self.refresh_volumes().await,
+            Word::Time => self.refresh_volumes().await,
+            Word::Contents => {
+                // What was missing may be there now.
+                self.retry_at = None;
+                self.seen.values_mut().for_each(Seen::try_again);
+                self.refresh_volumes().await;
+            }
             Word::Container { name, id, news } => self.note_container(&name, &id, news),
         }
     }
@@ -247,7 +260,14 @@ impl Worker {
         }
         let meta = &self.object.pod().metadata;
         let grace = SignedDuration::from_secs(meta.deletion_grace_period_seconds.unwrap_or(30).max(0));
-        self.asked_to_stop.map(|since| Stop { since, grace })
+        let asked = self.asked_to_stop.map(|since| Stop { since, grace });
+        asked.or_else(|| self.deadline().filter(|at| *at <= Timestamp::now()).map(|since| Stop { since, grace }))
+    }
+
+    /// When the pod has been active for longer than it may, if it may not for ever.
+    fn deadline(&self) -> Option<Timestamp> {
+        let seconds = self.object.pod().spec.as_ref()?.active_deadline_seconds?;
+        self.began.checked_add(SignedDuration::from_secs(seconds)).ok()
     }
 
     /// Does what is to be done now; returns when to look again if nothing happens.
@@ -269,6 +289,7 @@ impl Worker {
         if matches!(self.stage, Stage::Prepared(_)) {
             let decision = plan::decide(&self.effective, &self.seen, stop, Timestamp::now());
             wake = earlier(decision.wake, self.volumes.refresh_at());
+            wake = earlier(wake, self.deadline().filter(|_| stop.is_none()));
             let again = !decision.actions.is_empty();
             for action in decision.actions {
                 self.act(action).await;
@@ -290,7 +311,9 @@ impl Worker {
 
     /// When the next container waiting for its time may start.
     fn next_start(&self) -> Option<Timestamp> {
-        self.seen.values().filter(|seen| !seen.is_live()).filter_map(|seen| seen.not_before).min()
+        let now = Timestamp::now();
+        let waiting = self.seen.values().filter(|seen| !seen.is_live());
+        waiting.filter_map(|seen| seen.not_before).filter(|at| *at > now).min()
     }
 
     /// The pod ran to its end before this node knew of it.
@@ -304,6 +327,7 @@ impl Worker {
             Ok(place) => {
                 self.address = Some(place.address());
                 self.retry_at = None;
+                self.tell_of_limits();
                 *self.shared.namespaces.write() = place.namespaces.clone();
                 self.stage = Stage::Prepared(place);
             }
@@ -315,6 +339,15 @@ impl Worker {
                 let reason = if text.starts_with("MountVolume") { "FailedMount" } else { "FailedCreatePodSandBox" };
                 self.events.warning(self.object.pod(), "", reason, text);
             }
+        }
+    }
+
+    /// Says what of the pod's specification this node cannot do.
+    fn tell_of_limits(&self) {
+        let ignored = self.object.pod().spec.as_ref().map(plan::ignored).unwrap_or_default();
+        if !ignored.is_empty() {
+            let message = format!("this node ignores {}", ignored.join(", "));
+            self.events.warning(self.object.pod(), "", "Unsupported", message);
         }
     }
 
@@ -496,6 +529,7 @@ impl Worker {
             host_network: self.shared.host_network,
             started: self.began,
             ending: self.stop().is_some(),
+            overdue: self.asked_to_stop.is_none() && self.deadline().is_some_and(|at| at <= Timestamp::now()),
         };
         let status = status::report(self.object.pod(), &self.seen, facts, Timestamp::now());
         self.object.write_status(&status).await
