@@ -7,7 +7,7 @@ use crate::error::{Context, Error, Hint, Result};
 use crate::output::Step;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams, TypeMeta};
 use kube::core::GroupVersionKind;
@@ -25,6 +25,9 @@ pub const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// How long a log may take that would only be a help.
 const LOG_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long namespaces may take to go.
+const GONE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Kinds that others need, in the order they are applied.
 const FIRST: &[&str] = &[
@@ -70,9 +73,13 @@ pub async fn apply(cluster: &Cluster, objects: Vec<Value>, namespace: &str, step
     Ok(count)
 }
 
-/// Deletes objects in the opposite order, with everything that belongs to them; what is gone already is fine.
+/// Deletes objects in the opposite order, with everything that belongs to them, and waits until namespaces are gone.
+/// What is gone already is fine.
 pub async fn delete(cluster: &Cluster, objects: Vec<Value>, namespace: &str, step: &Step) -> Result<()> {
     let mut kinds = Kinds::default();
+    let namespaces = objects.iter().filter(|object| object["kind"] == "Namespace");
+    let namespaces: Vec<String> =
+        namespaces.filter_map(|it| it["metadata"]["name"].as_str()).map(str::to_owned).collect();
     for object in in_order(objects).into_iter().rev() {
         let label = label(&object);
         step.now(&format!("deleting {label}"));
@@ -80,6 +87,22 @@ pub async fn delete(cluster: &Cluster, objects: Vec<Value>, namespace: &str, ste
         match target.api.delete(&target.name, &DeleteParams::background()).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             deleted => drop(deleted.during(|| format!("delete {label}"))?),
+        }
+    }
+    wait_gone(cluster, &namespaces, Instant::now() + GONE_DEADLINE, step).await
+}
+
+/// Waits until namespaces are gone.
+async fn wait_gone(cluster: &Cluster, names: &[String], deadline: Instant, step: &Step) -> Result<()> {
+    let api: Api<Namespace> = Api::all(cluster.client.clone());
+    for name in names {
+        step.now(&format!("waiting until namespace {name} is gone"));
+        while api.get_opt(name).await.during(|| format!("read namespace {name}"))?.is_some() {
+            if Instant::now() >= deadline {
+                let why = format!("it is still being deleted after {} s", GONE_DEADLINE.as_secs());
+                return Err(Error::new(why).during(format!("delete namespace {name}")));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     }
     Ok(())
@@ -302,8 +325,9 @@ mod tests {
         let map = maps.get("a").await.unwrap();
         let managers: Vec<_> = map.metadata.managed_fields.iter().flatten().map(|f| f.manager.as_deref()).collect();
         assert_eq!(managers, [Some(FIELD_MANAGER)]);
-        delete(&cluster, vec![objects[0].clone()], "shop", &step).await.unwrap();
-        delete(&cluster, vec![objects[0].clone()], "shop", &step).await.unwrap();
+        for _ in 0..2 {
+            delete(&cluster, vec![objects[0].clone()], "shop", &step).await.unwrap();
+        }
         assert!(maps.get_opt("a").await.unwrap().is_none());
         let nameless = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}});
         let error = apply(&cluster, vec![nameless], "shop", &step).await.unwrap_err();

@@ -3,11 +3,13 @@
 use crate::args::Global;
 use crate::cluster::Cluster;
 use mesh_sandbox::api::{Api, Config};
+use mesh_sandbox::controllers;
+use tokio_util::sync::CancellationToken;
 
 /// A cluster without nodes; gone when dropped.
 pub(crate) struct TestCluster {
     kubeconfig: tempfile::NamedTempFile,
-    server: tokio::task::JoinHandle<()>,
+    tasks: [tokio::task::JoinHandle<()>; 2],
 }
 
 impl TestCluster {
@@ -19,8 +21,9 @@ impl TestCluster {
         let address = listener.local_addr().unwrap();
         let kubeconfig = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(kubeconfig.path(), api.kubeconfig(address, "test")).unwrap();
-        let server = tokio::spawn(api.serve(listener).unwrap());
-        Self { kubeconfig, server }
+        let controllers = controllers::run(api.client(), api.pki().ca.clone(), CancellationToken::new());
+        let tasks = [tokio::spawn(api.serve(listener).unwrap()), tokio::spawn(controllers)];
+        Self { kubeconfig, tasks }
     }
 
     /// Flags that mean this cluster.
@@ -40,6 +43,6 @@ impl TestCluster {
 
 impl Drop for TestCluster {
     fn drop(&mut self) {
-        self.server.abort();
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }

@@ -13,7 +13,8 @@ pub(crate) use mesh_manifests::install::WEBHOOK_NAME as INJECTOR;
 use serde_json::json;
 use std::sync::Arc;
 
-async fn deployment(subject: &Subject) -> Result<Option<Deployment>, Error> {
+/// The control plane's deployment, if there is one.
+pub(super) async fn deployment(subject: &Subject) -> Result<Option<Deployment>, Error> {
     let api: Api<Deployment> = Api::namespaced(subject.cluster.client.clone(), &subject.cluster.system_namespace);
     api.get_opt(CONTROL_NAME).await.during(|| format!("read deployment {CONTROL_NAME}"))
 }
@@ -54,7 +55,9 @@ pub(super) async fn installed(subject: Arc<Subject>) -> Result<Finding, Error> {
 
 /// Are its pods ready?
 pub(super) async fn pods_ready(subject: Arc<Subject>) -> Result<Finding, Error> {
-    let Some(deployment) = deployment(&subject).await? else { return Ok(Finding::skipped("it is not installed")) };
+    let Some(deployment) = deployment(&subject).await? else {
+        return Ok(Finding::skipped("the control plane is not installed"));
+    };
     let selector = deployment.spec.as_ref().and_then(|spec| spec.selector.match_labels.clone()).unwrap_or_default();
     let labels = selector.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
     let pods: Api<Pod> = Api::namespaced(subject.cluster.client.clone(), &subject.cluster.system_namespace);
@@ -121,7 +124,9 @@ pub(crate) fn why_not_ready(pod: &Pod) -> String {
 
 /// Does the control plane's version fit?
 pub(super) async fn version(subject: Arc<Subject>) -> Result<Finding, Error> {
-    let Some(deployment) = deployment(&subject).await? else { return Ok(Finding::skipped("it is not installed")) };
+    let Some(deployment) = deployment(&subject).await? else {
+        return Ok(Finding::skipped("the control plane is not installed"));
+    };
     let version = control_version(&deployment);
     Ok(match (&version, skew(CLIENT, version.as_deref())) {
         (_, Some(note)) => Finding::failed(note, "use the meshctl of the control plane's release"),

@@ -1,6 +1,6 @@
 //! Certificates: valid, far from expiry, and vouched for.
 
-use super::control::INJECTOR;
+use super::control::{INJECTOR, deployment};
 use super::{Finding, Subject};
 use crate::error::{Context, Error};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
@@ -44,6 +44,9 @@ pub(super) async fn anchors(subject: Arc<Subject>) -> Result<Finding, Error> {
 
 /// Is the certificate that the API server is told to expect of the webhook valid?
 pub(super) async fn webhook(subject: Arc<Subject>) -> Result<Finding, Error> {
+    if deployment(&subject).await?.is_none() {
+        return Ok(Finding::skipped("the control plane is not installed"));
+    }
     let api: Api<MutatingWebhookConfiguration> = Api::all(subject.cluster.client.clone());
     let found = api.get_opt(INJECTOR).await.during(|| format!("read webhook configuration {INJECTOR}"))?;
     let Some(configuration) = found else {
@@ -64,6 +67,9 @@ pub(super) async fn webhook(subject: Arc<Subject>) -> Result<Finding, Error> {
 }
 
 async fn issuer_secret(subject: &Subject) -> Result<Result<Secret, Finding>, Error> {
+    if deployment(subject).await?.is_none() {
+        return Ok(Err(Finding::skipped("the control plane is not installed")));
+    }
     let namespace = &subject.cluster.system_namespace;
     let api: Api<Secret> = Api::namespaced(subject.cluster.client.clone(), namespace);
     match api.get_opt(ISSUER_SECRET).await {

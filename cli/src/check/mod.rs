@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(pre.len(), 5);
         let default = statuses(&cluster, Set::Default).await;
         assert_eq!(default["control.installed"].0, Status::Failed);
-        assert_eq!(default["identity.issuer-expiry"].0, Status::Failed);
+        assert_eq!(default["identity.issuer-expiry"].0, Status::Skipped);
         assert_eq!(default["webhook.answers"].0, Status::Skipped);
         assert_eq!(default["proxy.ready"].0, Status::Skipped);
     }
