@@ -26,7 +26,10 @@ impl Shell {
     /// A shell for this cluster's administrator; `None` if there is no `kubectl`.
     pub(super) fn of(api: &super::Api) -> Option<Self> {
         let Some(program) = find() else {
-            assert!(std::env::var_os("MESH_TEST_STRICT").is_none(), "no kubectl is installed and MESH_TEST_STRICT is set");
+            assert!(
+                std::env::var_os("MESH_TEST_STRICT").is_none(),
+                "no kubectl is installed and MESH_TEST_STRICT is set"
+            );
             eprintln!("skipped: no kubectl is installed (set KUBECTL to one)");
             return None;
         };
