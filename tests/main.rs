@@ -7,6 +7,8 @@
 //! A test that needs a privilege or a tool the machine lacks is listed as ignored with the reason in its name;
 //! with `MESH_TEST_STRICT=1` it fails instead.
 
+mod api;
+mod api_shapes;
 mod capture;
 mod demo;
 mod forger;
@@ -14,8 +16,10 @@ mod harness;
 mod install;
 mod interception;
 mod kubectl;
+mod nft;
 mod node;
 mod real_programs;
+mod redirect;
 mod resilience;
 mod sandbox;
 mod tidy;
@@ -34,6 +38,10 @@ fn main() -> ExitCode {
     arguments.test_threads = arguments.test_threads.or(Some(2));
     let tests = [
         tidy::tests(),
+        nft::tests(),
+        redirect::tests(),
+        api::tests(),
+        api_shapes::tests(),
         sandbox::tests(),
         kubectl::tests(),
         node::tests(),

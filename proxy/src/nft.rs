@@ -10,8 +10,6 @@
 //! network byte order (addresses, ports) or host byte order (user ids, marks), as noted at each item.
 
 mod encode;
-#[cfg(test)]
-pub(crate) mod namespace;
 pub mod netlink;
 
 pub use encode::Batch;
@@ -500,4 +498,4 @@ impl Element {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -1,9 +1,7 @@
 //! The API as its clients see it, in process.
 
 mod extension;
-mod kubectl;
 mod security;
-mod shapes;
 
 use super::{Api, Config};
 use futures::{StreamExt, TryStreamExt};

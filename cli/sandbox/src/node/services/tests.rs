@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
-#[path = "../../../../../proxy/src/nft/namespace.rs"]
+#[path = "namespace.rs"]
 pub(super) mod namespace;
 
 /// Asks cluster DNS for an address.

@@ -1,20 +1,34 @@
 //! A real `kubectl` against the API and its controllers: applying, comparing, rolling out, explaining.
 
-use super::kubectl::Shell;
-use super::{new, typed};
+#![allow(clippy::unwrap_used, reason = "a panic is how these bodies fail")]
+
+use crate::api::{NEEDS, Shell, block_on, new};
+use crate::harness::test;
+use anyhow::Result;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api as Objects;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher::{self, Event};
+use libtest_mimic::Trial;
 use serde_json::json;
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub(crate) fn tests() -> Vec<Trial> {
+    vec![
+        test("api::kubectl_applies_and_rolls_out", &NEEDS, || block_on(kubectl_applies_and_rolls_out())),
+        test("api::kubectl_applies_server_side", &NEEDS, || block_on(kubectl_applies_server_side())),
+        test("api::kubectl_says_what_is_wrong", &NEEDS, || block_on(kubectl_says_what_is_wrong())),
+        test("api::kubectl_knows_custom_kinds", &NEEDS, || block_on(kubectl_knows_custom_kinds())),
+    ]
+}
 
 /// Controllers, and a node that only says that its pods run; they stop when the guard is dropped.
 async fn start(client: kube::Client) -> DropGuard {
     let stop = CancellationToken::new();
-    tokio::spawn(crate::controllers::run(client.clone(), "authority".to_owned(), stop.clone()));
-    let node: Node = typed(json!({"metadata": {"name": "sandbox", "labels": {"kubernetes.io/hostname": "sandbox"}}}));
+    tokio::spawn(mesh_sandbox::controllers::run(client.clone(), "authority".to_owned(), stop.clone()));
+    let node = json!({"metadata": {"name": "sandbox", "labels": {"kubernetes.io/hostname": "sandbox"}}});
+    let node: Node = serde_json::from_value(node).unwrap();
     Objects::all(client.clone()).create(&PostParams::default(), &node).await.unwrap();
     tokio::spawn(stop.clone().run_until_cancelled_owned(run_pods(client)));
     stop.drop_guard()
@@ -74,10 +88,9 @@ async fn given(shell: &Shell, line: &str, input: &str, expect: &str) {
     assert!(printed.contains(expect), "kubectl {line}\nprinted: {printed}\nexpected: {expect}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kubectl_applies_and_rolls_out() {
+async fn kubectl_applies_and_rolls_out() -> Result<()> {
     let (api, client) = new();
-    let Some(shell) = Shell::of(&api) else { return };
+    let shell = Shell::of(&api)?;
     let _guard = start(client).await;
     let (one, two) = (web("2", "web:1"), web("3", "web:2"));
     given(&shell, "apply -f -", &one, "deployment.apps/web created\nservice/web created").await;
@@ -111,12 +124,12 @@ async fn kubectl_applies_and_rolls_out() {
     shell.expect("delete deploy web --cascade=foreground", "deleted").await;
     assert!(sets.lines().count() <= 4, "adopted, not made anew: {sets}");
     assert_eq!(shell.run("get rs,pods -o name").await, "");
+    Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kubectl_applies_server_side() {
+async fn kubectl_applies_server_side() -> Result<()> {
     let (api, client) = new();
-    let Some(shell) = Shell::of(&api) else { return };
+    let shell = Shell::of(&api)?;
     let _guard = start(client).await;
     let version = "get deploy web -o jsonpath={.metadata.resourceVersion}";
     let (one, two) = (web("2", "web:1"), web("3", "web:1"));
@@ -138,12 +151,12 @@ async fn kubectl_applies_server_side() {
     assert_eq!(shell.run("get cm m -o jsonpath={.data}").await, "{\"a\":\"three\"}");
     let managers = "get cm m --show-managed-fields -o jsonpath={.metadata.managedFields[*].manager}";
     assert_eq!(shell.run(managers).await, "kubectl kubectl-last-applied");
+    Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kubectl_says_what_is_wrong() {
+async fn kubectl_says_what_is_wrong() -> Result<()> {
     let (api, client) = new();
-    let Some(shell) = Shell::of(&api) else { return };
+    let shell = Shell::of(&api)?;
     let _guard = start(client).await;
     let cases = [
         (web("two", "x"), "cannot unmarshal string into Go struct field Deployment.spec.replicas of type int32"),
@@ -172,6 +185,7 @@ async fn kubectl_says_what_is_wrong() {
     for (line, expect) in cases {
         shell.expect(line, expect).await;
     }
+    Ok(())
 }
 
 /// A kind of one's own, with everything a definition can say about it.
@@ -204,10 +218,9 @@ spec:
           status: {type: object, x-kubernetes-preserve-unknown-fields: true}
 "#;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kubectl_knows_custom_kinds() {
+async fn kubectl_knows_custom_kinds() -> Result<()> {
     let (api, _) = new();
-    let Some(shell) = Shell::of(&api) else { return };
+    let shell = Shell::of(&api)?;
     given(&shell, "apply -f -", WIDGETS, "widgets.example.io created").await;
     shell.expect("wait --for=condition=Established crd/widgets.example.io --timeout=10s", "condition met").await;
     given(&shell, "apply -f -", WIDGETS, "widgets.example.io unchanged").await;
@@ -225,4 +238,5 @@ async fn kubectl_knows_custom_kinds() {
     let unknown = widget.replace("size: 3", "size: 3, colour: red");
     given(&shell, "apply -f -", &unknown, "unknown field \"spec.colour\"").await;
     given(&shell, "apply --validate=false -f -", &unknown, "widget.example.io/w configured").await;
+    Ok(())
 }

@@ -1,50 +1,58 @@
-//! A real `kubectl`, where one is installed: what users type, and what they expect to read.
+//! A real `kubectl` against the sandbox's API alone, in this process: what users type, and what they expect to read.
 
-use super::new;
-use super::security::listen;
+#![allow(clippy::unwrap_used, reason = "a panic is how these bodies fail")]
+
+use crate::harness::{Need, find_program, test};
+use anyhow::{Context, Result};
+use libtest_mimic::Trial;
+use mesh_sandbox::api::{Api, Config};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// The `kubectl` to test with: `$KUBECTL`, else one on the path.
-fn find() -> Option<PathBuf> {
-    let named = std::env::var_os("KUBECTL").map(PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    named.into_iter().chain(std::env::split_paths(&path).map(|folder| folder.join("kubectl"))).find(|file| {
-        let mut version = Command::new(file);
-        version.args(["version", "--client"]).stdout(Stdio::null()).stderr(Stdio::null());
-        version.status().is_ok_and(|status| status.success())
-    })
+/// What every test here needs.
+pub(crate) const NEEDS: [Need; 1] = [Need::Program("kubectl")];
+
+pub(crate) fn tests() -> Vec<Trial> {
+    vec![test("api::kubectl_feels_at_home", &NEEDS, || block_on(kubectl_feels_at_home()))]
 }
 
-pub(super) struct Shell {
+/// Runs a test's body to its end.
+pub(crate) fn block_on(body: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(body)
+}
+
+/// An API of one's own, in this process.
+pub(crate) fn new() -> (Api, kube::Client) {
+    let api = Api::new(Config::default()).unwrap();
+    let client = api.client();
+    (api, client)
+}
+
+pub(crate) struct Shell {
     program: PathBuf,
     folder: tempfile::TempDir,
 }
 
 impl Shell {
-    /// A shell for this cluster's administrator; `None` if there is no `kubectl`.
-    pub(super) fn of(api: &super::Api) -> Option<Self> {
-        let Some(program) = find() else {
-            assert!(
-                std::env::var_os("MESH_TEST_STRICT").is_none(),
-                "no kubectl is installed and MESH_TEST_STRICT is set"
-            );
-            eprintln!("skipped: no kubectl is installed (set KUBECTL to one)");
-            return None;
-        };
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("config"), api.kubeconfig(listen(api), "sandbox")).unwrap();
-        Some(Self { program, folder })
+    /// A shell for this cluster's administrator. The API is served until the runtime ends.
+    pub(crate) fn of(api: &Api) -> Result<Self> {
+        let program = find_program("kubectl").context("kubectl is not installed")?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        tokio::spawn(api.serve(listener)?);
+        let folder = tempfile::tempdir()?;
+        std::fs::write(folder.path().join("config"), api.kubeconfig(address, "sandbox"))?;
+        Ok(Self { program, folder })
     }
 
     /// Runs a command line; returns what it printed, standard error after standard output.
-    pub(super) async fn run(&self, line: &str) -> String {
+    pub(crate) async fn run(&self, line: &str) -> String {
         self.run_with(line, "").await
     }
 
     /// As [`Self::run`], with something on standard input.
-    pub(super) async fn run_with(&self, line: &str, input: &str) -> String {
+    pub(crate) async fn run_with(&self, line: &str, input: &str) -> String {
         let file = self.path("input.yaml");
         std::fs::write(&file, input).unwrap();
         let mut command = tokio::process::Command::new(&self.program);
@@ -58,16 +66,15 @@ impl Shell {
         Path::join(self.folder.path(), name)
     }
 
-    pub(super) async fn expect(&self, line: &str, expect: &str) {
+    pub(crate) async fn expect(&self, line: &str, expect: &str) {
         let printed = self.run(line).await;
         assert!(printed.contains(expect), "kubectl {line}\nprinted: {printed}\nexpected: {expect}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kubectl_feels_at_home() {
+async fn kubectl_feels_at_home() -> Result<()> {
     let (api, _) = new();
-    let Some(shell) = Shell::of(&api) else { return };
+    let shell = Shell::of(&api)?;
     let cases = [
         ("version", "Server Version: v1.34.0+meshctl"),
         ("api-resources -o name", "deployments.apps"),
@@ -127,4 +134,5 @@ async fn kubectl_feels_at_home() {
         printed.contains("error looking up service account shop/gone: serviceaccount \"gone\" not found"),
         "{printed}"
     );
+    Ok(())
 }
