@@ -7,6 +7,7 @@
 //! A reader ignores messages it does not know, so that neighbouring releases can talk.
 
 use crate::golden::ProxyFrame;
+use crate::tap::{TapEvent, TapLeftOut, TapOrder};
 use crate::{Destination, EndpointsChange, InboundPolicy, SpiffeId};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -56,6 +57,26 @@ pub enum ProxyMessage {
         #[serde(default)]
         backfill: bool,
     },
+    /// What a tap has seen since the last such message; the first one, at once, says that it is on.
+    Tap {
+        /// The order's id.
+        id: u64,
+        /// What matched.
+        #[serde(default)]
+        events: Vec<TapEvent>,
+        /// What matched too and is not among them.
+        #[serde(default)]
+        left_out: TapLeftOut,
+    },
+    /// A tap is off, or was never on: after [`ControlMessage::StopTap`] and whatever was still to be told, or instead
+    /// of the first [`ProxyMessage::Tap`].
+    TapEnded {
+        /// The order's id.
+        id: u64,
+        /// Why the order was refused; `None`: it was stopped.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        refusal: Option<String>,
+    },
     /// Still there; answers a heartbeat.
     Heartbeat {},
     /// Something a later release says.
@@ -94,6 +115,16 @@ pub enum ControlMessage {
     },
     /// Stop sending golden frames.
     StopObserve {},
+    /// Tell of requests and connections that match, until [`ControlMessage::StopTap`] or the end of this stream.
+    Tap {
+        /// What is wanted.
+        order: TapOrder,
+    },
+    /// Stop telling; answered by [`ProxyMessage::TapEnded`].
+    StopTap {
+        /// The order's id.
+        id: u64,
+    },
     /// Still there; sent every few seconds.
     Heartbeat {},
     /// Something a later release says.
