@@ -129,6 +129,7 @@ impl Streams {
                     self.metrics.rejects.inc();
                     tracing::warn!(%pod, version, reason, "the proxy cannot use an update");
                 }
+                Ok(ProxyMessage::Tap { .. } | ProxyMessage::TapEnded { .. }) => {}
                 Ok(ProxyMessage::Heartbeat {} | ProxyMessage::Hello { .. } | ProxyMessage::Unknown) => {}
                 Err(error) => return format!("it sent what is no message: {error}"),
             }

@@ -66,11 +66,17 @@ impl Body for Download {
         let polled = Pin::new(&mut watched.body).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
+                watched.record.passes(frame);
                 if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
                     watched.record.grpc_status(status);
                 }
             }
-            Poll::Ready(Some(Err(_))) => watched.broken = true,
+            Poll::Ready(Some(Err(_))) => {
+                watched.broken = true;
+                if let Some(witness) = &mut watched.record.witness {
+                    witness.broken();
+                }
+            }
             Poll::Ready(None) => watched.end(),
             Poll::Pending => {}
         }

@@ -16,6 +16,7 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_api::golden::ProxyFrame;
+use mesh_api::tap::TapLeftOut;
 use mesh_api::wire::{ControlMessage, ProxyMessage};
 use mesh_api::{SpiffeId, names};
 use serde::Serialize;
@@ -69,6 +70,7 @@ pub async fn follow(proxy: Arc<Proxy>, control: &Control) {
             pause = Backoff::default();
         }
         *proxy.observer.lock() = None;
+        proxy.taps.stop_all();
         let error = ended.err().unwrap_or_else(|| anyhow::anyhow!("control ended the stream"));
         tracing::debug!(after = ?started.elapsed(), "the stream from control ended");
         pause.failed("no stream from control", &error).await;
@@ -133,13 +135,15 @@ async fn session(proxy: &Arc<Proxy>, control: &Control) -> anyhow::Result<()> {
 
 async fn converse(proxy: &Arc<Proxy>, mut outgoing: Outgoing, mut lines: Lines) -> anyhow::Result<()> {
     let (observer, mut frames) = mpsc::channel::<ProxyFrame>(4);
+    let mut flush = tokio::time::interval(limits::TAP_FLUSH);
+    flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             line = timeout(limits::CONTROL_SILENCE, lines.next()) => {
                 let Some(line) = line.context("control has fallen silent")?? else { return Ok(()) };
                 let message = serde_json::from_slice(&line)
                     .with_context(|| format!("control sent what is no message: {}", excerpt(&line)))?;
-                if let Some(reply) = apply(proxy, message, &observer) {
+                for reply in apply(proxy, message, &observer) {
                     outgoing.send(&reply).await?;
                 }
             }
@@ -152,14 +156,19 @@ async fn converse(proxy: &Arc<Proxy>, mut outgoing: Outgoing, mut lines: Lines) 
                     outgoing.send(&message).await?;
                 }
             }
+            _ = flush.tick(), if proxy.taps.on() => {
+                for message in proxy.taps.due() {
+                    outgoing.send(&message).await?;
+                }
+            }
             Some(frame) = frames.recv() => outgoing.send(&ProxyMessage::Golden { frame, backfill: false }).await?,
         }
     }
 }
 
 /// Does what control says; returns what to answer.
-fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFrame>) -> Option<ProxyMessage> {
-    match message {
+fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFrame>) -> Vec<ProxyMessage> {
+    let reply = match message {
         ControlMessage::Update { address, version, destination, endpoints } => {
             Some(match proxy.state.update(address, destination, endpoints.as_ref()) {
                 Ok(()) => ProxyMessage::Ack { version },
@@ -182,9 +191,18 @@ fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFr
             *proxy.observer.lock() = None;
             None
         }
+        ControlMessage::Tap { order } => {
+            let id = order.id;
+            Some(match proxy.taps.start(order, std::time::Instant::now()) {
+                Ok(()) => ProxyMessage::Tap { id, events: Vec::new(), left_out: TapLeftOut::default() },
+                Err(refusal) => ProxyMessage::TapEnded { id, refusal: Some(refusal) },
+            })
+        }
+        ControlMessage::StopTap { id } => return proxy.taps.stop(id),
         ControlMessage::Heartbeat {} => Some(ProxyMessage::Heartbeat {}),
         ControlMessage::Unknown => None,
-    }
+    };
+    reply.into_iter().collect()
 }
 
 /// Connects to control, wherever its name leads at the moment.

@@ -37,6 +37,18 @@ pub struct Subject {
     pub method: &'static str,
 }
 
+impl Scope {
+    /// The other end: the callee when outbound, the caller when inbound.
+    pub fn peer(&self) -> &WorkloadRef {
+        &self.peer
+    }
+
+    /// The Service called.
+    pub fn service(&self) -> Option<&ServiceRef> {
+        self.service.as_ref()
+    }
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Finished {

@@ -8,10 +8,10 @@ use crate::proxy::Proxy;
 use crate::request::Client;
 use crate::serve::{self, Broken};
 use crate::stream::{Rewound, Stream};
-use crate::tls::{Alpn, Peer};
+use crate::tls::Alpn;
 use bytes::Bytes;
 use mesh_api::golden::{Direction, TlsStatus};
-use mesh_api::{MeshError, Protocol, WorkloadRef};
+use mesh_api::{MeshError, Protocol, SpiffeId, WorkloadRef};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, from: SocketAddr) -> i
     let (mut ahead, mut spoken) = detect::detect(&mut tcp).await?;
     if spoken == Spoken::Silent {
         let app = app.ok_or_else(|| unknown_port(from))?;
-        let client = plain_client(&proxy, app, from, TlsStatus::Plain);
+        let client = Arc::new(plain_client(&proxy, app, from, TlsStatus::Plain));
         match serve::silent(&client, &client.target.now(), tcp, || {}).await? {
             Broken::ByServer => {
                 count(&proxy.counters.allowed_plain);
@@ -79,7 +79,7 @@ async fn mesh(proxy: Arc<Proxy>, tcp: TcpStream, ahead: Bytes, from: SocketAddr,
     count(&proxy.counters.allowed_mutual);
     let named = peer.port.map(|port| SocketAddr::new(proxy.pod_ip.unwrap_or(whereto.own.ip()), port));
     let app = whereto.resolve(named).ok_or_else(|| unknown_port(from))?;
-    let client = Arc::new(mesh_client(&proxy, app, &peer));
+    let client = Arc::new(mesh_client(&proxy, app, from, peer.identity));
     let stream = Stream::Tls(Box::new(tls));
     match peer.alpn {
         Alpn::Http1 => serve::http1(client, stream).await,
@@ -118,18 +118,26 @@ fn settle(declared: Protocol, spoken: Spoken) -> Spoken {
 
 fn plain_client(proxy: &Arc<Proxy>, app: SocketAddr, from: SocketAddr, tls: TlsStatus) -> Client {
     let peer = WorkloadRef::new("", "external", &from.ip().to_string());
-    client(proxy, app, &peer, tls)
+    client(proxy, app, from, &peer, None, tls)
 }
 
-fn mesh_client(proxy: &Arc<Proxy>, app: SocketAddr, peer: &Peer) -> Client {
-    let identity = &peer.identity;
+fn mesh_client(proxy: &Arc<Proxy>, app: SocketAddr, from: SocketAddr, identity: SpiffeId) -> Client {
     let peer = WorkloadRef::new(&identity.namespace, "serviceaccount", &identity.service_account);
-    client(proxy, app, &peer, TlsStatus::Mutual)
+    client(proxy, app, from, &peer, Some(identity), TlsStatus::Mutual)
 }
 
-fn client(proxy: &Arc<Proxy>, app: SocketAddr, peer: &WorkloadRef, tls: TlsStatus) -> Client {
+fn client(
+    proxy: &Arc<Proxy>,
+    app: SocketAddr,
+    from: SocketAddr,
+    peer: &WorkloadRef,
+    identity: Option<SpiffeId>,
+    tls: TlsStatus,
+) -> Client {
     Client {
         direction: Direction::Inbound,
+        from,
+        identity,
         target: proxy.state.app(app),
         scope: proxy.golden.scope(Direction::Inbound, peer, None, app.port()),
         tls,

@@ -35,6 +35,7 @@ pub mod run;
 pub mod serve;
 pub mod state;
 pub mod stream;
+pub mod tap;
 pub mod tcp;
 pub mod tls;
 pub mod upload;

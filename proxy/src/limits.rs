@@ -109,6 +109,25 @@ pub const RING_SERIES: usize = 16 * 1024;
 /// Endpoints listed on `/metrics`.
 pub const MAX_ENDPOINT_METRICS: usize = 2048;
 
+// Taps.
+
+/// Taps at once.
+pub const TAPS: usize = 16;
+/// Events a second that one tap may ask for.
+pub const TAP_MAX_RPS: u32 = 10_000;
+/// Events of one tap that wait to be fetched; further ones are counted as left out.
+pub const TAP_EVENTS: usize = 2048;
+/// Bytes of their headers and bodies.
+pub const TAP_BYTES: usize = 1024 * 1024;
+/// Interval at which they are fetched.
+pub const TAP_FLUSH: Duration = Duration::from_millis(50);
+/// Addresses that a filter's place may mean.
+pub const TAP_ADDRESSES: usize = 10_000;
+/// Header fields of one message that are told.
+pub const TAP_HEADERS: usize = 100;
+/// Length of a header field's value, as told.
+pub const TAP_VALUE_BYTES: usize = 1024;
+
 // Control.
 
 /// Attempt to connect to control, name resolution and connecting each; short, so that its return is noticed soon.

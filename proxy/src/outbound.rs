@@ -18,7 +18,7 @@ use std::time::Instant;
 use tokio::net::TcpStream;
 
 /// Serves one accepted connection to its end.
-pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, _from: SocketAddr) -> io::Result<()> {
+pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, from: SocketAddr) -> io::Result<()> {
     // Where to: a connection that nobody redirected leads to ourselves, unless a default is configured.
     let own = crate::listen::canonical(tcp.local_addr()?);
     let address = original_destination(&tcp).or(proxy.defaults.lock().outbound).unwrap_or(own);
@@ -27,6 +27,8 @@ pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, _from: SocketAddr) -> 
     let known = target.resolve(limits::RESOLVE_WAIT).await;
     let client = |tls| Client {
         direction: Direction::Outbound,
+        from,
+        identity: None,
         scope: known.scope.clone(),
         target: target.clone(),
         tls,
@@ -44,7 +46,7 @@ pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, _from: SocketAddr) -> 
     };
     if spoken == Spoken::Silent {
         let remember = || target.set_server_first(Instant::now());
-        match serve::silent(&client(TlsStatus::Plain), &known, tcp, remember).await? {
+        match serve::silent(&Arc::new(client(TlsStatus::Plain)), &known, tcp, remember).await? {
             Broken::ByServer => return Ok(()),
             Broken::ByClient(back, bytes, what) => (tcp, ahead, spoken) = (back, bytes, what),
         }
@@ -59,9 +61,9 @@ async fn carry(known: &Arc<Known>, spoken: Spoken, stream: Stream, client: impl 
     match spoken {
         Spoken::Http1 => serve::http1(Arc::new(client(TlsStatus::Plain)), stream).await,
         Spoken::Http2 => serve::http2(Arc::new(client(TlsStatus::Plain)), stream).await,
-        Spoken::Tls | Spoken::MeshTls => serve::opaque(&client(TlsStatus::Passthrough), known, stream).await,
+        Spoken::Tls | Spoken::MeshTls => serve::opaque(&Arc::new(client(TlsStatus::Passthrough)), known, stream).await,
         Spoken::Opaque | Spoken::Silent | Spoken::Closed => {
-            serve::opaque(&client(TlsStatus::Plain), known, stream).await
+            serve::opaque(&Arc::new(client(TlsStatus::Plain)), known, stream).await
         }
     }
 }

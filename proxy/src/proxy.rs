@@ -7,6 +7,7 @@ use crate::golden::Golden;
 use crate::listen::Dialer;
 use crate::metrics::Counters;
 use crate::state::State;
+use crate::tap::Taps;
 use crate::tls::Credentials;
 use mesh_api::golden::ProxyFrame;
 use parking_lot::Mutex;
@@ -64,6 +65,8 @@ pub struct Proxy {
     pub golden: Arc<Golden>,
     /// Who gets a golden frame a second at present.
     pub observer: Mutex<Option<mpsc::Sender<ProxyFrame>>>,
+    /// Who wants to see single requests.
+    pub taps: Taps,
     /// Counters beside them.
     pub counters: Arc<Counters>,
     /// Its end.
@@ -95,6 +98,7 @@ impl Proxy {
             counters,
             drain: Drain::default(),
             observer: Mutex::default(),
+            taps: Taps::default(),
             dialer: Dialer::probe(),
             pod_ip: settings.pod_ip,
             inbound_port,

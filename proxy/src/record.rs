@@ -2,9 +2,15 @@
 //! between, it is counted exactly once.
 
 use crate::golden::{Cell, Finished, Golden, Scope, Subject};
+use crate::request::Client;
+use crate::tap::witness::{Onlooker, Witness};
+use crate::tcp::Ended;
+use bytes::Bytes;
+use hyper::body::{Frame, Incoming};
 use mesh_api::MeshError;
 use mesh_api::golden::{Carried, TlsStatus};
-use std::sync::Arc;
+use mesh_api::tap::TapEnding;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// The account of one HTTP request.
@@ -20,6 +26,8 @@ pub struct Record {
     error: Option<MeshError>,
     complete: bool,
     attempts: u32,
+    /// Sees the request for taps that may be interested.
+    pub witness: Option<Box<Witness>>,
 }
 
 impl Record {
@@ -36,6 +44,19 @@ impl Record {
             error: None,
             complete: false,
             attempts: 0,
+            witness: None,
+        }
+    }
+
+    /// Lets taps look on.
+    pub fn call_witness(&mut self, client: &Arc<Client>, request: &http::Request<Incoming>) {
+        self.witness = Witness::of(client, &self.subject, request);
+    }
+
+    /// A piece of the response's body passes.
+    pub fn passes(&self, frame: &Frame<Bytes>) {
+        if let Some(witness) = &self.witness {
+            witness.download(frame);
         }
     }
 
@@ -90,7 +111,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.golden.cell(&self.scope, self.subject.clone()).finish(&Finished {
+        let finished = Finished {
             status: self.status,
             grpc_status: self.grpc_status,
             error: self.error,
@@ -98,7 +119,11 @@ impl Drop for Record {
             retries: self.attempts.saturating_sub(1),
             latency: self.opened.elapsed(),
             first_byte: self.first_byte,
-        });
+        };
+        self.golden.cell(&self.scope, self.subject.clone()).finish(&finished);
+        if let Some(witness) = self.witness.take() {
+            witness.tell(&self.subject, &self.scope, &finished);
+        }
     }
 }
 
@@ -107,6 +132,8 @@ impl Drop for Record {
 pub struct ConnectionRecord {
     cell: Arc<Cell>,
     error: Option<MeshError>,
+    ending: OnceLock<TapEnding>,
+    onlooker: Option<Onlooker>,
 }
 
 impl ConnectionRecord {
@@ -115,17 +142,47 @@ impl ConnectionRecord {
         let subject = Subject { carried: Carried::Tcp, tls, route, method: "" };
         let cell = golden.cell(scope, subject);
         cell.tcp_opened();
-        Self { cell, error: None }
+        Self { cell, error: None, ending: OnceLock::new(), onlooker: None }
+    }
+
+    /// Lets taps look on.
+    #[must_use]
+    pub fn seen_by(mut self, onlooker: Onlooker) -> Self {
+        self.onlooker = Some(onlooker);
+        self
+    }
+
+    /// Bytes are going to pass.
+    pub fn begins(&self) {
+        if let Some(onlooker) = &self.onlooker {
+            onlooker.opened();
+        }
     }
 
     /// Bytes came from the client.
     pub fn read(&self, bytes: u64) {
         self.cell.tcp_bytes(bytes, 0);
+        if let Some(onlooker) = &self.onlooker {
+            onlooker.bytes(bytes, 0);
+        }
     }
 
     /// Bytes came from the server.
     pub fn written(&self, bytes: u64) {
         self.cell.tcp_bytes(0, bytes);
+        if let Some(onlooker) = &self.onlooker {
+            onlooker.bytes(0, bytes);
+        }
+    }
+
+    /// No more bytes pass.
+    pub fn ended(&self, ended: Ended) {
+        // It ends once.
+        let _ = self.ending.set(match ended {
+            Ended::Orderly => TapEnding::Orderly,
+            Ended::ByClient => TapEnding::ByClient,
+            Ended::ByServer => TapEnding::ByServer,
+        });
     }
 
     /// The mesh could not serve the connection.
@@ -137,6 +194,10 @@ impl ConnectionRecord {
 impl Drop for ConnectionRecord {
     fn drop(&mut self) {
         self.cell.tcp_closed(self.error);
+        if let Some(onlooker) = &self.onlooker {
+            let given_up = if self.error.is_some() { TapEnding::ByMesh } else { TapEnding::Cut };
+            onlooker.closed(self.ending.get().copied().unwrap_or(given_up), self.error);
+        }
     }
 }
 

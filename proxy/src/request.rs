@@ -9,6 +9,7 @@ use crate::limits;
 use crate::proxy::Proxy;
 use crate::record::{ConnectionRecord, Record, method_label};
 use crate::state::{Backend, Known, Target};
+use crate::tap::witness::{self, Onlooker};
 use crate::tcp;
 use crate::upload::Upload;
 use crate::upstream::{self, Flight, Lease, Unanswered};
@@ -18,8 +19,8 @@ use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use mesh_api::MeshError;
 use mesh_api::golden::{Carried, Direction, TlsStatus};
+use mesh_api::{MeshError, SpiffeId};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -37,6 +38,10 @@ pub struct Client {
     pub direction: Direction,
     /// Where requests go.
     pub target: Arc<Target>,
+    /// Who calls.
+    pub from: SocketAddr,
+    /// The identity the caller proved.
+    pub identity: Option<SpiffeId>,
     /// Under which name they are counted until an endpoint is chosen.
     pub scope: Arc<Scope>,
     /// How the leg between the pods is protected, as far as this side knows (outbound: the endpoint decides).
@@ -51,6 +56,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Respo
 
     // Account: from here on the request counts, whatever happens.
     let mut record = Record::open(&proxy.golden, &client.scope, subject(&client, &request));
+    record.call_witness(&client, &request);
 
     // Admit: refuse what must not be forwarded.
     if let Some(refusal) = client.refusal {
@@ -63,6 +69,9 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Respo
     // Prepare: the request as the next hop should see it.
     let upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
     let mut request = prepare(request, &client.target, upgrade.is_some());
+    if let Some(witness) = &record.witness {
+        request.body_mut().count_with(witness.upload());
+    }
 
     // Send: to the best endpoint, and to another one as long as nothing was delivered.
     let known = client.target.now();
@@ -72,6 +81,9 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Respo
             return refuse(record, MeshError::NoEndpoints, "");
         };
         record.attempt(backend.scope.as_ref(), protection(&client, &backend));
+        if let Some(witness) = &mut record.witness {
+            witness.sent_to(&backend);
+        }
         let flight = Flight::start(&backend);
         match attempt(&client, &known, &backend, request, tried.len()).await {
             Ok((response, lease)) => {
@@ -203,13 +215,16 @@ fn prepare(request: Request<Incoming>, target: &Target, upgrade: bool) -> Reques
 /// Turns an endpoint's response into the client's.
 fn respond(
     client: &Arc<Client>,
-    backend: &Backend,
+    backend: &Arc<Backend>,
     mut record: Record,
     upgrade: Option<OnUpgrade>,
     mut response: Response<Incoming>,
     watch: impl FnOnce(Incoming, Record) -> Download,
 ) -> Response<Download> {
     record.answered(response.status().as_u16());
+    if let Some(witness) = &mut record.witness {
+        witness.answered(response.headers());
+    }
     if let Some(status) = grpc_status(response.headers()) {
         record.grpc_status(status);
     }
@@ -245,9 +260,15 @@ fn note_remote_error(client: &Client, backend: &Backend, record: &mut Record, re
 }
 
 /// Carries what follows an upgrade as an opaque connection.
-fn tunnel(client: &Arc<Client>, backend: &Backend, theirs: OnUpgrade, ours: OnUpgrade) {
+fn tunnel(client: &Arc<Client>, backend: &Arc<Backend>, theirs: OnUpgrade, ours: OnUpgrade) {
     let scope = backend.scope.as_ref().unwrap_or(&client.scope);
-    let record = ConnectionRecord::open(&client.proxy.golden, scope, protection(client, backend), Arc::default());
+    let tls = protection(client, backend);
+    let record = ConnectionRecord::open(&client.proxy.golden, scope, tls, Arc::default()).seen_by(Onlooker::of(
+        client,
+        Some(backend),
+        scope,
+        tls,
+    ));
     client.proxy.drain.spawn(async move {
         match tokio::try_join!(theirs, ours) {
             Ok((theirs, ours)) => {
@@ -262,6 +283,7 @@ fn tunnel(client: &Arc<Client>, backend: &Backend, theirs: OnUpgrade, ours: OnUp
 pub fn malformed(client: &Client) {
     let route = client.target.routes.name("/", false);
     let subject = Subject { carried: Carried::Http, tls: client.tls, route, method: "other" };
+    witness::tell_malformed(client, &subject, MeshError::InvalidRequest);
     Record::open(&client.proxy.golden, &client.scope, subject).failed(MeshError::InvalidRequest);
 }
 

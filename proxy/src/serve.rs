@@ -8,8 +8,10 @@ use crate::limits;
 use crate::proxy::Proxy;
 use crate::record::ConnectionRecord;
 use crate::request::{self, Client, choose};
+use crate::route::PROBE;
 use crate::state::{Backend, Known};
 use crate::stream::Stream;
+use crate::tap::witness::Onlooker;
 use crate::tcp;
 use crate::tls::Alpn;
 use crate::upstream::{self, Flight};
@@ -112,7 +114,7 @@ pub async fn http2(client: Arc<Client>, stream: Stream) {
 }
 
 /// Carries a connection without looking into it.
-pub async fn opaque(client: &Client, known: &Known, stream: Stream) {
+pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream) {
     match open_opaque(client, known).await {
         Some(opened) => {
             let record = account(client, Some(&opened.backend), Arc::default());
@@ -123,7 +125,7 @@ pub async fn opaque(client: &Client, known: &Known, stream: Stream) {
 }
 
 /// Carries a connection whose client closed its side without a word: a probe, or one that only wants to listen.
-pub async fn wordless(client: &Client, known: &Known, stream: Stream) {
+pub async fn wordless(client: &Arc<Client>, known: &Known, stream: Stream) {
     match open_opaque(client, known).await {
         Some(opened) => {
             let record = account(client, Some(&opened.backend), client.target.routes.probe());
@@ -141,7 +143,7 @@ pub struct Opened {
 }
 
 /// Connects to the best endpoint, or another one if that fails. `None`: no endpoint; it is counted.
-pub async fn open_opaque(client: &Client, known: &Known) -> Option<Opened> {
+pub async fn open_opaque(client: &Arc<Client>, known: &Known) -> Option<Opened> {
     let proxy = &client.proxy;
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last: Option<(Arc<Backend>, Failure)> = None;
@@ -166,13 +168,15 @@ pub async fn open_opaque(client: &Client, known: &Known) -> Option<Opened> {
     None
 }
 
-fn account(client: &Client, backend: Option<&Arc<Backend>>, route: Arc<str>) -> ConnectionRecord {
+fn account(client: &Arc<Client>, backend: Option<&Arc<Backend>>, route: Arc<str>) -> ConnectionRecord {
     let scope = backend.and_then(|b| b.scope.as_ref()).unwrap_or(&client.scope);
     let meshed = client.direction == Direction::Outbound
         && client.proxy.offers_identity()
         && backend.is_some_and(|b| b.endpoint.identity.is_some());
     let tls = if meshed { TlsStatus::Mutual } else { client.tls };
-    ConnectionRecord::open(&client.proxy.golden, scope, tls, route)
+    let probe = &*route == PROBE;
+    let record = ConnectionRecord::open(&client.proxy.golden, scope, tls, route);
+    if probe { record } else { record.seen_by(Onlooker::of(client, backend, scope, tls)) }
 }
 
 /// What became of a connection whose client said nothing at first.
@@ -186,7 +190,7 @@ pub enum Broken {
 /// Waits, connected to an endpoint, for either side to break the silence. If it is the server, the connection is
 /// opaque and `server_first` is told.
 pub async fn silent(
-    client: &Client,
+    client: &Arc<Client>,
     known: &Known,
     mut tcp: TcpStream,
     server_first: impl FnOnce(),

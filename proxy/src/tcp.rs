@@ -50,7 +50,8 @@ where
 {
     let mut up = Flow::new(BytesMut::new());
     let mut down = Flow::new(from_server);
-    std::future::poll_fn(|cx| {
+    record.begins();
+    let ended = std::future::poll_fn(|cx| {
         let upward = up.poll(cx, client, server, |n| record.read(n));
         let downward = down.poll(cx, server, client, |n| record.written(n));
         match (upward, downward) {
@@ -60,7 +61,9 @@ where
             _ => Poll::Pending,
         }
     })
-    .await
+    .await;
+    record.ended(ended);
+    ended
 }
 
 /// The side of a flow that broke off.

@@ -3,6 +3,7 @@
 
 use crate::error::BoxError;
 use crate::limits;
+use crate::tap::witness::Meter;
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -35,6 +36,8 @@ struct Source<B> {
     gone: bool,
     ended: bool,
     reading: u32,
+    /// Counts what comes, while somebody taps.
+    meter: Option<Arc<Meter>>,
 }
 
 #[derive(Clone, Debug)]
@@ -51,6 +54,13 @@ impl From<Incoming> for Upload {
 }
 
 impl Upload {
+    /// Has everything that comes counted.
+    pub fn count_with(&mut self, meter: Arc<Meter>) {
+        if let Some(source) = &self.source {
+            source.lock().meter = Some(meter);
+        }
+    }
+
     /// Another reading from the start. As long as it exists, what is sent is kept.
     pub fn again(&self) -> Self {
         Self { source: self.source.clone(), cursor: Cursor { reading: self.cursor.reading + 1, at: 0 } }
@@ -92,7 +102,7 @@ where
     B::Error: Into<BoxError>,
 {
     fn new(body: B) -> Self {
-        Self { body, kept: Vec::new(), kept_bytes: 0, gone: false, ended: false, reading: 0 }
+        Self { body, kept: Vec::new(), kept_bytes: 0, gone: false, ended: false, reading: 0, meter: None }
     }
 
     fn poll(
@@ -126,6 +136,9 @@ where
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
             Some(Ok(frame)) => frame,
         };
+        if let Some(meter) = &self.meter {
+            meter.saw(&frame);
+        }
         self.keep(&frame, wanted_again);
         cursor.at = self.kept.len();
         Poll::Ready(Some(Ok(frame)))

@@ -98,7 +98,7 @@ impl Bucket {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use super::*;
     use mesh_api::golden::{Carried, Direction, TlsStatus};
     use mesh_api::tap::{TapEnd, TapHttp, TapKind};
@@ -106,7 +106,7 @@ pub mod tests {
     use std::time::Duration;
 
     /// Any event.
-    pub fn event() -> TapEvent {
+    pub(in crate::tap) fn event() -> TapEvent {
         let end = TapEnd { address: ([10, 0, 0, 1], 80).into(), workload: None, pod: None, identity: None };
         TapEvent {
             at_ms: 0,

@@ -289,13 +289,8 @@ impl Onlooker {
 
 /// The taps that may be interested, if there are any.
 fn interested(client: &Client, carried: Carried, http: Option<HttpHead<'_>>) -> Option<Vec<Arc<Tap>>> {
-    let head = Head {
-        direction: client.direction,
-        carried,
-        source: client.from.ip(),
-        client: client.identity.as_ref(),
-        http,
-    };
+    let head =
+        Head { direction: client.direction, carried, source: client.from.ip(), client: client.identity.as_ref(), http };
     let taps: Vec<_> = client.proxy.taps.now().iter().filter(|tap| tap.matcher.head(&head)).cloned().collect();
     (!taps.is_empty()).then_some(taps)
 }

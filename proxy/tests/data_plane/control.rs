@@ -7,13 +7,15 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_api::golden::{Direction, TlsStatus};
+use mesh_api::tap::{TapLeftOut, TapOrder};
 use mesh_api::wire::{ControlMessage, ProxyMessage};
 use mesh_api::{
     CertifyRequest, CertifyResponse, Destination, EndpointsChange, InboundPolicy, Protocol, SpiffeId, WorkloadRef,
 };
 use mesh_proxy::client::{self, Control};
-use mesh_proxy::identity;
 use mesh_proxy::proxy::{Proxy as Shared, Settings, Source};
+use mesh_proxy::{identity, request};
 use rustls_pki_types::pem::PemObject;
 use std::convert::Infallible;
 use std::io;
@@ -224,6 +226,59 @@ async fn a_destination_is_asked_about_answered_updated_and_observed() {
         assert!(matches!(session.hear().await, ProxyMessage::Golden { .. }));
     }
     assert_eq!(proxy.state.wanted(), [SERVICE]);
+}
+
+#[tokio::test]
+async fn taps_are_ordered_refused_stopped_and_end_with_the_stream() {
+    let authority = Arc::new(Authority::new());
+    let mut plane = Plane::start(&authority, anywhere()).await;
+    let token = token("good token");
+    let Follower { proxy, tasks: _tasks } = follow(&authority, &plane, token.path());
+    let mut session = plane.session().await;
+    session.hear().await;
+    let order = |id: u64, filter: &str| ControlMessage::Tap {
+        order: TapOrder {
+            id,
+            filter: filter.to_owned(),
+            from: None,
+            to: None,
+            max_rps: 1,
+            sample: 1.0,
+            headers: false,
+            bodies: false,
+            secrets: false,
+        },
+    };
+    let on = |id| ProxyMessage::Tap { id, events: vec![], left_out: TapLeftOut::default() };
+    session.say(order(7, "status=5xx"));
+    assert_eq!(session.hear().await, on(7));
+    session.say(order(8, "tomorrow=yes"));
+    let ProxyMessage::TapEnded { id: 8, refusal: Some(why) } = session.hear().await else { panic!() };
+    assert!(why.contains("at character 1"), "{why}");
+    request::malformed(&Arc::new(request::Client {
+        proxy: proxy.clone(),
+        direction: Direction::Outbound,
+        target: proxy.state.target(SERVICE),
+        from: anywhere(),
+        identity: None,
+        scope: proxy.golden.scope(Direction::Outbound, &WorkloadRef::new("a", "b", "c"), None, 1),
+        tls: TlsStatus::Plain,
+        refusal: None,
+    }));
+    assert_eq!(session.hear().await, ProxyMessage::Subscribe { address: SERVICE });
+    session.say(order(9, ""));
+    assert_eq!(session.hear().await, on(9));
+    session.say(ControlMessage::StopTap { id: 7 });
+    assert_eq!(session.hear().await, ProxyMessage::TapEnded { id: 7, refusal: None });
+    assert!(proxy.taps.on());
+    drop(session);
+    plane.task.abort();
+    let ended = async {
+        while proxy.taps.on() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(SOON, ended).await.expect("a tap outlives the stream it came over");
 }
 
 #[tokio::test]

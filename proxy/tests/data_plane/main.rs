@@ -8,5 +8,6 @@ mod control;
 mod drain;
 mod http;
 mod identity;
+mod tap;
 mod tcp;
 mod world;

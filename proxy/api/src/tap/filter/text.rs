@@ -2,7 +2,7 @@
 
 use super::{FilterError, HeaderMatch, MAX_BYTES, TERMS, TapFilter, Term};
 use crate::tap::secrets;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::str::FromStr;
 
 impl FromStr for TapFilter {
