@@ -22,6 +22,8 @@ pub enum Family {
     Inet = 1,
     /// IPv4 alone.
     Ipv4 = 2,
+    /// IPv6 alone.
+    Ipv6 = 10,
 }
 
 /// Everything that shall stand under one table name.
@@ -266,7 +268,8 @@ pub enum Expr {
         /// Register of the port.
         port: Reg,
     },
-    /// To another IPv4 address and port (network order). Nat chains of prerouting and output.
+    /// To another address and port (network order); an IPv6 address in a table of IPv6 alone, else an IPv4 one. Nat
+    /// chains of prerouting and output.
     DestinationNat {
         /// Register of the address.
         address: Reg,
@@ -293,6 +296,8 @@ pub const UDP: u8 = 17;
 pub enum Type {
     /// IPv4 address, network order.
     Ipv4Address,
+    /// IPv6 address, network order; four registers.
+    Ipv6Address,
     /// Transport protocol.
     Protocol,
     /// Port, network order.
@@ -451,6 +456,16 @@ pub fn ipv4_destination(to: Reg) -> Expr {
     Expr::Payload { header: Header::Network, offset: 16, len: 4, to }
 }
 
+/// Loads the source address of an IPv6 packet (16 bytes, network order; four registers).
+pub fn ipv6_source(to: Reg) -> Expr {
+    Expr::Payload { header: Header::Network, offset: 8, len: 16, to }
+}
+
+/// Loads the destination address of an IPv6 packet (16 bytes, network order; four registers).
+pub fn ipv6_destination(to: Reg) -> Expr {
+    Expr::Payload { header: Header::Network, offset: 24, len: 16, to }
+}
+
 /// Joins parts into a concatenated key or value: each starts on a register, so each is padded to 4 bytes.
 pub fn concat(parts: &[&[u8]]) -> Vec<u8> {
     let mut joined = Vec::new();
@@ -466,6 +481,7 @@ impl Type {
     fn len(self) -> usize {
         match self {
             Self::Ipv4Address | Self::Number => 4,
+            Self::Ipv6Address => 16,
             Self::Port => 2,
             Self::Protocol => 1,
         }

@@ -89,11 +89,17 @@ async fn status(name: Option<String>, output: TextFormat, printer: &Printer) -> 
                 numbers("PODS"),
                 numbers("UP"),
                 words("MODE"),
+                words("IP"),
                 words("SERVER"),
                 words("KUBECONFIG"),
             ],
             all.iter().map(status_cells).collect(),
         )?,
+    }
+    for status in &all {
+        if let Some(why) = &status.without_ipv6 {
+            printer.note(&format!("Sandbox {} has IPv4 only: {why}.", status.name));
+        }
     }
     Ok(Outcome::Well)
 }
@@ -106,6 +112,7 @@ fn status_cells(status: &Status) -> Vec<Cell> {
         or_dash(status.pods.map(|pods| pods.to_string())),
         or_dash(status.up_seconds.map(age)),
         or_dash(status.rootless.map(|rootless| if rootless { "rootless" } else { "root" }.to_owned())),
+        or_dash(status.running.then(|| if status.without_ipv6.is_some() { "v4 only" } else { "v4+v6" }.to_owned())),
         or_dash(status.server.clone()),
         or_dash(status.kubeconfig.as_ref().map(|path| path.display().to_string())),
     ]

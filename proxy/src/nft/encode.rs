@@ -319,6 +319,7 @@ fn type_id(types: &[Type]) -> u32 {
         id << 6
             | match t {
                 Type::Ipv4Address => 7,
+                Type::Ipv6Address => 8,
                 Type::Protocol => 12,
                 Type::Port => 13,
                 Type::Number => 19,
@@ -470,7 +471,8 @@ fn write_action(a: &mut Attributes<'_>, expression: &Expr, family: Family) {
         Expr::Redirect { port } => a.register(1, *port),
         Expr::DestinationNat { address, port } => {
             a.number(1, 1);
-            a.number(2, libc::NFPROTO_IPV4 as u32);
+            let family = if family == Family::Ipv6 { libc::NFPROTO_IPV6 } else { libc::NFPROTO_IPV4 };
+            a.number(2, family as u32);
             a.register(3, *address);
             a.register(5, *port);
         }
@@ -482,6 +484,11 @@ fn write_action(a: &mut Attributes<'_>, expression: &Expr, family: Family) {
             (Reject::PortUnreachable, Family::Ipv4) => {
                 a.number(1, 0);
                 a.bytes(2, &[3]);
+            }
+            // ICMPV6_PORT_UNREACH.
+            (Reject::PortUnreachable, Family::Ipv6) => {
+                a.number(1, 0);
+                a.bytes(2, &[4]);
             }
             (Reject::PortUnreachable, Family::Inet) => {
                 a.number(1, 2);

@@ -67,6 +67,7 @@ fn own_service(api: &Api) -> [Value; 3] {
             "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
             "spec": {
                 "type": "ClusterIP", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"],
+                "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
                 "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}],
             },
             "status": {"loadBalancer": {}},
@@ -102,6 +103,7 @@ fn dns_service() -> Value {
         "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": labels},
         "spec": {
             "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address],
+            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
             "ports": [
                 {"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53},
                 {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53},

@@ -84,6 +84,8 @@ pub struct Config {
     pub endpoint: SocketAddr,
     /// Names and addresses its serving certificate is for, besides the usual ones.
     pub server_names: Vec<String>,
+    /// Services can have IPv6 addresses besides IPv4 ones.
+    pub dual_stack: bool,
 }
 
 impl Default for Config {
@@ -92,6 +94,7 @@ impl Default for Config {
             dial: Arc::new(|host, port| Box::pin(tokio::net::TcpStream::connect((host, port)))),
             endpoint: SocketAddr::from(([10, 244, 0, 1], 6443)),
             server_names: Vec::new(),
+            dual_stack: true,
         }
     }
 }

@@ -41,7 +41,7 @@ async fn insert(
         if tx.get(&key).is_some() {
             return Err(ApiError::already_exists(&resource.qualified(), &key.name));
         }
-        allocate::assign(resource, tx.objects().map(|o| &**o), None, &mut object)?;
+        allocate::assign(&call.api, resource, tx.objects().map(|o| &**o), None, &mut object)?;
         if call.dry_run() { Ok(Object::new(object)) } else { Ok(tx.put(key, object)) }
     })?;
     settle::after_write(call, Some(&created));
@@ -341,7 +341,7 @@ fn commit(call: &Call, key: &Key, stored: &Object, mut next: Value) -> Result<Op
             Some(_) => {}
         }
         let others = tx.objects().filter(|object| !Object::ptr_eq(object, stored)).map(|object| &**object);
-        allocate::assign(&call.resource, others, Some(stored), &mut next)?;
+        allocate::assign(&call.api, &call.resource, others, Some(stored), &mut next)?;
         if call.dry_run() {
             return Ok(Some(Object::new(next)));
         }

@@ -77,6 +77,7 @@ type Numbers = (bool, Vec<(Option<String>, i32)>);
 /// The slices a Service should have: pods that resolve its ports to the same numbers share one.
 fn slices(service: &Service, pods: &[&Pod]) -> Vec<EndpointSlice> {
     let spec = service.spec.clone().unwrap_or_default();
+    let families = families(service);
     let unready_too = spec.publish_not_ready_addresses == Some(true);
     let mut groups: BTreeMap<Numbers, (Vec<EndpointPort>, Vec<Endpoint>)> = BTreeMap::new();
     for pod in pods.iter().filter(|pod| !template::has_ended(pod)) {
@@ -95,13 +96,18 @@ fn slices(service: &Service, pods: &[&Pod]) -> Vec<EndpointSlice> {
             .collect();
         let numbers: Vec<_> = ports.iter().map(|p| (p.name.clone(), p.port.unwrap_or_default())).collect();
         for (v6, endpoint) in endpoints_of(pod, service, unready_too) {
+            if !families.contains(&v6) {
+                continue;
+            }
             let group = groups.entry((v6, numbers.clone())).or_insert_with(|| (ports.clone(), Vec::new()));
             group.1.push(endpoint);
         }
     }
-    if groups.is_empty() {
+    for v6 in families {
         // A Service without pods still has a slice, so that everybody can see there is nothing behind it.
-        groups.insert((false, Vec::new()), (Vec::new(), Vec::new()));
+        if !groups.keys().any(|(other, _)| *other == v6) {
+            groups.insert((v6, Vec::new()), (Vec::new(), Vec::new()));
+        }
     }
     let (namespace, name) = key_of(&service.metadata);
     let mut slices = Vec::new();
@@ -113,7 +119,7 @@ fn slices(service: &Service, pods: &[&Pod]) -> Vec<EndpointSlice> {
             endpoints.chunks(SLICE_SIZE).map(<[_]>::to_vec).collect()
         };
         for part in parts {
-            let suffix = slices.len();
+            let suffix = format!("{}{}", slices.len(), if v6 { "-v6" } else { "" });
             slices.push(EndpointSlice {
                 metadata: ObjectMeta {
                     name: Some(format!("{name}-{suffix}")),
@@ -129,6 +135,16 @@ fn slices(service: &Service, pods: &[&Pod]) -> Vec<EndpointSlice> {
         }
     }
     slices
+}
+
+/// Which families a Service is for, the first one first: true for IPv6.
+pub(crate) fn families(service: &Service) -> Vec<bool> {
+    let said = service.spec.as_ref().and_then(|spec| spec.ip_families.as_ref());
+    let mut families: Vec<bool> = said.into_iter().flatten().map(|family| family == "IPv6").collect();
+    if families.is_empty() {
+        families.push(false);
+    }
+    families
 }
 
 /// The number behind a target port on a pod; a name that the pod does not have leaves the port out.
@@ -216,9 +232,31 @@ mod tests {
     #[test]
     fn pods_that_resolve_a_name_differently_get_slices_of_their_own() {
         let (a, b) = (pod("a", "10.244.0.2", "True", 8080), pod("b", "fd00::3", "True", 9090));
-        let slices = slices(&service(json!("http")), &[&a, &b]);
+        let mut service = service(json!("http"));
+        service.spec.as_mut().unwrap().ip_families = Some(vec!["IPv4".to_owned(), "IPv6".to_owned()]);
+        let slices = slices(&service, &[&a, &b]);
         assert_eq!(slices.len(), 2);
         assert_eq!(slices.iter().map(|s| s.address_type.as_str()).collect::<Vec<_>>(), ["IPv4", "IPv6"]);
+    }
+
+    #[test]
+    fn slices_are_of_the_families_of_the_service() {
+        let mut pod = pod("a", "10.244.0.2", "True", 8080);
+        let ips = json!([{"ip": "10.244.0.2"}, {"ip": "fd00::2"}]);
+        pod.status.as_mut().unwrap().pod_ips = serde_json::from_value(ips).unwrap();
+        for (families, expected) in [
+            (json!(null), vec![("web-0", "IPv4", "10.244.0.2")]),
+            (json!(["IPv6"]), vec![("web-0-v6", "IPv6", "fd00::2")]),
+            (json!(["IPv6", "IPv4"]), vec![("web-0", "IPv4", "10.244.0.2"), ("web-1-v6", "IPv6", "fd00::2")]),
+        ] {
+            let mut service = service(json!(8080));
+            service.spec.as_mut().unwrap().ip_families = serde_json::from_value(families).unwrap();
+            let slices = slices(&service, &[&pod]);
+            let found = slices.iter().map(|s| {
+                (s.metadata.name.as_deref().unwrap(), s.address_type.as_str(), s.endpoints[0].addresses[0].as_str())
+            });
+            assert_eq!(found.collect::<Vec<_>>(), expected);
+        }
     }
 
     #[test]

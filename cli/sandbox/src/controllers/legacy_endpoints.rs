@@ -1,7 +1,7 @@
 //! Endpoints, the older form of EndpointSlices, which `kubectl get endpoints` and older clients read.
 
 use super::cache::{Cluster, Key, key_of};
-use super::endpoints::{resolve, selects};
+use super::endpoints::{families, resolve, selects};
 use super::template;
 use k8s_openapi::api::core::v1::{
     EndpointAddress, EndpointPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service, ServicePort,
@@ -57,10 +57,15 @@ fn metadata(service: &Service) -> ObjectMeta {
 fn subsets(service: &Service, pods: &[&Pod]) -> Vec<EndpointSubset> {
     let spec = service.spec.clone().unwrap_or_default();
     let unready_too = spec.publish_not_ready_addresses == Some(true);
+    // Older than dual stack, Endpoints know one family.
+    let primary = families(service).first().copied();
     type Addresses = (Vec<EndpointPort>, Vec<EndpointAddress>, Vec<EndpointAddress>);
     let mut groups: BTreeMap<Vec<(Option<String>, i32)>, Addresses> = BTreeMap::new();
     for pod in pods.iter().filter(|pod| !template::has_ended(pod)) {
-        let Some(ip) = pod.status.as_ref().and_then(|status| status.pod_ip.clone()) else { continue };
+        let status = pod.status.as_ref();
+        let ips = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|ip| &ip.ip);
+        let mut ips = status.and_then(|status| status.pod_ip.as_ref()).into_iter().chain(ips);
+        let Some(ip) = ips.find(|ip| Some(ip.contains(':')) == primary).cloned() else { continue };
         if pod.metadata.deletion_timestamp.is_some() && !unready_too {
             continue;
         }

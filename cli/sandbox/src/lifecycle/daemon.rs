@@ -234,7 +234,9 @@ impl Ground {
         let began = Instant::now();
         let spawner = Spawner::connect(socket)?;
         let network = Network::create().await?;
-        let api = api::Api::new(api::Config::default())?;
+        let without_ipv6 = network.without_ipv6().map(str::to_owned);
+        let config = api::Config { dual_stack: without_ipv6.is_none(), ..api::Config::default() };
+        let api = api::Api::new(config)?;
         let address = self.listener.local_addr().context("looking at the API's listener")?;
         let inner = TcpListener::bind((NODE_ADDRESS, API_PORT)).context("listening inside the sandbox")?;
         tokio::spawn(api.serve(self.listener)?);
@@ -256,7 +258,7 @@ impl Ground {
                 node::streams::serve(&kubelet, request, &namespace, &pod, &subresource).await
             })
         }));
-        let _services = ServiceNetwork::start(api.client(), BRIDGE).await?;
+        let _services = ServiceNetwork::start(api.client(), BRIDGE, without_ipv6.is_none()).await?;
         let context = format!("meshctl-{}", self.orders.name);
         self.state.write(&self.state.kubeconfig(), api.kubeconfig(address, &context).as_bytes())?;
         first_account(&api).await?;
@@ -268,6 +270,7 @@ impl Ground {
             kubeconfig: self.state.kubeconfig(),
             began,
             rootless: self.mode == Mode::User,
+            without_ipv6,
             kubelet: kubelet.clone(),
             images: self.images,
             end: Arc::clone(&end),
@@ -299,6 +302,7 @@ struct Desk {
     kubeconfig: PathBuf,
     began: Instant,
     rootless: bool,
+    without_ipv6: Option<String>,
     kubelet: Kubelet,
     images: Images,
     end: Arc<Notify>,
@@ -316,6 +320,7 @@ impl Desk {
                 up_seconds: Some(self.began.elapsed().as_secs()),
                 pods: Some(self.kubelet.pods()),
                 rootless: Some(self.rootless),
+                without_ipv6: self.without_ipv6.clone(),
             })),
             Request::Down => {
                 self.end.notify_one();

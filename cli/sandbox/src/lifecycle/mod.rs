@@ -91,6 +91,9 @@ pub struct Status {
     pub pods: Option<usize>,
     /// True if it uses user namespaces instead of root.
     pub rootless: Option<bool>,
+    /// Why pods and services have IPv4 addresses only; not there if they have IPv6 ones, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub without_ipv6: Option<String>,
 }
 
 /// What [`up`] tells the process it starts, as one line on its standard input.
@@ -253,6 +256,7 @@ pub fn status(name: &str) -> anyhow::Result<Status> {
         up_seconds: None,
         pods: None,
         rootless: None,
+        without_ipv6: None,
     })
 }
 

@@ -1,5 +1,6 @@
 //! From a container's specification to its process.
 
+use super::addresses::Addresses;
 use super::environment::{self, Subject};
 use super::images::Entrypoint;
 use super::registration::NODE;
@@ -12,7 +13,6 @@ use k8s_openapi::api::core::v1::{Container, Pod, Service};
 use kube::Api;
 use kube::api::ListParams;
 use std::fs;
-use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -48,12 +48,12 @@ pub(super) struct Site<'a> {
     pub(super) folder: &'a Path,
     pub(super) volumes: &'a Volumes,
     pub(super) namespaces: Option<&'a Namespaces>,
-    pub(super) address: Ipv4Addr,
+    pub(super) addresses: Addresses,
 }
 
 impl Site<'_> {
     pub(super) fn subject(&self) -> Subject<'_> {
-        subject(self.pod, self.address)
+        subject(self.pod, self.addresses)
     }
 
     /// The entrypoint of a container's image.
@@ -164,9 +164,8 @@ impl Site<'_> {
 }
 
 /// What the pod's changing fields are read from.
-pub(super) fn subject(pod: &Pod, address: Ipv4Addr) -> Subject<'_> {
-    let host_ip = super::network::NODE_ADDRESS.to_string();
-    Subject { pod, pod_ip: address.to_string(), host_ip, node: NODE }
+pub(super) fn subject(pod: &Pod, addresses: Addresses) -> Subject<'_> {
+    Subject { pod, addresses, node: NODE }
 }
 
 /// The services a container is told of.

@@ -1,5 +1,6 @@
 //! Environment variables and command lines of containers; pure once everything referred to has been fetched.
 
+use super::addresses::Addresses;
 use super::plan;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements, Service};
 use std::collections::BTreeMap;
@@ -36,8 +37,7 @@ pub(super) fn references(container: &Container) -> Vec<Reference> {
 /// What a pod's fields that change at run time are read from.
 pub(super) struct Subject<'a> {
     pub(super) pod: &'a Pod,
-    pub(super) pod_ip: String,
-    pub(super) host_ip: String,
+    pub(super) addresses: Addresses,
     pub(super) node: &'a str,
 }
 
@@ -203,8 +203,10 @@ pub(super) fn field_value(subject: &Subject<'_>, path: &str) -> Result<String, S
         "metadata.annotations" => lines(&meta.annotations),
         "spec.nodeName" => subject.node.to_owned(),
         "spec.serviceAccountName" => spec.and_then(|s| s.service_account_name.clone()).unwrap_or("default".into()),
-        "status.hostIP" | "status.hostIPs" => subject.host_ip.clone(),
-        "status.podIP" | "status.podIPs" => subject.pod_ip.clone(),
+        "status.hostIP" => subject.addresses.host().v4.to_string(),
+        "status.hostIPs" => subject.addresses.host().list(),
+        "status.podIP" => subject.addresses.v4.to_string(),
+        "status.podIPs" => subject.addresses.list(),
         _ => return Err(format!("unsupported fieldPath: {path}")),
     })
 }

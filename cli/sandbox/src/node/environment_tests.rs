@@ -1,5 +1,6 @@
 //! Containers' variables, by example.
 
+use super::super::addresses::Addresses;
 use super::*;
 use serde_json::json;
 
@@ -38,7 +39,7 @@ fn pod() -> Pod {
 }
 
 fn subject(pod: &Pod) -> Subject<'_> {
-    Subject { pod, pod_ip: "10.244.0.7".into(), host_ip: "10.244.0.1".into(), node: "sandbox" }
+    Subject { pod, addresses: Addresses::of_pod(7, true), node: "sandbox" }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! which are pure; [`container`] and [`run`] turn a decision to start something into a process by way of the
 //! [`spawner`]; [`supervise`] probes it. [`network`] and [`volumes`] are what a pod is given.
 
+mod addresses;
 mod container;
 pub mod dns;
 mod environment;
@@ -34,9 +35,10 @@ mod volumes;
 mod websocket;
 mod worker;
 
+pub use addresses::{NODE_ADDRESS, SERVICE_RANGE, SERVICE_RANGE6};
 pub(crate) use images::Images;
+pub use network::BRIDGE;
 pub(crate) use network::Network;
-pub use network::{BRIDGE, NODE_ADDRESS};
 pub use registration::NODE;
 pub(crate) use spawner::{Spawner, pair as spawner_sockets, serve as serve_spawner};
 
@@ -50,7 +52,7 @@ use logs::{LogOptions, LogStream};
 use parking_lot::Mutex;
 use run::Run;
 use std::collections::{HashMap, HashSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -139,7 +141,8 @@ impl Kubelet {
         network: Network,
         images: Images,
     ) -> anyhow::Result<Self> {
-        registration::register(&client).await?;
+        let addresses = network.addresses();
+        registration::register(&client, addresses).await?;
         let node = Arc::new(Node {
             config,
             client: client.clone(),
@@ -151,7 +154,7 @@ impl Kubelet {
         });
         let kubelet = Self { node, tasks: Arc::default() };
         let mut tasks = kubelet.tasks.lock();
-        tasks.spawn(registration::heartbeat(client.clone()));
+        tasks.spawn(registration::heartbeat(client.clone(), addresses));
         tasks.spawn(follow_pods(Arc::clone(&kubelet.node)));
         tasks.spawn(follow_contents::<ConfigMap>(Arc::clone(&kubelet.node)));
         tasks.spawn(follow_contents::<Secret>(Arc::clone(&kubelet.node)));
@@ -254,14 +257,20 @@ impl Kubelet {
     /// Connects to a port on the pod's loopback, as port-forward does.
     pub async fn dial(&self, namespace: &str, pod: &str, port: u16) -> Result<TcpStream, PodError> {
         let entry = self.entry(namespace, pod)?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let namespaces = entry.shared.namespaces.read().clone();
         let failed =
             |error: std::io::Error| PodError::Failed(format!("connecting to port {port} of pod {pod}: {error}"));
-        match namespaces {
-            Some(namespaces) => network::dial(&namespaces.net, address, DIAL).await.map_err(failed),
-            None if entry.shared.host_network => TcpStream::connect(address).await.map_err(failed),
-            None => Err(PodError::NotNow(format!("pod {pod} is not running"))),
+        let dial = async |address: SocketAddr| match &namespaces {
+            Some(namespaces) => network::dial(&namespaces.net, address, DIAL).await,
+            None => TcpStream::connect(address).await,
+        };
+        if namespaces.is_none() && !entry.shared.host_network {
+            return Err(PodError::NotNow(format!("pod {pod} is not running")));
+        }
+        match dial((Ipv4Addr::LOCALHOST, port).into()).await {
+            // It may listen for IPv6 alone; if it doesn't, the first error is the one to tell.
+            Err(error) => dial((Ipv6Addr::LOCALHOST, port).into()).await.map_err(|_| failed(error)),
+            Ok(stream) => Ok(stream),
         }
     }
 }

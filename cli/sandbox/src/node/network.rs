@@ -3,15 +3,17 @@
 //! Every pod has one address with no neighbours: all its packets go to the node, which routes them, so that replies of
 //! a service's endpoints pass the node again and its address translation can be undone there.
 
+use super::addresses::{Addresses, NODE_ADDRESS, NODE_ADDRESS6, POD_RANGE, POD_RANGE6};
 use anyhow::Context as _;
 use futures::TryStreamExt as _;
 use nix::sched::{CloneFlags, setns};
 use parking_lot::Mutex;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream};
@@ -19,10 +21,6 @@ use tokio::sync::oneshot;
 
 /// The node's bridge.
 pub const BRIDGE: &str = "mesh0";
-/// The node's address on it.
-pub const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
-/// Prefix length of the range pods get their addresses from.
-const PREFIX: u8 = 16;
 /// First and last address for pods, as offsets into the range.
 const POOL: std::ops::RangeInclusive<u16> = 2..=u16::MAX - 1;
 /// The pod's end of its interface pair.
@@ -31,15 +29,19 @@ const INTERFACE: &str = "eth0";
 const LOOPBACK: u32 = 1;
 
 /// Settings of the node's network namespace.
-const SETTINGS: [(&str, &str); 8] = [
+const SETTINGS: [(&str, &str); 11] = [
     ("ipv4/ip_forward", "1"),
     ("ipv4/conf/all/send_redirects", "0"),
     ("ipv4/conf/default/send_redirects", "0"),
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
     ("ipv4/ip_unprivileged_port_start", "0"),
+    ("ipv6/conf/all/forwarding", "1"),
+    ("ipv6/conf/default/accept_dad", "0"),
+    // The pods' ends of their interfaces are ports of the bridge and need no addresses.
     ("ipv6/conf/default/disable_ipv6", "1"),
     ("ipv4/neigh/default/gc_thresh3", "16384"),
+    ("ipv6/neigh/default/gc_thresh3", "16384"),
 ];
 
 /// The node's network.
@@ -47,12 +49,16 @@ pub(crate) struct Network {
     node: Handle,
     bridge: u32,
     pool: Mutex<Pool>,
+    /// Why there is no IPv6; `None` if there is.
+    without_ipv6: Option<String>,
 }
 
 /// A pod's place in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Attachment {
-    pub(crate) address: Ipv4Addr,
+    pub(crate) addresses: Addresses,
+    /// Its number in the pool.
+    number: u16,
     /// The node's end of the interface pair.
     interface: u32,
 }
@@ -69,22 +75,19 @@ impl Pool {
         Self { used: HashSet::new(), next: *POOL.start() }
     }
 
-    fn take(&mut self) -> Option<Ipv4Addr> {
+    fn take(&mut self) -> Option<u16> {
         for _ in POOL {
-            let offset = self.next;
-            self.next = if offset == *POOL.end() { *POOL.start() } else { offset + 1 };
-            if self.used.insert(offset) {
-                let [high, low] = offset.to_be_bytes();
-                let [a, b, ..] = NODE_ADDRESS.octets();
-                return Some(Ipv4Addr::new(a, b, high, low));
+            let number = self.next;
+            self.next = if number == *POOL.end() { *POOL.start() } else { number + 1 };
+            if self.used.insert(number) {
+                return Some(number);
             }
         }
         None
     }
 
-    fn give_back(&mut self, address: Ipv4Addr) {
-        let [_, _, high, low] = address.octets();
-        self.used.remove(&u16::from_be_bytes([high, low]));
+    fn give_back(&mut self, number: u16) {
+        self.used.remove(&number);
     }
 }
 
@@ -103,28 +106,42 @@ impl Network {
         node.link().add(LinkBridge::new(BRIDGE).up().build()).execute().await.context("making the node's bridge")?;
         let bridge = index(&node, BRIDGE).await?;
         node.address()
-            .add(bridge, IpAddr::V4(NODE_ADDRESS), PREFIX)
+            .add(bridge, IpAddr::V4(NODE_ADDRESS), POD_RANGE.prefix)
             .execute()
             .await
             .context("giving the bridge its address")?;
-        Ok(Self { node, bridge, pool: Mutex::new(Pool::new()) })
+        let without_ipv6 = add_ipv6(&node, bridge).await.err().map(|error| format!("{error:#}"));
+        if let Some(why) = &without_ipv6 {
+            tracing::warn!(why, "this sandbox has IPv4 only");
+        }
+        Ok(Self { node, bridge, pool: Mutex::new(Pool::new()), without_ipv6 })
+    }
+
+    /// Why there is no IPv6; `None` if there is.
+    pub(crate) fn without_ipv6(&self) -> Option<&str> {
+        self.without_ipv6.as_deref()
+    }
+
+    /// The node's own addresses.
+    pub(crate) fn addresses(&self) -> Addresses {
+        Addresses::of_node(self.without_ipv6.is_none())
     }
 
     /// Connects a pod's network namespace.
     pub(crate) async fn attach(&self, net: &OwnedFd) -> anyhow::Result<Attachment> {
-        let address = self.pool.lock().take().context("all addresses for pods are in use")?;
-        match self.connect_pod(net, address).await {
-            Ok(interface) => Ok(Attachment { address, interface }),
+        let number = self.pool.lock().take().context("all addresses for pods are in use")?;
+        let addresses = Addresses::of_pod(number, self.without_ipv6.is_none());
+        match self.connect_pod(net, number, addresses).await {
+            Ok(interface) => Ok(Attachment { addresses, number, interface }),
             Err(error) => {
-                self.pool.lock().give_back(address);
+                self.pool.lock().give_back(number);
                 Err(error)
             }
         }
     }
 
-    async fn connect_pod(&self, net: &OwnedFd, address: Ipv4Addr) -> anyhow::Result<u32> {
-        let [_, _, high, low] = address.octets();
-        let name = format!("veth{high:02x}{low:02x}");
+    async fn connect_pod(&self, net: &OwnedFd, number: u16, addresses: Addresses) -> anyhow::Result<u32> {
+        let name = format!("veth{number:04x}");
         let peer = LinkMessageBuilder::<LinkUnspec>::new().name(INTERFACE).setns_by_fd(net.as_raw_fd()).build();
         let pair = LinkVeth::new(&name, INTERFACE)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
@@ -136,10 +153,16 @@ impl Network {
         let pod = within(net, connect).await.context("opening a netlink socket in the pod")?;
         up(&pod, LOOPBACK).await.context("starting the pod's loopback interface")?;
         let inside = index(&pod, INTERFACE).await?;
-        pod.address().add(inside, IpAddr::V4(address), 32).execute().await.context("giving the pod its address")?;
+        let v4 = IpAddr::V4(addresses.v4);
+        pod.address().add(inside, v4, 32).execute().await.context("giving the pod its address")?;
         up(&pod, inside).await.context("starting the pod's interface")?;
         let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(NODE_ADDRESS).output_interface(inside).onlink();
         pod.route().add(route.build()).execute().await.context("setting the pod's route")?;
+        if let Some(v6) = addresses.v6 {
+            give_ipv6(&pod, inside, v6, 128).await.context("giving the pod its IPv6 address")?;
+            let route = RouteMessageBuilder::<Ipv6Addr>::new().gateway(NODE_ADDRESS6).output_interface(inside).onlink();
+            pod.route().add(route.build()).execute().await.context("setting the pod's IPv6 route")?;
+        }
         Ok(interface)
     }
 
@@ -147,8 +170,22 @@ impl Network {
     pub(crate) async fn detach(&self, attachment: Attachment) {
         // Gone already if the pod's namespace is.
         let _ = self.node.link().del(attachment.interface).execute().await;
-        self.pool.lock().give_back(attachment.address);
+        self.pool.lock().give_back(attachment.number);
     }
+}
+
+/// Gives the node's bridge its IPv6 address, or says why that cannot be.
+async fn add_ipv6(node: &Handle, bridge: u32) -> anyhow::Result<()> {
+    std::fs::write(format!("/proc/sys/net/ipv6/conf/{BRIDGE}/disable_ipv6"), "0")
+        .context("the kernel has no IPv6: switching it on for the node's bridge")?;
+    give_ipv6(node, bridge, NODE_ADDRESS6, POD_RANGE6.prefix).await.context("giving the bridge its IPv6 address")
+}
+
+/// Adds an address that is used at once: there is nobody who could have it, too (RFC 4862 §5.4 would take a second).
+async fn give_ipv6(handle: &Handle, interface: u32, address: Ipv6Addr, prefix: u8) -> Result<(), rtnetlink::Error> {
+    let mut request = handle.address().add(interface, IpAddr::V6(address), prefix);
+    request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    request.execute().await
 }
 
 /// A netlink connection of the network namespace this thread is in.
@@ -185,7 +222,7 @@ async fn within<T: Send + 'static>(
 
 /// Connects from inside a network namespace.
 pub(crate) async fn dial(net: &OwnedFd, address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-    let socket = within(net, TcpSocket::new_v4).await?;
+    let socket = within(net, if address.is_ipv4() { TcpSocket::new_v4 } else { TcpSocket::new_v6 }).await?;
     tokio::time::timeout(timeout, socket.connect(address))
         .await
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}"))))
@@ -198,13 +235,12 @@ mod tests {
     #[test]
     fn addresses_come_back_late() {
         let mut pool = Pool::new();
-        let first = pool.take().unwrap();
-        assert_eq!(first, Ipv4Addr::new(10, 244, 0, 2));
-        pool.give_back(first);
-        assert_eq!(pool.take(), Some(Ipv4Addr::new(10, 244, 0, 3)));
+        assert_eq!(pool.take(), Some(2));
+        pool.give_back(2);
+        assert_eq!(pool.take(), Some(3));
         pool.next = *POOL.end();
-        assert_eq!(pool.take(), Some(Ipv4Addr::new(10, 244, 255, 254)));
-        assert_eq!(pool.take(), Some(first), "free again, but not 10.244.0.3");
-        assert_eq!(pool.take(), Some(Ipv4Addr::new(10, 244, 0, 4)));
+        assert_eq!(pool.take(), Some(u16::MAX - 1));
+        assert_eq!(pool.take(), Some(2), "free again, but not 3");
+        assert_eq!(pool.take(), Some(4));
     }
 }

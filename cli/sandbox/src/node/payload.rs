@@ -243,7 +243,8 @@ mod tests {
 
     fn read(volume: serde_json::Value, contents: &Contents) -> Result<Vec<String>, String> {
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n"}})).unwrap();
-        let subject = Subject { pod: &pod, pod_ip: "1.2.3.4".into(), host_ip: String::new(), node: "sandbox" };
+        let subject =
+            Subject { pod: &pod, addresses: super::super::addresses::Addresses::of_pod(7, true), node: "sandbox" };
         let volume: Volume = serde_json::from_value(volume).unwrap();
         let tokens = token_wishes(&volume).into_iter().map(|w| (w.clone(), format!("for {:?}", w.audience))).collect();
         let files = payload(&subject, &volume, contents, &tokens)?;

@@ -1,7 +1,8 @@
 //! What a pod is given before its first container starts, and gives back after its last: namespaces with a network, and
 //! a folder.
 
-use super::network::{Attachment, NODE_ADDRESS};
+use super::addresses::Addresses;
+use super::network::Attachment;
 use super::services::DNS_ADDRESS;
 use super::spawner::Namespaces;
 use super::{Node, layout, pod_files};
@@ -10,12 +11,12 @@ use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::{Api, Client};
 use std::fs;
 use std::io::ErrorKind;
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A pod's namespaces and address; a pod of the host's network has the node's.
+/// A pod's namespaces and addresses; a pod of the host's network has the node's.
 pub(super) struct Place {
+    addresses: Addresses,
     attachment: Option<Attachment>,
     pub(super) namespaces: Option<Arc<Namespaces>>,
 }
@@ -23,15 +24,19 @@ pub(super) struct Place {
 impl Place {
     pub(super) async fn make(node: &Node, pod: &Pod, host_network: bool) -> anyhow::Result<Self> {
         if host_network {
-            return Ok(Self { attachment: None, namespaces: None });
+            return Ok(Self { addresses: node.network.addresses(), attachment: None, namespaces: None });
         }
         let namespaces = node.spawner.namespaces(&pod_files::hostname(pod)).await?;
         let attachment = node.network.attach(&namespaces.net).await?;
-        Ok(Self { attachment: Some(attachment), namespaces: Some(Arc::new(namespaces)) })
+        Ok(Self {
+            addresses: attachment.addresses,
+            attachment: Some(attachment),
+            namespaces: Some(Arc::new(namespaces)),
+        })
     }
 
-    pub(super) fn address(&self) -> Ipv4Addr {
-        self.attachment.map_or(NODE_ADDRESS, |attachment| attachment.address)
+    pub(super) fn addresses(&self) -> Addresses {
+        self.addresses
     }
 
     pub(super) async fn release(self, node: &Node) {
@@ -65,10 +70,10 @@ pub(super) fn make_folders(pod: &Path) -> anyhow::Result<()> {
 }
 
 /// Writes what the pod's containers see as `/etc/hosts` and the like.
-pub(super) fn write_files(folder: &Path, pod: &Pod, address: Ipv4Addr) -> anyhow::Result<()> {
+pub(super) fn write_files(folder: &Path, pod: &Pod, addresses: Addresses) -> anyhow::Result<()> {
     let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     for (name, text) in [
-        ("hosts", pod_files::hosts(pod, address)),
+        ("hosts", pod_files::hosts(pod, addresses)),
         ("hostname", format!("{}\n", pod_files::hostname(pod))),
         ("resolv.conf", pod_files::resolver(pod, DNS_ADDRESS, &host)),
     ] {

@@ -1,5 +1,6 @@
 //! `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of pods: pure text.
 
+use super::addresses::Addresses;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use std::net::Ipv4Addr;
 
@@ -17,18 +18,17 @@ pub(super) fn hostname(pod: &Pod) -> String {
 }
 
 /// The text of `/etc/hosts`.
-pub(super) fn hosts(pod: &Pod, address: Ipv4Addr) -> String {
+pub(super) fn hosts(pod: &Pod, addresses: Addresses) -> String {
     let mut text = String::from(
         "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n",
     );
     let name = hostname(pod);
     let spec = pod.spec.as_ref();
-    match spec.and_then(|spec| spec.subdomain.as_deref()).filter(|subdomain| !subdomain.is_empty()) {
-        Some(subdomain) => {
-            let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-            text.push_str(&format!("{address}\t{name}.{subdomain}.{namespace}.svc.{DOMAIN}\t{name}\n"));
-        }
-        None => text.push_str(&format!("{address}\t{name}\n")),
+    let subdomain = spec.and_then(|spec| spec.subdomain.as_deref()).filter(|subdomain| !subdomain.is_empty());
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    let full = subdomain.map(|subdomain| format!("{name}.{subdomain}.{namespace}.svc.{DOMAIN}\t"));
+    for address in addresses.all() {
+        text.push_str(&format!("{address}\t{}{name}\n", full.as_deref().unwrap_or_default()));
     }
     let aliases: Vec<_> = spec.and_then(|spec| spec.host_aliases.as_ref()).into_iter().flatten().collect();
     if !aliases.is_empty() {
@@ -127,15 +127,17 @@ mod tests {
         serde_json::from_value(json!({"metadata": {"name": "web-0", "namespace": "shop"}, "spec": spec})).unwrap()
     }
 
-    const IP: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 9);
+    fn addresses() -> Addresses {
+        Addresses::of_pod(9, true)
+    }
 
     #[test]
     fn hosts_name_the_pod() {
-        let plain = hosts(&pod(json!({"containers": []})), IP);
-        assert!(plain.ends_with("10.244.0.9\tweb-0\n"), "{plain}");
+        let plain = hosts(&pod(json!({"containers": []})), addresses());
+        assert!(plain.ends_with("10.244.0.9\tweb-0\nfd6d:6573:6800:244::9\tweb-0\n"), "{plain}");
         let rich = json!({"containers": [], "hostname": "w", "subdomain": "web",
             "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]});
-        let text = hosts(&pod(rich), IP);
+        let text = hosts(&pod(rich), addresses());
         assert!(text.contains("10.244.0.9\tw.web.shop.svc.cluster.local\tw\n"), "{text}");
         assert!(text.ends_with("1.2.3.4\ta\tb\n"), "{text}");
         let long = json!({"containers": [], "hostname": format!("{}-x", "a".repeat(62))});

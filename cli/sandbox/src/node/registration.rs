@@ -1,6 +1,6 @@
 //! The Node object and its heartbeat.
 
-use super::network::NODE_ADDRESS;
+use super::addresses::{Addresses, POD_RANGE, POD_RANGE6};
 use anyhow::Context as _;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -68,16 +68,15 @@ fn conditions(now: Timestamp, since: Timestamp) -> Value {
     ])
 }
 
-fn status(now: Timestamp, since: Timestamp) -> Value {
+fn status(addresses: Addresses, now: Timestamp, since: Timestamp) -> Value {
+    let internal = addresses.all().map(|address| json!({"type": "InternalIP", "address": address.to_string()}));
+    let hostname = json!({"type": "Hostname", "address": NODE});
     let resources = json!({
         "cpu": cpus().to_string(), "memory": format!("{}Ki", memory_bytes() / 1024), "pods": MAX_PODS.to_string(),
     });
     let version = format!("v{}.0+mesh", "1.34");
     json!({
-        "addresses": [
-            {"type": "InternalIP", "address": NODE_ADDRESS.to_string()},
-            {"type": "Hostname", "address": NODE},
-        ],
+        "addresses": internal.chain([hostname]).collect::<Vec<_>>(),
         "capacity": resources, "allocatable": resources,
         "conditions": conditions(now, since),
         "daemonEndpoints": {"kubeletEndpoint": {"Port": 10250}},
@@ -93,15 +92,17 @@ fn status(now: Timestamp, since: Timestamp) -> Value {
 }
 
 /// Makes the node known.
-pub(super) async fn register(client: &Client) -> anyhow::Result<()> {
+pub(super) async fn register(client: &Client, addresses: Addresses) -> anyhow::Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
+    let mut ranges = vec![POD_RANGE.to_string()];
+    ranges.extend(addresses.v6.map(|_| POD_RANGE6.to_string()));
     let node = json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": NODE, "labels": {
             "kubernetes.io/hostname": NODE, "kubernetes.io/os": "linux", "kubernetes.io/arch": architecture(),
             "node-role.kubernetes.io/control-plane": "",
         }},
-        "spec": {"podCIDR": "10.244.0.0/16", "podCIDRs": ["10.244.0.0/16"], "providerID": format!("mesh://{NODE}")},
+        "spec": {"podCIDR": ranges[0], "podCIDRs": ranges, "providerID": format!("mesh://{NODE}")},
     });
     let node: Node = serde_json::from_value(node).context("describing the node")?;
     match nodes.create(&PostParams::default(), &node).await {
@@ -109,17 +110,17 @@ pub(super) async fn register(client: &Client) -> anyhow::Result<()> {
         other => drop(other.context("registering the node")?),
     }
     let now = Timestamp::now();
-    write_status(&nodes, now, now).await
+    write_status(&nodes, addresses, now, now).await
 }
 
-async fn write_status(nodes: &Api<Node>, now: Timestamp, since: Timestamp) -> anyhow::Result<()> {
-    let patch = json!({"status": status(now, since)});
+async fn write_status(nodes: &Api<Node>, addresses: Addresses, now: Timestamp, since: Timestamp) -> anyhow::Result<()> {
+    let patch = json!({"status": status(addresses, now, since)});
     let written = nodes.patch_status(NODE, &PatchParams::default(), &Patch::Merge(patch)).await;
     written.map(drop).context("writing the node's status")
 }
 
 /// Says again and again that the node lives, until dropped.
-pub(super) async fn heartbeat(client: Client) {
+pub(super) async fn heartbeat(client: Client, addresses: Addresses) {
     let since = Timestamp::now();
     let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
     let nodes: Api<Node> = Api::all(client);
@@ -134,7 +135,7 @@ pub(super) async fn heartbeat(client: Client) {
         }
         if written.elapsed() >= CONDITIONS {
             written = tokio::time::Instant::now();
-            if let Err(error) = write_status(&nodes, now, since).await {
+            if let Err(error) = write_status(&nodes, addresses, now, since).await {
                 tracing::debug!(%error, "renewing the node's conditions");
             }
         }

@@ -6,7 +6,8 @@
 
 mod rules;
 
-use super::{NODE_ADDRESS, dns};
+use super::addresses::{NODE_ADDRESS, NODE_ADDRESS6, SERVICE_RANGE, SERVICE_RANGE6};
+use super::dns;
 use anyhow::Context as _;
 use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Service;
@@ -15,16 +16,16 @@ use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 use kube::{Api, Client};
 use mesh_proxy::nft::Table;
 use mesh_proxy::nft::netlink::{Netlink, NftError};
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::route::RouteScope;
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// First address and prefix length of the range that cluster IPs come from.
-pub const SERVICE_RANGE: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 96, 0, 0), 12);
 /// Cluster IP of `kube-system/kube-dns`, on which the node itself answers.
 pub const DNS_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// How long changes gather before they take effect together.
@@ -42,10 +43,10 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// The IPv4 endpoint slices of each service, by namespace and name of the service.
+    /// The endpoint slices of each service, by namespace and name of the service; those of names are left out.
     pub fn slices_by_service(&self) -> HashMap<(&str, &str), Vec<&EndpointSlice>> {
         let mut by_service: HashMap<_, Vec<&EndpointSlice>> = HashMap::new();
-        for slice in self.slices.iter().filter(|s| s.address_type == "IPv4") {
+        for slice in self.slices.iter().filter(|s| s.address_type != "FQDN") {
             let labels = slice.metadata.labels.as_ref();
             let service = labels.and_then(|labels| labels.get("kubernetes.io/service-name"));
             if let (Some(namespace), Some(service)) = (&slice.metadata.namespace, service) {
@@ -56,13 +57,16 @@ impl Catalog {
     }
 }
 
-/// The cluster IP of a service that has one.
-pub fn cluster_ip(service: &Service) -> Option<Ipv4Addr> {
-    let spec = service.spec.as_ref()?;
-    if spec.type_.as_deref() == Some("ExternalName") {
-        return None;
-    }
-    spec.cluster_ip.as_deref()?.parse().ok()
+/// The cluster IPs of a service: none if it is headless or another name.
+pub fn cluster_ips(service: &Service) -> Vec<IpAddr> {
+    let Some(spec) = service.spec.as_ref().filter(|spec| spec.type_.as_deref() != Some("ExternalName")) else {
+        return Vec::new();
+    };
+    let first = spec.cluster_ip.iter();
+    let mut ips: Vec<IpAddr> =
+        first.chain(spec.cluster_ips.iter().flatten()).filter_map(|address| address.parse().ok()).collect();
+    ips.dedup();
+    ips
 }
 
 /// Cluster IPs and cluster DNS of this node, kept current until dropped.
@@ -74,22 +78,22 @@ pub struct ServiceNetwork {
 impl ServiceNetwork {
     /// Prepares the network namespace of the calling process, in which `bridge` is up and has [`NODE_ADDRESS`], and
     /// begins to follow the API. When this returns, DNS answers and connections to cluster IPs are refused rather than lost;
-    /// services follow with the first sight of the API's objects.
-    pub async fn start(client: Client, bridge: &str) -> anyhow::Result<Self> {
+    /// services follow with the first sight of the API's objects. With `ipv6`, the bridge has [`NODE_ADDRESS6`], too.
+    pub async fn start(client: Client, bridge: &str, ipv6: bool) -> anyhow::Result<Self> {
         let mut tasks = JoinSet::new();
-        prepare(bridge, &mut tasks).await.context("cannot prepare the node's network for cluster IPs")?;
-        install(&rules::table(&Catalog::default())).context("cannot set up cluster IPs")?;
+        prepare(bridge, ipv6, &mut tasks).await.context("cannot prepare the node's network for cluster IPs")?;
+        install(&rules::tables(&Catalog::default(), ipv6)).context("cannot set up cluster IPs")?;
         let server = dns::Server::bind(DNS_ADDRESS, 53).await?;
         let catalog = follow(client, &mut tasks);
         tasks.spawn(server.run(catalog.clone()));
-        tasks.spawn(apply(catalog));
+        tasks.spawn(apply(catalog, ipv6));
         Ok(Self { _tasks: tasks })
     }
 }
 
 /// Gives the node the address DNS answers on, and a route by which its own connections to cluster IPs get as far as the
 /// rules that rewrite them.
-async fn prepare(bridge: &str, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+async fn prepare(bridge: &str, ipv6: bool, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
     let (connection, netlink, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
     tasks.spawn(connection);
     let link = netlink.link().get().match_name(bridge.to_owned()).execute().try_next().await;
@@ -102,20 +106,21 @@ async fn prepare(bridge: &str, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
         .execute()
         .await
         .with_context(|| format!("adding address {DNS_ADDRESS} to {bridge}"))?;
-    let (first, prefix) = SERVICE_RANGE;
-    let route = rtnetlink::RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(first, prefix)
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(SERVICE_RANGE.first, SERVICE_RANGE.prefix)
         .output_interface(index)
-        .scope(rtnetlink::packet_route::route::RouteScope::Link)
-        .pref_source(NODE_ADDRESS)
-        .build();
-    netlink
-        .route()
-        .add(route)
-        .replace()
-        .execute()
-        .await
-        .with_context(|| format!("adding the route to {first}/{prefix} by {bridge}"))?;
+        .scope(RouteScope::Link)
+        .pref_source(NODE_ADDRESS);
+    let added = netlink.route().add(route.build()).replace().execute().await;
+    added.with_context(|| format!("adding the route to {SERVICE_RANGE} by {bridge}"))?;
+    if ipv6 {
+        let route = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(SERVICE_RANGE6.first, SERVICE_RANGE6.prefix)
+            .output_interface(index)
+            .pref_source(NODE_ADDRESS6);
+        let added = netlink.route().add(route.build()).replace().execute().await;
+        added.with_context(|| format!("adding the route to {SERVICE_RANGE6} by {bridge}"))?;
+    }
     // Pods reach each other through the node although they share a bridge: don't advise them to take the short way,
     // on which rewritten addresses would not be restored.
     for interface in ["all", bridge] {
@@ -128,13 +133,16 @@ async fn prepare(bridge: &str, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
 /// Where the module `br_netfilter` is loaded (container runtimes load it), frames are rewritten while still on the bridge,
 /// which then won't send a frame back out of the port it came from: a pod could not reach itself by a cluster IP.
 fn keep_bridge_plain() -> anyhow::Result<()> {
-    let path = "/proc/sys/net/bridge/bridge-nf-call-iptables";
-    match std::fs::write(path, "0") {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("writing {path}"))
+    for setting in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
+        let path = format!("/proc/sys/net/bridge/{setting}");
+        match std::fs::write(&path, "0") {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("writing {path}"));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// Follows services and endpoint slices; the receiver sees its first change once both are known.
@@ -172,22 +180,22 @@ fn changes<K>(
 }
 
 /// Puts rules in place of those there are: a few milliseconds of processor time, no waiting.
-fn install(table: &Table) -> Result<(), NftError> {
-    Netlink::open()?.apply(&table.replace())
+fn install(tables: &[Table]) -> Result<(), NftError> {
+    tables.iter().try_for_each(|table| Netlink::open()?.apply(&table.replace()))
 }
 
 /// Puts the rules of each new catalog in place.
-async fn apply(mut catalog: watch::Receiver<Arc<Catalog>>) {
-    let mut installed = None;
+async fn apply(mut catalog: watch::Receiver<Arc<Catalog>>, ipv6: bool) {
+    let mut installed = Vec::new();
     while catalog.changed().await.is_ok() {
         loop {
-            let table = rules::table(&catalog.borrow_and_update());
-            if installed.as_ref() == Some(&table) {
+            let tables = rules::tables(&catalog.borrow_and_update(), ipv6);
+            if installed == tables {
                 break;
             }
-            match install(&table) {
+            match install(&tables) {
                 Ok(()) => {
-                    installed = Some(table);
+                    installed = tables;
                     break;
                 }
                 Err(error) => {

@@ -1,6 +1,6 @@
 //! The status of a pod as the kubelet reports it: a pure function of what has been seen.
 
-use super::network::NODE_ADDRESS;
+use super::addresses::Addresses;
 use super::plan::{self, Ended, Part, Seen, Sightings, State};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -8,7 +8,6 @@ use k8s_openapi::api::core::v1::{
     HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus, ResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use std::net::Ipv4Addr;
 
 /// What a container's id begins with.
 const RUNTIME: &str = "mesh";
@@ -16,7 +15,9 @@ const RUNTIME: &str = "mesh";
 /// What is known of a pod besides its containers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Facts {
-    pub(super) address: Option<Ipv4Addr>,
+    pub(super) addresses: Option<Addresses>,
+    /// The node's.
+    pub(super) host: Addresses,
     pub(super) host_network: bool,
     /// When the node took it on.
     pub(super) started: Timestamp,
@@ -45,14 +46,12 @@ pub(super) fn report(pod: &Pod, seen: &Sightings, facts: Facts, now: Timestamp) 
     if facts.overdue {
         phase = "Failed";
     }
-    let address = facts.address.map(|a| a.to_string());
-    let host = NODE_ADDRESS.to_string();
     let mut status = PodStatus {
         phase: Some(phase.to_owned()),
-        host_ip: Some(host.clone()),
-        host_ips: Some(vec![HostIP { ip: host }]),
-        pod_ips: address.clone().map(|ip| vec![PodIP { ip }]),
-        pod_ip: address,
+        host_ip: Some(facts.host.v4.to_string()),
+        host_ips: Some(facts.host.all().map(|ip| HostIP { ip: ip.to_string() }).collect()),
+        pod_ips: facts.addresses.map(|all| all.all().map(|ip| PodIP { ip: ip.to_string() }).collect()),
+        pod_ip: facts.addresses.map(|addresses| addresses.v4.to_string()),
         start_time: before.start_time.clone().or(Some(Time(facts.started))),
         qos_class: Some(qos_class(spec).to_owned()),
         init_container_statuses: (!init.is_empty()).then_some(init),
@@ -238,7 +237,7 @@ fn conditions(
             ("ReadinessGatesNotReady", message)
         })
     });
-    let networked = facts.address.is_some() || facts.host_network;
+    let networked = facts.addresses.is_some() || facts.host_network;
     let mut conditions = vec![
         condition("PodReadyToStartContainers", networked, None, before, now),
         condition("Initialized", initialized.is_none(), initialized, before, now),

@@ -39,7 +39,8 @@ fn exited(code: i32) -> Seen {
 
 fn facts() -> Facts {
     Facts {
-        address: Some(Ipv4Addr::new(10, 244, 0, 9)),
+        addresses: Some(Addresses::of_pod(9, true)),
+        host: Addresses::of_node(true),
         host_network: false,
         started: NOW,
         ending: false,

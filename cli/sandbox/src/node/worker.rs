@@ -1,9 +1,9 @@
 //! One pod's life on the node: a task that takes in what happens, asks [`super::plan`] what to do, does it, and reports.
 
+use super::addresses::Addresses;
 use super::container::{self, Site};
 use super::events::Events;
 use super::exec::Exit;
-use super::network::NODE_ADDRESS;
 use super::object::Object;
 use super::place::{self, Place};
 use super::plan::{self, Action, Ended, Part, Seen, Sightings, State, Stop};
@@ -100,8 +100,8 @@ pub(super) struct Worker {
     events: Arc<Events>,
     seen: Sightings,
     stage: Stage,
-    /// The address it has or had.
-    address: Option<Ipv4Addr>,
+    /// The addresses it has or had.
+    addresses: Option<Addresses>,
     began: Timestamp,
     gone: bool,
     /// When the node saw that the pod is to be deleted; its object says so only in whole seconds.
@@ -126,7 +126,7 @@ impl Worker {
             volumes,
             seen: Sightings::new(),
             stage: Stage::New { failures: 0 },
-            address: None,
+            addresses: None,
             began: Timestamp::now(),
             gone: false,
             asked_to_stop: None,
@@ -325,7 +325,7 @@ impl Worker {
     async fn prepare(&mut self, failures: u32) {
         match self.make_place().await {
             Ok(place) => {
-                self.address = Some(place.address());
+                self.addresses = Some(place.addresses());
                 self.retry_at = None;
                 self.tell_of_limits();
                 *self.shared.namespaces.write() = place.namespaces.clone();
@@ -360,11 +360,11 @@ impl Worker {
         place::make_folders(&self.folder)?;
         let pod = Arc::clone(&self.effective);
         // Before the network, because what is missing here may be missing for long.
-        let before = container::subject(&pod, Ipv4Addr::UNSPECIFIED);
+        let before = container::subject(&pod, Addresses::NONE);
         self.volumes.refresh(&before, Timestamp::now()).await?;
         let place = Place::make(&self.node, self.object.pod(), self.shared.host_network).await?;
-        let after = container::subject(&pod, place.address());
-        let files = place::write_files(&self.folder, self.object.pod(), place.address());
+        let after = container::subject(&pod, place.addresses());
+        let files = place::write_files(&self.folder, self.object.pod(), place.addresses());
         match files.and(self.volumes.refresh(&after, Timestamp::now()).await) {
             Ok(()) => Ok(place),
             Err(error) => {
@@ -378,9 +378,9 @@ impl Worker {
         if !matches!(self.stage, Stage::Prepared(_)) {
             return;
         }
-        let address = self.address.unwrap_or(NODE_ADDRESS);
+        let addresses = self.addresses.unwrap_or_else(|| self.node.network.addresses());
         let pod = Arc::clone(&self.effective);
-        if let Err(error) = self.volumes.refresh(&container::subject(&pod, address), Timestamp::now()).await {
+        if let Err(error) = self.volumes.refresh(&container::subject(&pod, addresses), Timestamp::now()).await {
             self.events.warning(self.object.pod(), "", "FailedMount", format!("{error:#}"));
         }
     }
@@ -401,7 +401,7 @@ impl Worker {
         let seen = self.seen.entry(name.to_owned()).or_default();
         seen.note_start();
         let attempt = seen.restarts;
-        let address = place.address();
+        let addresses = place.addresses();
         let effective = Arc::clone(&self.effective);
         let site = Site {
             node: &self.node,
@@ -409,7 +409,7 @@ impl Worker {
             folder: &self.folder,
             volumes: &self.volumes,
             namespaces: place.namespaces.as_deref(),
-            address,
+            addresses,
         };
         let started = match site.pull(&container) {
             Ok(entrypoint) => {
@@ -420,7 +420,7 @@ impl Worker {
             Err(refusal) => Err(refusal),
         };
         match started {
-            Ok(run) => self.note_running(container, Arc::new(run), address),
+            Ok(run) => self.note_running(container, Arc::new(run), addresses.v4),
             Err(refusal) => self.note_refusal(name, &image, id, refusal),
         }
     }
@@ -499,7 +499,7 @@ impl Worker {
             ward.abort();
         }
         let grace = Duration::try_from(grace).unwrap_or_default();
-        let address = self.address.unwrap_or(NODE_ADDRESS);
+        let address = self.addresses.unwrap_or_else(|| self.node.network.addresses()).v4;
         tokio::spawn(self.ward(container, run, address).stop(grace));
     }
 
@@ -525,7 +525,8 @@ impl Worker {
             return true;
         }
         let facts = status::Facts {
-            address: self.address.filter(|_| !matches!(self.stage, Stage::New { .. })),
+            host: self.node.network.addresses(),
+            addresses: self.addresses.filter(|_| !matches!(self.stage, Stage::New { .. })),
             host_network: self.shared.host_network,
             started: self.began,
             ending: self.stop().is_some(),

@@ -4,15 +4,16 @@
 //! others are in it, too, without records: so "exists but has no such record" and "does not exist" come out right, which
 //! matters to resolvers with search lists. Pods' names are computed, they contain their address.
 
-use super::super::services::{Catalog, DNS_ADDRESS, SERVICE_RANGE, cluster_ip};
+use super::super::addresses::is_inside;
+use super::super::services::{Catalog, DNS_ADDRESS, cluster_ips};
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, CNAME, NS, PTR, SOA, SRV, TXT};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// The zone, as keys of the map end.
 const DOMAIN: &str = "cluster.local.";
@@ -26,8 +27,6 @@ const MAX_RECORDS: usize = 256;
 const MAX_ALIASES: usize = 8;
 /// Largest UDP message taken, told to clients that ask.
 const MAX_PAYLOAD: u16 = 1232;
-/// Pods' addresses.
-const POD_RANGE: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 244, 0, 0), 16);
 
 /// All names of the cluster.
 #[derive(Debug)]
@@ -145,8 +144,8 @@ impl Zone {
         let pod = key.strip_suffix(".pod.cluster.local.")?;
         match pod.split_once('.') {
             Some((address, namespace)) if !namespace.contains('.') => {
-                let address: Ipv4Addr = address.replace('-', ".").parse().ok()?;
-                Some(vec![RData::A(A(address))].into())
+                let parsed = address.replace('-', ".").parse().or_else(|_| address.replace('-', ":").parse());
+                Some(vec![address_record(parsed.ok()?)].into())
             }
             Some(_) => None,
             None => Some(Vec::new().into()),
@@ -158,7 +157,8 @@ impl Zone {
         for record in records {
             let RData::SRV(srv) = record else { continue };
             let addresses = self.records(&srv.target).unwrap_or_default();
-            let addresses = addresses.iter().filter(|data| data.record_type() == RecordType::A).cloned();
+            let is_address = |data: &&RData| matches!(data.record_type(), RecordType::A | RecordType::AAAA);
+            let addresses = addresses.iter().filter(is_address).cloned();
             reply.add_additionals(addresses.map(|data| Record::from_rdata(srv.target.clone(), TTL, data)));
         }
     }
@@ -171,28 +171,33 @@ impl Zone {
             if let Ok(target) = Name::from_ascii(format!("{}.", target.trim_end_matches('.'))) {
                 self.add(name, RData::CNAME(CNAME(target)));
             }
-        } else if let Some(address) = cluster_ip(service) {
-            self.add(name, RData::A(A(address)));
-            self.add_pointer(address, name);
+            return;
+        }
+        let addresses = cluster_ips(service);
+        for address in &addresses {
+            self.add(name, address_record(*address));
+            self.add_pointer(*address, name);
+        }
+        if !addresses.is_empty() {
             for port in ports {
                 self.add_srv(name, port.name.as_deref(), port.protocol.as_deref(), port.port, name);
             }
-        } else {
-            for slice in slices {
-                for endpoint in slice.endpoints.iter().filter(|e| is_published(e)) {
-                    self.add_endpoint(name, slice, endpoint);
-                }
+            return;
+        }
+        for slice in slices {
+            for endpoint in slice.endpoints.iter().filter(|e| is_published(e)) {
+                self.add_endpoint(name, slice, endpoint);
             }
         }
     }
 
     /// An endpoint of a headless service: part of the service's name, and a name of its own.
     fn add_endpoint(&mut self, service: &str, slice: &EndpointSlice, endpoint: &Endpoint) {
-        let Some(address) = endpoint.addresses.first().and_then(|a| a.parse::<Ipv4Addr>().ok()) else { return };
-        let host = endpoint.hostname.clone().unwrap_or_else(|| address.to_string().replace('.', "-"));
+        let Some(address) = endpoint.addresses.first().and_then(|a| a.parse::<IpAddr>().ok()) else { return };
+        let host = endpoint.hostname.clone().unwrap_or_else(|| address.to_string().replace(['.', ':'], "-"));
         let own = format!("{host}.{service}");
-        self.add(service, RData::A(A(address)));
-        self.add(&own, RData::A(A(address)));
+        self.add(service, address_record(address));
+        self.add(&own, address_record(address));
         self.add_pointer(address, &own);
         for port in slice.ports.iter().flatten() {
             if let Some(number) = port.port {
@@ -212,10 +217,9 @@ impl Zone {
         }
     }
 
-    fn add_pointer(&mut self, address: Ipv4Addr, name: &str) {
-        let [a, b, c, d] = address.octets();
+    fn add_pointer(&mut self, address: IpAddr, name: &str) {
         if let Ok(name) = Name::from_ascii(name) {
-            self.add(&format!("{d}.{c}.{b}.{a}.in-addr.arpa."), RData::PTR(PTR(name)));
+            self.add(&reverse_name(address), RData::PTR(PTR(name)));
         }
     }
 
@@ -265,17 +269,40 @@ fn is_ours(name: &Name) -> bool {
     if name == DOMAIN || name.ends_with(".cluster.local.") {
         return true;
     }
-    let Some(reversed) = name.strip_suffix(".in-addr.arpa.") else { return false };
-    let octets: Vec<&str> = reversed.rsplit('.').collect();
-    octets
-        .join(".")
-        .parse::<Ipv4Addr>()
-        .is_ok_and(|address| [SERVICE_RANGE, POD_RANGE].iter().any(|r| within(address, *r)))
+    reversed(&name).is_some_and(is_inside)
 }
 
-fn within(address: Ipv4Addr, (first, prefix): (Ipv4Addr, u8)) -> bool {
-    let shift = 32 - u32::from(prefix);
-    u32::from(address) >> shift == u32::from(first) >> shift
+fn address_record(address: IpAddr) -> RData {
+    match address {
+        IpAddr::V4(v4) => RData::A(A(v4)),
+        IpAddr::V6(v6) => RData::AAAA(AAAA(v6)),
+    }
+}
+
+/// The name under which an address' names are found (RFC 1035 §3.5, RFC 3596 §2.5).
+fn reverse_name(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa.")
+        }
+        IpAddr::V6(v6) => {
+            let digits = format!("{:032x}", u128::from(v6));
+            digits.chars().rev().map(|digit| format!("{digit}.")).chain(["ip6.arpa.".to_owned()]).collect()
+        }
+    }
+}
+
+/// The address whose reverse name, in lower case, this is.
+fn reversed(name: &str) -> Option<IpAddr> {
+    if let Some(octets) = name.strip_suffix(".in-addr.arpa.") {
+        return octets.rsplit('.').collect::<Vec<_>>().join(".").parse().ok().map(IpAddr::V4);
+    }
+    let digits: Vec<&str> = name.strip_suffix(".ip6.arpa.")?.rsplit('.').collect();
+    if digits.len() != 32 || digits.iter().any(|digit| digit.len() != 1) {
+        return None;
+    }
+    u128::from_str_radix(&digits.concat(), 16).ok().map(|bits| IpAddr::V6(Ipv6Addr::from(bits)))
 }
 
 #[cfg(test)]

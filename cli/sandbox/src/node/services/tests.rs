@@ -48,7 +48,8 @@ async fn refuses(to: SocketAddr) -> bool {
 fn services_follow_the_api() {
     namespace::inside("node::services::tests::services_follow_the_api", || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let bridge = "ip link add mesh0 type bridge && ip link set mesh0 up && ip addr add 10.244.0.1/16 dev mesh0";
+        let bridge = "ip link add mesh0 type bridge && ip link set mesh0 up && ip addr add 10.244.0.1/16 dev mesh0 && \
+                      ip addr add fd6d:6573:6800:244::1/64 dev mesh0 nodad";
         assert!(std::process::Command::new("sh").args(["-c", bridge]).status().unwrap().success());
         runtime.block_on(follow_a_service());
     });
@@ -57,9 +58,9 @@ fn services_follow_the_api() {
 async fn follow_a_service() {
     let cluster = Cluster::new(crate::api::Config::default()).unwrap();
     let client = cluster.client();
-    let _network = ServiceNetwork::start(client.clone(), "mesh0").await.unwrap();
+    let _network = ServiceNetwork::start(client.clone(), "mesh0", true).await.unwrap();
     // A second start in the same place is no obstacle to its preparations.
-    prepare("mesh0", &mut JoinSet::new()).await.unwrap();
+    prepare("mesh0", true, &mut JoinSet::new()).await.unwrap();
 
     let listener = TcpListener::bind((NODE_ADDRESS, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -127,8 +127,12 @@ fn make_namespaces(home: &Home, hostname: &str) -> anyhow::Result<Vec<File>> {
             .context("opening low ports to every user")?;
         // Not needed by every pod, nor there on every kernel.
         let _ = std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
-        // The pod's interface, which is yet to come; `lo` keeps its ::1.
-        let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+        // For the pod's interface, which is yet to come: its addresses are what it is given, and nobody else's; it goes
+        // through the node although other pods are closer (the node would tell it of a shorter way).
+        for (setting, value) in [("accept_dad", "0"), ("accept_ra", "0"), ("autoconf", "0"), ("accept_redirects", "0")]
+        {
+            let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/default/{setting}"), value);
+        }
         SHARED.iter().map(|(name, _)| namespace("self", name)).collect()
     })();
     for (file, flag) in &home.shared {

@@ -21,6 +21,8 @@ fn cluster() -> Catalog {
             json!({"metadata": meta("web"), "spec": {"clusterIP": "10.96.0.7", "ports": [
                 {"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]}}),
             json!({"metadata": meta("db"), "spec": {"clusterIP": "None", "ports": [{"name": "sql", "port": 5432}]}}),
+            json!({"metadata": meta("dual"), "spec": {"clusterIP": "10.96.0.8",
+                "clusterIPs": ["10.96.0.8", "fd6d:6573:6800:96::8"], "ports": [{"name": "http", "port": 80}]}}),
             json!({"metadata": meta("empty"), "spec": {"clusterIP": "None"}}),
             json!({"metadata": meta("alias"), "spec": {"type": "ExternalName", "externalName": "web.shop.svc.cluster.local"}}),
             json!({"metadata": meta("away"), "spec": {"type": "ExternalName", "externalName": "www.example.org."}}),
@@ -68,9 +70,20 @@ fn names_resolve() {
         ("_dns._tcp.web.shop.svc.cluster.local.", SRV, NXDomain, &[]),
         ("_tcp.web.shop.svc.cluster.local.", A, NoError, &[]),
         ("7.0.96.10.in-addr.arpa.", PTR, NoError, &["web.shop.svc.cluster.local."]),
-        ("8.0.96.10.in-addr.arpa.", PTR, NXDomain, &[]),
+        ("dual.shop.svc.cluster.local.", A, NoError, &["10.96.0.8"]),
+        ("dual.shop.svc.cluster.local.", AAAA, NoError, &["fd6d:6573:6800:96::8"]),
+        (
+            "8.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.0.8.6.3.7.5.6.d.6.d.f.ip6.arpa.",
+            PTR,
+            NoError,
+            &["dual.shop.svc.cluster.local."],
+        ),
+        ("9.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.0.8.6.3.7.5.6.d.6.d.f.ip6.arpa.", PTR, NXDomain, &[]),
+        ("9.0.96.10.in-addr.arpa.", PTR, NXDomain, &[]),
         ("5.0.244.10.in-addr.arpa.", PTR, NoError, &["db-0.db.shop.svc.cluster.local."]),
         ("db.shop.svc.cluster.local.", A, NoError, &["10.244.0.5", "10.244.0.6"]),
+        ("db.shop.svc.cluster.local.", AAAA, NoError, &["fd00::1"]),
+        ("fd00--1.db.shop.svc.cluster.local.", AAAA, NoError, &["fd00::1"]),
         ("db-0.db.shop.svc.cluster.local.", A, NoError, &["10.244.0.5"]),
         ("10-244-0-6.db.shop.svc.cluster.local.", A, NoError, &["10.244.0.6"]),
         (
@@ -88,6 +101,8 @@ fn names_resolve() {
         ("alias.shop.svc.cluster.local.", A, NoError, &["10.96.0.7", "web.shop.svc.cluster.local."]),
         ("alias.shop.svc.cluster.local.", CNAME, NoError, &["web.shop.svc.cluster.local."]),
         ("10-244-3-4.shop.pod.cluster.local.", A, NoError, &["10.244.3.4"]),
+        ("fd6d-6573-6800-244--7.shop.pod.cluster.local.", AAAA, NoError, &["fd6d:6573:6800:244::7"]),
+        ("fd6d-6573-6800-244--7.shop.pod.cluster.local.", A, NoError, &[]),
         ("10-244-3.shop.pod.cluster.local.", A, NXDomain, &[]),
         ("shop.pod.cluster.local.", A, NoError, &[]),
         ("cluster.local.", NS, NoError, &["ns.dns.cluster.local."]),
@@ -106,7 +121,9 @@ fn names_elsewhere_are_asked_elsewhere() {
     let no_error = ResponseCode::NoError;
     assert_eq!(ask("example.org.", RecordType::A), (no_error, vec![], outside("example.org.")));
     assert_eq!(ask("notcluster.local.", RecordType::A), (no_error, vec![], outside("notcluster.local.")));
-    assert_eq!(ask("1.0.0.127.in-addr.arpa.", RecordType::PTR).2, outside("1.0.0.127.in-addr.arpa."));
+    for reverse in ["1.0.0.127.in-addr.arpa.", "1.0.ip6.arpa."] {
+        assert_eq!(ask(reverse, RecordType::PTR).2, outside(reverse));
+    }
     let expect = (no_error, vec!["www.example.org.".to_owned()], outside("www.example.org."));
     assert_eq!(ask("away.shop.svc.cluster.local.", RecordType::A), expect);
 }

@@ -5,7 +5,7 @@ use crate::node::services::tests::namespace;
 
 use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +16,32 @@ fn service(name: &str, address: &str, affinity: &str, ports: Value) -> Arc<Servi
             "spec": {"clusterIP": address, "sessionAffinity": affinity, "ports": ports}}))
         .unwrap(),
     )
+}
+
+/// The IPv6 address that goes with an IPv4 one in these tests.
+fn v6(v4: &str) -> String {
+    let [a, b, c, d] = v4.parse::<Ipv4Addr>().unwrap().octets();
+    let net = if (a, b) == (10, 244) { "244" } else { "96" };
+    format!("fd6d:6573:6800:{net}::{:x}", u16::from_be_bytes([c, d]))
+}
+
+/// The same services and endpoints with addresses of both families.
+fn dual(catalog: &Catalog) -> Catalog {
+    let mut both = catalog.clone();
+    for service in &mut both.services {
+        let spec = Arc::make_mut(service).spec.as_mut().unwrap();
+        let v4 = spec.cluster_ip.clone().unwrap();
+        spec.cluster_ips = Some(vec![v4.clone(), v6(&v4)]);
+    }
+    for slice in &catalog.slices {
+        let mut slice = (**slice).clone();
+        slice.address_type = "IPv6".to_owned();
+        for endpoint in &mut slice.endpoints {
+            endpoint.addresses[0] = v6(&endpoint.addresses[0]);
+        }
+        both.slices.push(Arc::new(slice));
+    }
+    both
 }
 
 fn slice(service: &str, ports: Value, endpoints: Value) -> Arc<EndpointSlice> {
@@ -31,7 +57,7 @@ fn backends_of(endpoints: Value) -> Vec<String> {
         services: vec![service("web", "10.96.0.7", "None", json!([{"name": "http", "port": 80}]))],
         slices: vec![slice("web", json!([{"name": "http", "port": 8080}, {"name": "other", "port": 1}]), endpoints)],
     };
-    let frontends = frontends(&catalog);
+    let frontends = frontends(&catalog, Stack::V4);
     let (_, backends) = &frontends[&("10.96.0.7".parse().unwrap(), TCP, 80)];
     backends.iter().map(|(address, port)| format!("{address}:{port}")).collect()
 }
@@ -59,7 +85,7 @@ fn services_without_an_address_take_no_part() {
         ],
         slices: Vec::new(),
     };
-    assert!(frontends(&catalog).is_empty());
+    assert!(frontends(&catalog, Stack::V4).is_empty());
 }
 
 #[test]
@@ -71,7 +97,7 @@ fn endpoints_are_bounded() {
         services: (0..8).map(|n| service(&name(n), &format!("10.96.1.{n}"), "None", json!([{"port": 80}]))).collect(),
         slices: (0..8).map(|n| slice(&name(n), json!([{"port": 80}]), json!(endpoints))).collect(),
     };
-    let sizes: Vec<usize> = frontends(&catalog).values().map(|(_, backends)| backends.len()).collect();
+    let sizes: Vec<usize> = frontends(&catalog, Stack::V4).values().map(|(_, backends)| backends.len()).collect();
     assert_eq!(sizes, [1000, 1000, 1000, 1000, 1000, 1000, 0, 0]);
 }
 
@@ -96,7 +122,9 @@ impl Pod {
         ));
         pod.run(&format!(
             "ip link set lo up; ip link set eth0 up; ip addr add 10.244.0.{index}/32 dev eth0; \
-             ip route add default via 10.244.0.1 dev eth0 onlink"
+             ip route add default via 10.244.0.1 dev eth0 onlink; \
+             ip addr add fd6d:6573:6800:244::{index}/128 dev eth0 nodad; \
+             ip route add default via fd6d:6573:6800:244::1 dev eth0 onlink"
         ));
         pod
     }
@@ -141,9 +169,9 @@ const ECHO: &str = "MESH_TEST_ECHO";
 #[test]
 fn echo_server() {
     let Ok(name) = std::env::var(ECHO) else { return };
-    let answer = |peer: SocketAddr| format!("{name} {}\n", peer.ip());
-    let udp = UdpSocket::bind("0.0.0.0:8080").unwrap();
-    let tcp = std::net::TcpListener::bind("0.0.0.0:8080").unwrap();
+    let answer = |peer: SocketAddr| format!("{name} {}\n", peer.ip().to_canonical());
+    let udp = UdpSocket::bind("[::]:8080").unwrap();
+    let tcp = std::net::TcpListener::bind("[::]:8080").unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while let Ok((_, peer)) = udp.recv_from(&mut [0; 100]) {
@@ -180,9 +208,10 @@ fn said_from_here(to: SocketAddr) -> std::io::Result<String> {
 fn cluster_ips_work_in_a_real_network() {
     namespace::inside("node::services::rules::tests::cluster_ips_work_in_a_real_network", || {
         run("ip link add mesh0 type bridge; ip link set mesh0 up; ip addr add 10.244.0.1/16 dev mesh0; \
-             echo 1 > /proc/sys/net/ipv4/ip_forward");
+             ip addr add fd6d:6573:6800:244::1/64 dev mesh0 nodad; \
+             echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(super::super::prepare("mesh0", &mut tokio::task::JoinSet::new())).unwrap();
+        runtime.block_on(super::super::prepare("mesh0", true, &mut tokio::task::JoinSet::new())).unwrap();
         let (mut one, mut two) = (Pod::start(2), Pod::start(3));
         start_echo_server(&mut one, "one", "10.244.0.2:8080");
         start_echo_server(&mut two, "two", "10.244.0.3:8080");
@@ -204,46 +233,58 @@ fn cluster_ips_work_in_a_real_network() {
             ],
         };
         let netlink = mesh_proxy::nft::netlink::Netlink::open().unwrap();
-        netlink.replace(&table(&catalog)).unwrap();
-
-        // Both endpoints are used, and see the client's own address.
-        for protocol in ["tcp/10.96.0.7/80", "udp/10.96.0.7/53"] {
-            let (protocol, address) = protocol.split_once('/').unwrap();
-            let mut seen = BTreeSet::new();
-            for _ in 0..60 {
-                seen.insert(two.call(protocol, address));
-                if seen.len() == 2 {
-                    break;
-                }
-            }
-            // A pod that reaches itself sees the node.
-            assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["one 10.244.0.3", "two 10.244.0.1"], "{protocol}");
+        for table in tables(&dual(&catalog), true) {
+            netlink.replace(&table).unwrap();
         }
-        // The node itself reaches them.
-        assert_eq!(said_from_here("10.96.0.9:80".parse().unwrap()).unwrap(), "one 10.244.0.1");
-        // A pod stays at one endpoint of a sticky service.
-        let first = two.call("tcp", "10.96.0.8/80");
-        for _ in 0..10 {
-            assert_eq!(two.call("tcp", "10.96.0.8/80"), first);
+        for ipv6 in [false, true] {
+            reach_everything(&mut one, &mut two, &|v4| if ipv6 { v6(v4) } else { v4.to_owned() });
         }
-        // Hairpin.
-        assert_eq!(one.call("tcp", "10.96.0.9/80"), "one 10.244.0.1");
-        assert_eq!(one.call("udp", "10.96.0.9/53"), "one 10.244.0.1");
-        // Without endpoints, and where there is no service at all, clients are refused at once.
-        for address in ["10.96.0.11:80", "10.96.0.7:81", "10.111.0.1:80"] {
-            let start = Instant::now();
-            let error = said_from_here(address.parse().unwrap()).unwrap_err();
-            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{address}");
-            let said = one.call("tcp", &address.replace(':', "/"));
-            assert!(said.contains("Connection refused"), "{said}");
-            assert!(start.elapsed() < Duration::from_secs(3));
-        }
-        assert!(one.call("udp", "10.96.0.11/53").contains("Connection refused"));
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-        assert!(socket.send_to(b"hi", "10.96.0.11:53").is_err(), "a local sender learns of it from the call itself");
-        // Addresses that are no cluster IPs are untouched.
-        assert_eq!(two.call("tcp", "10.244.0.2/8080"), "one 10.244.0.3");
     });
+}
+
+/// Calls what the test above has set up, at addresses of one family.
+fn reach_everything(one: &mut Pod, two: &mut Pod, ip: &dyn Fn(&str) -> String) {
+    let at = |v4: &str, port: u16| SocketAddr::new(ip(v4).parse::<IpAddr>().unwrap(), port);
+    let path = |v4: &str, port: u16| format!("{}/{port}", ip(v4));
+    let said = |name: &str, v4: &str| format!("{name} {}", ip(v4));
+    // Both endpoints are used, and see the client's own address.
+    for (protocol, port) in [("tcp", 80), ("udp", 53)] {
+        let mut seen = BTreeSet::new();
+        for _ in 0..60 {
+            seen.insert(two.call(protocol, &path("10.96.0.7", port)));
+            if seen.len() == 2 {
+                break;
+            }
+        }
+        // A pod that reaches itself sees the node.
+        let expected = BTreeSet::from([said("one", "10.244.0.3"), said("two", "10.244.0.1")]);
+        assert_eq!(seen, expected, "{protocol}");
+    }
+    // The node itself reaches them.
+    assert_eq!(said_from_here(at("10.96.0.9", 80)).unwrap(), said("one", "10.244.0.1"));
+    // A pod stays at one endpoint of a sticky service.
+    let first = two.call("tcp", &path("10.96.0.8", 80));
+    for _ in 0..10 {
+        assert_eq!(two.call("tcp", &path("10.96.0.8", 80)), first);
+    }
+    // Hairpin.
+    assert_eq!(one.call("tcp", &path("10.96.0.9", 80)), said("one", "10.244.0.1"));
+    assert_eq!(one.call("udp", &path("10.96.0.9", 53)), said("one", "10.244.0.1"));
+    // Without endpoints, and where there is no service at all, clients are refused at once.
+    for (address, port) in [("10.96.0.11", 80), ("10.96.0.7", 81), ("10.96.200.1", 80)] {
+        let start = Instant::now();
+        let error = said_from_here(at(address, port)).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{address}");
+        let said = one.call("tcp", &path(address, port));
+        assert!(said.contains("Connection refused"), "{said}");
+        assert!(start.elapsed() < Duration::from_secs(3));
+    }
+    assert!(one.call("udp", &path("10.96.0.11", 53)).contains("Connection refused"));
+    // Addresses that are no cluster IPs are untouched.
+    assert_eq!(two.call("tcp", &path("10.244.0.2", 8080)), said("one", "10.244.0.3"));
+    let socket = UdpSocket::bind(if ip("10.96.0.11").contains(':') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
+    let refused = socket.send_to(b"hi", at("10.96.0.11", 53));
+    assert!(refused.is_err(), "a local sender learns of it from the call itself");
 }
 
 #[test]
@@ -263,7 +304,7 @@ fn two_hundred_services_take_milliseconds() {
         let mut took = Duration::MAX;
         for _ in 0..5 {
             let start = Instant::now();
-            netlink.apply(&table(&catalog).replace()).unwrap();
+            netlink.apply(&table(Stack::V4, &frontends(&catalog, Stack::V4)).replace()).unwrap();
             took = took.min(start.elapsed());
         }
         println!("200 services replaced in {took:?}");
