@@ -11,6 +11,7 @@ mod api;
 mod api_shapes;
 mod capture;
 mod demo;
+mod explain;
 mod forger;
 mod harness;
 mod install;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         kubectl::tests(),
         node::tests(),
         install::tests(),
+        explain::tests(),
         interception::tests(),
         real_programs::tests(),
         resilience::tests(),

@@ -9,6 +9,7 @@
 //! - [`apply`]: objects to a cluster, and the wait until they work.
 //! - [`check`]: what is checked of cluster and mesh.
 //! - [`golden`]: from frames to rows, pure; [`top`]: the live screen.
+//! - [`proxies`]: what the proxies' admin ports say; [`shown`]: the world as the control plane sees it.
 //! - [`resource`], [`selector`]: resources as kubectl writes and selects them.
 
 pub mod apply;
@@ -20,8 +21,10 @@ pub mod error;
 pub mod golden;
 pub mod observe;
 pub mod output;
+pub mod proxies;
 pub mod resource;
 pub mod selector;
+pub mod shown;
 #[cfg(test)]
 mod testing;
 pub mod top;

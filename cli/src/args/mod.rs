@@ -1,10 +1,15 @@
 //! What can be typed: every command, flag and example. Reads like the help page, because it is the help page.
 
+pub mod explain;
 pub mod install;
 pub mod look;
 pub mod read;
 pub mod sandbox;
 
+pub use explain::{
+    Diagnostics, DiagnosticsWhat, Explain, ExplainError, ExplainPod, ExplainRequest, ExplainWhat, Identity, Proxies,
+    ProxyRows,
+};
 pub use install::{Check, CheckFormat, Inject, Install, ManifestFormat, Uninject};
 pub use look::{Stat, Top};
 pub use sandbox::{Demo, ImageCommand, Sandbox, SandboxCommand, SandboxUp};
@@ -131,6 +136,14 @@ pub enum Command {
     ///
     /// A row for each route: rate, success, latency, mutual TLS, and the last minute as bars. Without a terminal it prints one table and ends. `?` shows the keys.
     Top(Top),
+    /// Why a request, a pod or an error is as it is, step by step
+    Explain(Explain),
+    /// What proxies and control plane know and count
+    Diagnostics(Diagnostics),
+    /// Certificates of proxies, issuer and trust anchors, with expiry
+    ///
+    /// Exits 1 if one has expired.
+    Identity(Identity),
     /// Show which versions run
     ///
     /// This program's, the control plane's, and the proxies' by version. Works without a cluster, and says then why it could not ask one.
@@ -143,7 +156,7 @@ pub enum Command {
 const GROUPS: &[(&str, &[&str])] = &[
     ("Trying it", &["demo", "sandbox"]),
     ("Installing", &["install", "inject", "uninject", "check"]),
-    ("Looking", &["stat", "top"]),
+    ("Looking", &["stat", "top", "explain", "diagnostics", "identity"]),
     ("Other", &["version", "completion"]),
 ];
 

@@ -4,6 +4,10 @@ pub mod check;
 pub mod completion;
 pub mod demo;
 pub mod demo_verdict;
+pub mod diagnostics;
+pub mod explain;
+pub mod explain_request;
+pub mod identity;
 pub mod inject;
 pub mod install;
 pub mod sandbox;
@@ -29,6 +33,9 @@ pub async fn run(cli: Cli, printer: &Printer) -> Result<Outcome> {
         Command::Check(args) => check::run(global, &args, printer).await,
         Command::Stat(args) => stat::run(global, &args, printer).await,
         Command::Top(args) => top::run(global, &args, printer).await,
+        Command::Explain(args) => explain::run(global, &args, printer).await,
+        Command::Diagnostics(args) => diagnostics::run(global, &args, printer).await,
+        Command::Identity(args) => identity::run(global, &args, printer).await,
         Command::Version(args) => version::run(global, &args, printer).await,
         Command::Completion(args) => completion::run(&args, printer),
     }

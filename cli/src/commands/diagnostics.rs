@@ -1,0 +1,414 @@
+//! `meshctl diagnostics`: what proxies and control plane know and count, asked of them directly.
+
+use crate::args::{Diagnostics, DiagnosticsWhat, Global, Proxies, ProxyRows};
+use crate::cluster::Cluster;
+use crate::error::{Context, Error, Outcome, Result};
+use crate::output::{Column, Printer, RowFormat, numbers, words};
+use crate::proxies::{self, Proxy};
+use crate::resource::Resource;
+use crate::shown::Shown;
+use comfy_table::Cell;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::ListParams;
+use mesh_api::names::{CONTROL_ADMIN_PORT, CONTROL_NAME};
+use mesh_api::{Destination, Endpoint, InboundPolicy, Protocol};
+use mesh_control::compile;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::net::SocketAddr;
+
+/// The parts of a proxy's `/config` that are shown in tables.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct ProxyConfig {
+    /// What it proves to be.
+    #[serde(default)]
+    pub identity: Option<String>,
+    /// When its certificate ends, seconds since 1970.
+    #[serde(default)]
+    pub identity_expires_at: Option<u64>,
+    /// Its version.
+    #[serde(default)]
+    pub version: String,
+    #[serde(default)]
+    control_connected: bool,
+    #[serde(default)]
+    inbound: InboundPolicy,
+    #[serde(default)]
+    destinations: Vec<KnownDestination>,
+}
+
+#[derive(Debug, Deserialize)]
+struct KnownDestination {
+    address: SocketAddr,
+    destination: Destination,
+    endpoints: Vec<KnownEndpoint>,
+}
+
+#[derive(Debug, Deserialize)]
+struct KnownEndpoint {
+    #[serde(flatten)]
+    endpoint: Endpoint,
+    #[serde(default)]
+    in_flight: u32,
+    #[serde(default)]
+    idle_connections: usize,
+}
+
+/// Asks and prints.
+pub async fn run(global: &Global, args: &Diagnostics, printer: &Printer) -> Result<Outcome> {
+    let cluster = Cluster::connect(global).await?;
+    match &args.what {
+        DiagnosticsWhat::ProxyConfig(args) => proxy_config(&cluster, args, printer).await,
+        DiagnosticsWhat::ProxyMetrics(args) => proxy_metrics(&cluster, args, printer).await,
+        DiagnosticsWhat::Endpoints(args) => {
+            let answers = configs(&cluster, &args.proxies).await?;
+            let shown = Shown::read(&cluster).await?;
+            endpoints(&answers, &shown, args, printer)
+        }
+        DiagnosticsWhat::Policy(args) => policy(&configs(&cluster, &args.proxies).await?, args, printer),
+        DiagnosticsWhat::ControllerMetrics => controller_metrics(&cluster, printer).await,
+        DiagnosticsWhat::Identity(args) => identity(&configs(&cluster, &args.proxies).await?, args, printer),
+    }
+}
+
+type Answer<T> = (Proxy, Result<T>);
+
+async fn ask(cluster: &Cluster, args: &Proxies, path: &str) -> Result<Vec<Answer<String>>> {
+    let scope = cluster.scope(&args.namespaces);
+    let proxies = proxies::of(cluster, scope.as_deref(), &Resource::read(&args.resource)?).await?;
+    let answers = proxies::ask_all(cluster, &proxies, path).await;
+    Ok(proxies.into_iter().zip(answers).collect())
+}
+
+async fn configs(cluster: &Cluster, args: &Proxies) -> Result<Vec<Answer<ProxyConfig>>> {
+    let answers = ask(cluster, args, "/config").await?;
+    Ok(answers.into_iter().map(|(proxy, answer)| (proxy, answer.and_then(|text| read(&text)))).collect())
+}
+
+/// Reads what a proxy says of itself.
+pub(super) fn read(text: &str) -> Result<ProxyConfig> {
+    serde_json::from_str(text).during(|| "understand the proxy's answer")
+}
+
+/// Tells of proxies that gave no answer; the outcome of a command that looked at them.
+fn told_of_silent<'a, T: 'a>(answers: impl IntoIterator<Item = &'a Answer<T>>, printer: &Printer) -> Outcome {
+    let mut outcome = Outcome::Well;
+    for (_, answer) in answers {
+        if let Err(error) = answer {
+            printer.warn(&error.to_string());
+            outcome = Outcome::Problems;
+        }
+    }
+    outcome
+}
+
+async fn proxy_config(cluster: &Cluster, args: &Proxies, printer: &Printer) -> Result<Outcome> {
+    let answers = ask(cluster, args, "/config").await?;
+    let all: Vec<Value> = answers
+        .iter()
+        .filter_map(|(proxy, answer)| Some((proxy, answer.as_ref().ok()?)))
+        .map(|(proxy, text)| {
+            let config: Value = serde_json::from_str(text).during(|| "understand the proxy's answer")?;
+            Ok(serde_json::json!({"namespace": proxy.namespace, "pod": proxy.pod, "config": config}))
+        })
+        .collect::<Result<_>>()?;
+    printer.json(&all)?;
+    Ok(told_of_silent(&answers, printer))
+}
+
+async fn proxy_metrics(cluster: &Cluster, args: &Proxies, printer: &Printer) -> Result<Outcome> {
+    let answers = ask(cluster, args, "/metrics").await?;
+    for (proxy, answer) in &answers {
+        if let Ok(text) = answer {
+            printer.data(&format!("# pod {}/{}\n{text}", proxy.namespace, proxy.pod))?;
+        }
+    }
+    Ok(told_of_silent(&answers, printer))
+}
+
+async fn controller_metrics(cluster: &Cluster, printer: &Printer) -> Result<Outcome> {
+    let namespace = &cluster.system_namespace;
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+    let query = ListParams::default().labels(&format!("app.kubernetes.io/name={CONTROL_NAME}"));
+    let pods = pods.list(&query).await.during(|| format!("list the control plane's pods in {namespace}"))?.items;
+    let names: Vec<String> = pods.into_iter().filter_map(|pod| pod.metadata.name).collect();
+    if names.is_empty() {
+        return Err(Error::new(format!("no pod of {CONTROL_NAME} runs in {namespace}")).hint("run meshctl check"));
+    }
+    let mut outcome = Outcome::Well;
+    for name in &names {
+        match proxies::ask_port(cluster, namespace, name, CONTROL_ADMIN_PORT, "/metrics").await {
+            Ok(text) => printer.data(&format!("# pod {namespace}/{name}\n{text}"))?,
+            Err(error) => {
+                printer.warn(&error.to_string());
+                outcome = Outcome::Problems;
+            }
+        }
+    }
+    Ok(outcome)
+}
+
+/// How an endpoint that a proxy knows stands to the API's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Ok,
+    Stale,
+    Missing,
+}
+
+impl State {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Stale => "stale",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct EndpointRow {
+    namespace: String,
+    pod: String,
+    destination: String,
+    endpoint: SocketAddr,
+    endpoint_pod: String,
+    identity: Option<String>,
+    in_flight: u32,
+    idle_connections: usize,
+    state: State,
+}
+
+fn endpoints(answers: &[Answer<ProxyConfig>], shown: &Shown, args: &ProxyRows, printer: &Printer) -> Result<Outcome> {
+    let known = answers.iter().filter_map(|(proxy, answer)| Some((proxy, answer.as_ref().ok()?)));
+    let rows: Vec<EndpointRow> = known.flat_map(|(proxy, config)| compare(proxy, config, shown)).collect();
+    let mut columns = vec![
+        words("POD"),
+        words("DESTINATION"),
+        words("ENDPOINT"),
+        words("ENDPOINT POD"),
+        numbers("IN FLIGHT"),
+        numbers("IDLE"),
+        words("STATE"),
+    ];
+    if args.output == RowFormat::Wide {
+        columns.push(words("IDENTITY"));
+    }
+    let cells = |row: &EndpointRow| {
+        let mut cells = vec![
+            Cell::new(&row.pod),
+            Cell::new(&row.destination),
+            Cell::new(row.endpoint),
+            Cell::new(or_dash(&row.endpoint_pod)),
+            Cell::new(row.in_flight),
+            Cell::new(row.idle_connections),
+            Cell::new(row.state.word()),
+        ];
+        if args.output == RowFormat::Wide {
+            cells.push(Cell::new(row.identity.as_deref().unwrap_or("-")));
+        }
+        cells
+    };
+    if rows.is_empty() {
+        printer.note("No traffic has left these pods lately: a proxy knows only what its application calls.");
+    }
+    print_rows(&rows, &columns, cells, args.output, printer)?;
+    let outcome = told_of_silent(answers, printer);
+    Ok(if rows.iter().any(|row| row.state != State::Ok) { Outcome::Problems } else { outcome })
+}
+
+fn compare(proxy: &Proxy, config: &ProxyConfig, shown: &Shown) -> Vec<EndpointRow> {
+    let mut rows = Vec::new();
+    for known in config.destinations.iter().filter(|known| !known.destination.external) {
+        let wanted = compile::destination(&shown.world, &shown.config, known.address).endpoints;
+        let name = known.destination.service.as_ref().map_or(known.address.to_string(), ToString::to_string);
+        let row = |endpoint: &Endpoint, state: State| EndpointRow {
+            namespace: proxy.namespace.clone(),
+            pod: proxy.pod.clone(),
+            destination: name.clone(),
+            endpoint: endpoint.address,
+            endpoint_pod: endpoint.pod.clone(),
+            identity: endpoint.identity.as_ref().map(ToString::to_string),
+            in_flight: 0,
+            idle_connections: 0,
+            state,
+        };
+        for has in &known.endpoints {
+            let state = if wanted.contains(&has.endpoint) { State::Ok } else { State::Stale };
+            let (in_flight, idle_connections) = (has.in_flight, has.idle_connections);
+            rows.push(EndpointRow { in_flight, idle_connections, ..row(&has.endpoint, state) });
+        }
+        let missing =
+            wanted.iter().filter(|want| known.endpoints.iter().all(|has| has.endpoint.address != want.address));
+        rows.extend(missing.map(|want| row(want, State::Missing)));
+    }
+    rows
+}
+
+#[derive(Debug, Serialize)]
+struct PolicyRow {
+    namespace: String,
+    pod: String,
+    port: u16,
+    protocol: Protocol,
+}
+
+fn policy(answers: &[Answer<ProxyConfig>], args: &ProxyRows, printer: &Printer) -> Result<Outcome> {
+    let known = answers.iter().filter_map(|(proxy, answer)| Some((proxy, answer.as_ref().ok()?)));
+    let rows: Vec<PolicyRow> = known
+        .flat_map(|(proxy, config)| {
+            config.inbound.ports.iter().map(|(port, policy)| PolicyRow {
+                namespace: proxy.namespace.clone(),
+                pod: proxy.pod.clone(),
+                port: *port,
+                protocol: policy.protocol,
+            })
+        })
+        .collect();
+    let columns = [words("NAMESPACE"), words("POD"), numbers("PORT"), words("PROTOCOL")];
+    let cells = |row: &PolicyRow| {
+        let protocol = serde_json::to_value(row.protocol).unwrap_or_default();
+        vec![
+            Cell::new(&row.namespace),
+            Cell::new(&row.pod),
+            Cell::new(row.port),
+            Cell::new(protocol.as_str().unwrap_or_default()),
+        ]
+    };
+    printer.note("Ports that are not listed are detected: their protocol is found out from the first bytes.");
+    print_rows(&rows, &columns, cells, args.output, printer)?;
+    Ok(told_of_silent(answers, printer))
+}
+
+#[derive(Debug, Serialize)]
+struct IdentityRow {
+    namespace: String,
+    pod: String,
+    version: String,
+    identity: Option<String>,
+    expires_at: Option<String>,
+    control_connected: bool,
+}
+
+fn identity(answers: &[Answer<ProxyConfig>], args: &ProxyRows, printer: &Printer) -> Result<Outcome> {
+    let known = answers.iter().filter_map(|(proxy, answer)| Some((proxy, answer.as_ref().ok()?)));
+    let rows: Vec<IdentityRow> = known
+        .map(|(proxy, config)| IdentityRow {
+            namespace: proxy.namespace.clone(),
+            pod: proxy.pod.clone(),
+            version: config.version.clone(),
+            identity: config.identity.clone(),
+            expires_at: config.identity_expires_at.map(|at| super::identity::written(at.cast_signed())),
+            control_connected: config.control_connected,
+        })
+        .collect();
+    let columns = [words("POD"), words("VERSION"), words("IDENTITY"), words("EXPIRES"), words("CONTROL")];
+    let cells = |row: &IdentityRow| {
+        vec![
+            Cell::new(&row.pod),
+            Cell::new(&row.version),
+            Cell::new(row.identity.as_deref().unwrap_or("-")),
+            Cell::new(row.expires_at.as_deref().unwrap_or("-")),
+            Cell::new(if row.control_connected { "connected" } else { "away" }),
+        ]
+    };
+    print_rows(&rows, &columns, cells, args.output, printer)?;
+    Ok(told_of_silent(answers, printer))
+}
+
+/// Prints rows in the form that is wanted.
+pub(super) fn print_rows<T: Serialize>(
+    rows: &[T],
+    columns: &[Column],
+    cells: impl Fn(&T) -> Vec<Cell>,
+    output: RowFormat,
+    printer: &Printer,
+) -> Result<()> {
+    match output {
+        RowFormat::Json => printer.json(rows),
+        RowFormat::Yaml => printer.yaml(&rows),
+        RowFormat::Table | RowFormat::Wide if rows.is_empty() => Ok(()),
+        RowFormat::Table | RowFormat::Wide => printer.table(columns, rows.iter().map(cells).collect()),
+    }
+}
+
+fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh_manifests::config::MeshConfig;
+    use serde_json::json;
+
+    fn config() -> ProxyConfig {
+        let endpoint = |ip: &str| {
+            json!({"address": format!("{ip}:8080"), "pod": "catalog-a",
+                "workload": {"namespace": "shop", "kind": "pod", "name": "catalog-a"}, "in_flight": 2, "idle_connections": 3})
+        };
+        let text = json!({"version": "0.1.0", "control_connected": true, "later": 1,
+        "inbound": {"ports": {"8080": {"protocol": "http1"}}},
+        "destinations": [
+            {"address": "10.96.0.7:80", "destination": {"service": {"namespace": "shop", "name": "catalog", "port": 80}},
+                "endpoints": [endpoint("10.244.0.2"), endpoint("10.244.0.9")]},
+            {"address": "192.0.2.1:80", "destination": {"external": true}, "endpoints": []},
+        ]});
+        read(&text.to_string()).unwrap()
+    }
+
+    fn shown() -> Shown {
+        let service = json!({"metadata": {"name": "catalog", "namespace": "shop"},
+            "spec": {"clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "ports": [{"name": "http", "port": 80}]}});
+        let slice = json!({"metadata": {"name": "catalog-1", "namespace": "shop",
+            "labels": {"kubernetes.io/service-name": "catalog"}}, "addressType": "IPv4",
+            "ports": [{"name": "http", "port": 8080}], "endpoints": [
+                {"addresses": ["10.244.0.2"], "conditions": {"ready": true, "serving": true}},
+                {"addresses": ["10.244.0.3"], "conditions": {"ready": true, "serving": true}}]});
+        let pod = json!({"metadata": {"name": "catalog-a", "namespace": "shop"}, "spec": {"containers": []},
+            "status": {"phase": "Running", "podIP": "10.244.0.2", "podIPs": [{"ip": "10.244.0.2"}]}});
+        Shown::of(
+            MeshConfig::default(),
+            &[],
+            &[serde_json::from_value(service).unwrap()],
+            &[serde_json::from_value(slice).unwrap()],
+            &[serde_json::from_value(pod).unwrap()],
+        )
+    }
+
+    #[test]
+    fn what_a_proxy_knows_is_held_against_the_api() {
+        let proxy = Proxy { namespace: "shop".into(), pod: "web-1".into() };
+        let rows = compare(&proxy, &config(), &shown());
+        let seen: Vec<_> = rows.iter().map(|row| (row.endpoint.to_string(), row.state, row.in_flight)).collect();
+        assert_eq!(
+            seen,
+            [
+                ("10.244.0.2:8080".to_owned(), State::Ok, 2),
+                ("10.244.0.9:8080".to_owned(), State::Stale, 2),
+                ("10.244.0.3:8080".to_owned(), State::Missing, 0),
+            ]
+        );
+        assert_eq!(rows[0].destination, "shop/catalog:80");
+    }
+
+    #[test]
+    fn a_proxy_that_is_silent_is_named_and_the_others_shown() {
+        let (printer, told) = Printer::memory();
+        let proxy = |pod: &str| Proxy { namespace: "shop".into(), pod: pod.into() };
+        let answers = [
+            (proxy("web-1"), Ok(config())),
+            (proxy("web-2"), Err(Error::new("no answer within 10 s").during("read /config of shop/web-2"))),
+        ];
+        let args = ProxyRows {
+            proxies: Proxies { resource: vec!["deploy/web".into()], namespaces: Default::default() },
+            output: RowFormat::Table,
+        };
+        assert_eq!(policy(&answers, &args, &printer).unwrap(), Outcome::Problems);
+        let (out, err) = told();
+        assert_eq!(out, "NAMESPACE   POD     PORT   PROTOCOL\nshop        web-1   8080   http1\n");
+        assert!(err.ends_with("warning: cannot read /config of shop/web-2: no answer within 10 s\n"), "{err}");
+    }
+}

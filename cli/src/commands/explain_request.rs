@@ -1,0 +1,387 @@
+//! `meshctl explain request`: what would happen to a request that nobody sends.
+//!
+//! The world is read from the API as control reads it, [`compile`] says what the caller's proxy would be told and how
+//! the callee's proxy would treat the request, and the proxy's own [`route`] names it.
+
+use super::explain::Explanation;
+use crate::args::ExplainRequest;
+use crate::cluster::Cluster;
+use crate::error::{Error, Hint, Result};
+use crate::resource::{Kind, Resource};
+use crate::shown::Shown;
+use mesh_api::names::SKIP_OUTBOUND_PORTS;
+use mesh_api::{Endpoint, Protocol};
+use mesh_control::compile;
+use mesh_control::world::World;
+use mesh_control::world::view::{Name, PodView};
+use mesh_proxy::route;
+use std::net::{IpAddr, SocketAddr};
+
+/// At most this many endpoints are written out.
+const SHOWN: usize = 8;
+
+/// What comes of a name that the cluster does not answer for.
+const OUTSIDE: &str = "the name leads out of the cluster; the address it leads to is forwarded as it is";
+
+/// What is asked.
+struct Question<'a> {
+    from: Resource,
+    namespace: &'a str,
+    to: &'a str,
+    method: &'a str,
+    path: &'a str,
+}
+
+/// Explains a request.
+pub(super) async fn run(cluster: &Cluster, args: &ExplainRequest) -> Result<Explanation> {
+    let question = Question {
+        from: Resource::read_one(&args.from)?,
+        namespace: args.namespace.as_deref().unwrap_or(&cluster.namespace),
+        to: &args.to,
+        method: &args.method,
+        path: &args.path,
+    };
+    judge(&Shown::read(cluster).await?, &question)
+}
+
+fn judge(shown: &Shown, question: &Question<'_>) -> Result<Explanation> {
+    let Question { from, namespace, to, method, path } = question;
+    let mut told = Explanation::of(format!("{method} {path} from {from} in {namespace} to {to}"));
+
+    // The caller.
+    let (caller, pod) = find_caller(&shown.world, from, namespace)?;
+    if !pod.is_meshed() {
+        let says = format!("{} has no proxy", caller.name);
+        let hint = format!("meshctl explain pod {} -n {} says why", caller.name, caller.namespace);
+        return Ok(told.end("caller", says, "the request goes out as it is, uncounted and unencrypted", &hint));
+    }
+    told.step("caller", format!("pod {} has a proxy, which acts as {}", caller.name, identity(shown, caller, pod)));
+
+    // Resolution.
+    let address = match resolve(shown, namespace, to)? {
+        Resolved::Address(address, says) => {
+            told.step("name", says);
+            address
+        }
+        Resolved::Nothing(says, verdict, hint) => return Ok(told.end("name", says, verdict, &hint)),
+    };
+    let skipped = shown.skip_outbound.iter().find(|(name, _)| name == caller).map(|(_, ports)| ports);
+    if skipped.is_some_and(|ports| ports.contains(address.port())) {
+        let says = format!("port {} is excluded by {SKIP_OUTBOUND_PORTS}", address.port());
+        return Ok(told.end("redirect", says, "the request goes past the proxy, uncounted and unencrypted", ""));
+    }
+    told.step("redirect", format!("the connection to {address} is taken over by the caller's proxy"));
+
+    // What the caller's proxy is told.
+    let compiled = compile::destination(&shown.world, &shown.config, address);
+    let opaque = compiled.destination.protocol == Protocol::Opaque;
+    told.step("protocol", protocol(compiled.destination.protocol));
+    if compiled.destination.external {
+        let verdict = format!("forwarded to {address} as it is, in plain text, and counted");
+        return Ok(told.end("destination", "neither a service nor a pod of this cluster", &verdict, ""));
+    }
+    if !opaque {
+        told.step("route", format!("counted as {}", template(path)));
+    }
+    let endpoints = &compiled.endpoints;
+    if endpoints.is_empty() {
+        return Ok(told.end(
+            "endpoints",
+            "none is ready",
+            "answered by the proxy with 503 and mesh-error: no-endpoints",
+            "meshctl explain error no-endpoints",
+        ));
+    }
+    told.step("endpoints", list(endpoints));
+    told.step("balancing", balancing(endpoints.len(), opaque));
+
+    // The callee.
+    let plain = endpoints.iter().filter(|endpoint| endpoint.identity.is_none()).count();
+    told.step("callee", callee(shown, endpoints));
+    Ok(match plain {
+        0 => told.verdict(format!("sent to one of {} over mutual TLS 1.3", count(endpoints.len())), ""),
+        n if n == endpoints.len() => told.verdict(
+            format!("sent to one of {} in plain text", count(n)),
+            "the callee has no proxy: meshctl explain pod NAME says why",
+        ),
+        n => told.verdict(
+            format!("sent to one of {}: {n} in plain text, the others over mutual TLS 1.3", count(endpoints.len())),
+            "pods without a proxy: meshctl explain pod NAME says why",
+        ),
+    })
+}
+
+fn find_caller<'a>(world: &'a World, from: &Resource, namespace: &str) -> Result<(&'a Name, &'a PodView)> {
+    let meant = |name: &Name, pod: &PodView| match from.kind {
+        Kind::Pod => from.name.as_ref().is_none_or(|wanted| *wanted == name.name),
+        _ => from.is_workload(&pod.workload),
+    };
+    let pods = world.pods().filter(|(name, pod)| name.namespace == namespace && !pod.deleted && meant(name, pod));
+    pods.max_by_key(|(name, pod)| (pod.running, pod.is_meshed(), std::cmp::Reverse(name.name.clone())))
+        .ok_or_else(|| Error::new(format!("there is no {from} with pods in namespace {namespace}")))
+        .hint(|| "name the caller as deploy/NAME or po/NAME; -n chooses its namespace")
+}
+
+fn identity(shown: &Shown, name: &Name, pod: &PodView) -> String {
+    mesh_api::SpiffeId::new(&shown.config.trust_domain, &name.namespace, &pod.service_account).to_string()
+}
+
+/// What a name leads to.
+enum Resolved {
+    /// An address, and how it was found.
+    Address(SocketAddr, String),
+    /// Nothing the mesh could carry: why, what comes of it, and what to do.
+    Nothing(String, &'static str, String),
+}
+
+fn resolve(shown: &Shown, namespace: &str, to: &str) -> Result<Resolved> {
+    let bare = to.strip_prefix("svc/").or(to.strip_prefix("service/")).unwrap_or(to);
+    if let Ok(address) = bare.parse::<SocketAddr>() {
+        return Ok(Resolved::Address(address, format!("{address} is an address")));
+    }
+    let (host, port) = bare.rsplit_once(':').unwrap_or((bare, "80"));
+    let port: u16 = port.parse().map_err(|_| Error::new(format!("`{port}` in `{to}` is not a port")))?;
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(Resolved::Address(SocketAddr::new(ip, port), format!("{ip} is an address")));
+    }
+    let mut labels = host.trim_end_matches('.').split('.');
+    let name = Name::new("", labels.next().unwrap_or_default());
+    let name = Name { namespace: labels.next().unwrap_or(namespace).to_owned(), ..name };
+    let rest = labels.collect::<Vec<_>>().join(".");
+    if !rest.is_empty() && rest != "svc" && !rest.starts_with("svc.") {
+        return Ok(Resolved::Nothing(format!("{host} is no name of this cluster"), OUTSIDE, String::new()));
+    }
+    if let Some((_, outside)) = shown.external_names.iter().find(|(service, _)| *service == name) {
+        return Ok(Resolved::Nothing(
+            format!("service {} is another name for {outside}", name.name),
+            OUTSIDE,
+            String::new(),
+        ));
+    }
+    let Some(service) = shown.world.service(&name) else {
+        return Ok(Resolved::Nothing(
+            format!("there is no service {} in namespace {}", name.name, name.namespace),
+            "the name lookup fails",
+            format!("kubectl -n {} get services lists them", name.namespace),
+        ));
+    };
+    let ports: Vec<String> = service.ports.iter().map(|port| port.port.to_string()).collect();
+    if !service.headless && !service.ports.iter().any(|known| known.port == port) {
+        return Ok(Resolved::Nothing(
+            format!("service {} has no port {port}, only {}", name.name, ports.join(", ")),
+            "the connection fails: nothing answers at that port",
+            "mend the port of the call or of the service".to_owned(),
+        ));
+    }
+    if let Some(ip) = service.cluster_ips.first() {
+        let address = SocketAddr::new(*ip, port);
+        return Ok(Resolved::Address(address, format!("{host} is service {}/{} at {ip}", name.namespace, name.name)));
+    }
+    let slices = shown.world.slices_of(&name).flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready);
+    Ok(match slices.flat_map(|endpoint| &endpoint.addresses).min() {
+        Some(ip) => Resolved::Address(
+            SocketAddr::new(*ip, port),
+            format!(
+                "{host} is the headless service {}/{}, whose name leads to pods, first to {ip}",
+                name.namespace, name.name
+            ),
+        ),
+        None => Resolved::Nothing(
+            format!("the headless service {} has no ready pod", name.name),
+            "the name lookup fails",
+            String::new(),
+        ),
+    })
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Detect => "not declared: found out from the first bytes of each connection",
+        Protocol::Http1 => "HTTP/1, as declared",
+        Protocol::Http2 => "HTTP/2, as declared",
+        Protocol::Grpc => "gRPC, as declared",
+        Protocol::Opaque => "opaque TCP, as declared: requests are not looked into",
+    }
+}
+
+fn template(path: &str) -> String {
+    let mut out = String::new();
+    route::collapse(path, &mut out);
+    out
+}
+
+fn count(endpoints: usize) -> String {
+    if endpoints == 1 { "1 endpoint".to_owned() } else { format!("{endpoints} endpoints") }
+}
+
+fn list(endpoints: &[Endpoint]) -> String {
+    let mut lines: Vec<String> = endpoints
+        .iter()
+        .take(SHOWN)
+        .map(|endpoint| {
+            let pod = if endpoint.pod.is_empty() { "no pod of this cluster" } else { &endpoint.pod };
+            match &endpoint.identity {
+                Some(identity) => format!("{} {pod}, must prove {identity}", endpoint.address),
+                None => format!("{} {pod}, no proxy: plain text", endpoint.address),
+            }
+        })
+        .collect();
+    if endpoints.len() > SHOWN {
+        lines.push(format!("… and {} more", endpoints.len() - SHOWN));
+    }
+    lines.join("\n")
+}
+
+fn balancing(endpoints: usize, opaque: bool) -> String {
+    let what = if opaque { "connection" } else { "request" };
+    match endpoints {
+        1 => "nothing to choose".to_owned(),
+        _ => format!("each {what} goes to the less loaded of two endpoints picked at random (peak EWMA of latency)"),
+    }
+}
+
+fn callee(shown: &Shown, endpoints: &[Endpoint]) -> String {
+    // All endpoints of a service listen alike, but for rollouts; the first stands for them.
+    let Some(endpoint) = endpoints.first() else { return String::new() };
+    let name = Name::new(&endpoint.workload.namespace, &endpoint.pod);
+    let port = endpoint.address.port();
+    match shown.world.pod(&name) {
+        Some(pod) if pod.is_meshed() && pod.skip_inbound.contains(port) => {
+            format!("port {port} is excluded from the callee's proxy")
+        }
+        Some(pod) if pod.is_meshed() => {
+            let policy = compile::inbound(&shown.world, &shown.config, &name);
+            let treated = policy.ports.get(&port).map_or(Protocol::Detect, |port| port.protocol);
+            format!("its proxy checks the caller's certificate and hands on to port {port} ({})", protocol(treated))
+        }
+        _ => "no proxy there: the application itself answers".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::{Pod, Service};
+    use k8s_openapi::api::discovery::v1::EndpointSlice;
+    use mesh_manifests::config::MeshConfig;
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
+    fn typed<T: DeserializeOwned>(value: Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn pod(name: &str, ip: &str, meshed: bool, annotations: Value) -> Pod {
+        let mut annotations = annotations;
+        let mut spec = json!({"serviceAccountName": name, "containers": [{"name": "main"}]});
+        if meshed {
+            annotations["meshctl.dev/proxy-version"] = json!("0.1.0");
+            spec["initContainers"] = json!([{"name": "mesh-proxy", "image": "meshctl/proxy:0.1.0"}]);
+        }
+        typed(json!({"metadata": {"name": name, "namespace": "shop", "annotations": annotations}, "spec": spec,
+            "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+                "conditions": [{"type": "Ready", "status": "True"}]}}))
+    }
+
+    fn service(name: &str, ip: &str, port: Value) -> Service {
+        typed(json!({"metadata": {"name": name, "namespace": "shop"},
+            "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": [port]}}))
+    }
+
+    fn slice(service: &str, port: Value, ips: &[&str]) -> EndpointSlice {
+        let endpoints: Vec<Value> =
+            ips.iter().map(|ip| json!({"addresses": [ip], "conditions": {"ready": true, "serving": true}})).collect();
+        typed(json!({"metadata": {"name": format!("{service}-1"), "namespace": "shop",
+            "labels": {"kubernetes.io/service-name": service}}, "addressType": "IPv4", "ports": [port], "endpoints": endpoints}))
+    }
+
+    fn shop() -> Shown {
+        let http = |port: u16| json!({"name": "http", "port": port, "protocol": "TCP"});
+        Shown::of(
+            MeshConfig::default(),
+            &[typed(json!({"metadata": {"name": "shop"}}))],
+            &[
+                service("catalog", "10.96.0.7", http(80)),
+                service("old", "10.96.0.8", http(80)),
+                service("empty", "10.96.0.9", http(80)),
+                typed(json!({"metadata": {"name": "out", "namespace": "shop"},
+                    "spec": {"type": "ExternalName", "externalName": "example.org"}})),
+            ],
+            &[slice("catalog", http(8080), &["10.244.0.2", "10.244.0.3"]), slice("old", http(8080), &["10.244.0.4"])],
+            &[
+                pod("web", "10.244.0.1", true, json!({SKIP_OUTBOUND_PORTS: "25"})),
+                pod("catalog-a", "10.244.0.2", true, json!({})),
+                pod("catalog-b", "10.244.0.3", true, json!({})),
+                pod("legacy", "10.244.0.4", false, json!({})),
+            ],
+        )
+    }
+
+    fn asked(from: &str, to: &str) -> Explanation {
+        let from = Resource::read_one(from).unwrap();
+        let question = Question { from, namespace: "shop", to, method: "GET", path: "/products/7" };
+        judge(&shop(), &question).unwrap()
+    }
+
+    #[test]
+    fn a_request_is_followed_to_the_callee() {
+        let told = asked("po/web", "catalog:80");
+        let steps: Vec<_> = told.steps.iter().map(|step| (step.step, step.says.as_str())).collect();
+        assert_eq!(
+            steps,
+            [
+                ("caller", "pod web has a proxy, which acts as spiffe://cluster.local/ns/shop/sa/web"),
+                ("name", "catalog is service shop/catalog at 10.96.0.7"),
+                ("redirect", "the connection to 10.96.0.7:80 is taken over by the caller's proxy"),
+                ("protocol", "HTTP/1, as declared"),
+                ("route", "counted as /products/{id}"),
+                (
+                    "endpoints",
+                    "10.244.0.2:8080 catalog-a, must prove spiffe://cluster.local/ns/shop/sa/catalog-a\n\
+                     10.244.0.3:8080 catalog-b, must prove spiffe://cluster.local/ns/shop/sa/catalog-b"
+                ),
+                (
+                    "balancing",
+                    "each request goes to the less loaded of two endpoints picked at random (peak EWMA of latency)"
+                ),
+                ("callee", "its proxy checks the caller's certificate and hands on to port 8080 (HTTP/1, as declared)"),
+            ]
+        );
+        assert_eq!(told.verdict, "sent to one of 2 endpoints over mutual TLS 1.3");
+    }
+
+    #[test]
+    fn every_way_to_end_early_is_told() {
+        let check = |from: &str, to: &str, step: &str, says: &str| {
+            let told = asked(from, to);
+            let last = told.steps.last().unwrap();
+            assert!(last.step == step && last.says.contains(says), "{to}: {told:?}");
+        };
+        check("po/legacy", "catalog:80", "caller", "legacy has no proxy");
+        check("po/web", "nothing:80", "name", "there is no service nothing in namespace shop");
+        check("po/web", "catalog:81", "name", "has no port 81, only 80");
+        check("po/web", "out:80", "name", "another name for example.org");
+        check("po/web", "www.example.org:80", "name", "no name of this cluster");
+        check("po/web", "catalog.shop.svc.cluster.local:25", "name", "no port 25");
+        check("po/web", "192.0.2.1:25", "redirect", "port 25 is excluded");
+        check("po/web", "192.0.2.1:80", "destination", "neither a service nor a pod");
+        check("po/web", "empty:80", "endpoints", "none is ready");
+        check("po/web", "svc/old", "callee", "the application itself answers");
+        assert!(asked("po/web", "old").verdict.ends_with("in plain text"));
+    }
+
+    #[test]
+    fn a_caller_that_is_not_there_is_an_error() {
+        let question = Question {
+            from: Resource::read_one("deploy/none").unwrap(),
+            namespace: "shop",
+            to: "catalog",
+            method: "GET",
+            path: "/",
+        };
+        assert_eq!(
+            judge(&shop(), &question).unwrap_err().to_string(),
+            "there is no deployment/none with pods in namespace shop"
+        );
+    }
+}

@@ -1,0 +1,89 @@
+//! What the API shows of the cluster, kept as the control plane keeps it, so that its deciders can be asked.
+
+use crate::cluster::Cluster;
+use crate::error::{Context, Error, Result};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Api;
+use kube::api::ListParams;
+use mesh_api::names::SKIP_OUTBOUND_PORTS;
+use mesh_control::world::World;
+use mesh_control::world::view::{Name, NamespaceView, PodView, ServiceView, SliceView};
+use mesh_manifests::config::{CONFIG_KEY, MeshConfig};
+use mesh_manifests::install::CONFIG_MAP;
+use mesh_manifests::ports::PortSet;
+
+/// What the API shows: as control keeps it, and what control has no use for.
+pub struct Shown {
+    /// The world.
+    pub world: World,
+    /// The mesh's configuration.
+    pub config: MeshConfig,
+    /// Ports that pods let past their proxies.
+    pub skip_outbound: Vec<(Name, PortSet)>,
+    /// Services that are only other names.
+    pub external_names: Vec<(Name, String)>,
+}
+
+impl Shown {
+    /// Reads everything.
+    pub async fn read(cluster: &Cluster) -> Result<Self> {
+        let config = mesh_config(cluster).await?.ok_or_else(|| {
+            Error::new(format!("there is no mesh in namespace {}", cluster.system_namespace))
+                .hint("install one: meshctl install --apply; --system-namespace says where else it is")
+        })?;
+        let all = ListParams::default();
+        let client = || cluster.client.clone();
+        let (namespaces, services, slices, pods) = (
+            Api::<Namespace>::all(client()),
+            Api::<Service>::all(client()),
+            Api::<EndpointSlice>::all(client()),
+            Api::<Pod>::all(client()),
+        );
+        let (namespaces, services, slices, pods) =
+            tokio::try_join!(namespaces.list(&all), services.list(&all), slices.list(&all), pods.list(&all))
+                .during(|| "list namespaces, services, endpoint slices and pods")?;
+        Ok(Self::of(config, &namespaces.items, &services.items, &slices.items, &pods.items))
+    }
+
+    /// From what was read.
+    pub(crate) fn of(
+        config: MeshConfig,
+        ns: &[Namespace],
+        services: &[Service],
+        slices: &[EndpointSlice],
+        pods: &[Pod],
+    ) -> Self {
+        let mut world = World::default();
+        for namespace in ns {
+            world.apply(namespace.metadata.name.clone().unwrap_or_default(), NamespaceView::from(namespace));
+        }
+        for service in services {
+            world.apply(Name::of(&service.metadata), ServiceView::from(service));
+        }
+        for slice in slices {
+            world.apply(Name::of(&slice.metadata), SliceView::from(slice));
+        }
+        let mut skip_outbound = Vec::new();
+        for pod in pods {
+            world.apply(Name::of(&pod.metadata), PodView::from(pod));
+            let said = pod.metadata.annotations.as_ref().and_then(|all| all.get(SKIP_OUTBOUND_PORTS));
+            let ports =
+                said.and_then(|text| text.parse().ok()).unwrap_or_else(|| config.proxy.skip_outbound_ports.clone());
+            skip_outbound.push((Name::of(&pod.metadata), ports));
+        }
+        let external =
+            |service: &Service| Some((Name::of(&service.metadata), service.spec.as_ref()?.external_name.clone()?));
+        let external_names = services.iter().filter_map(external).collect();
+        Self { world, config, skip_outbound, external_names }
+    }
+}
+
+/// The mesh's configuration on this cluster; `None` where it is not installed.
+pub async fn mesh_config(cluster: &Cluster) -> Result<Option<MeshConfig>> {
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), &cluster.system_namespace);
+    let tried = || format!("read the mesh's configuration, config map {CONFIG_MAP} in {}", cluster.system_namespace);
+    let Some(map) = maps.get_opt(CONFIG_MAP).await.during(tried)? else { return Ok(None) };
+    let text = map.data.unwrap_or_default().remove(CONFIG_KEY).unwrap_or_default();
+    MeshConfig::from_yaml(&text).map(Some).during(tried)
+}
