@@ -2,11 +2,13 @@
 //! to end with the response: the record, the endpoint's load, and the connection that goes back to its pool.
 
 use crate::record::Record;
+use crate::upload::Gate;
 use crate::upstream::{Flight, Lease};
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// The body of a response to a client.
@@ -24,14 +26,22 @@ pub struct Watched {
     body: Incoming,
     record: Record,
     lease: Option<Lease>,
+    gate: Option<Arc<Gate>>,
     broken: bool,
     _flight: Flight,
 }
 
 impl Download {
     /// Passes `body` on and settles the account when it ends.
-    pub fn watch(body: Incoming, record: Record, flight: Flight, lease: Option<Lease>) -> Self {
-        Download::Stream(Box::new(Watched { body, record, lease, broken: false, _flight: flight }))
+    /// `gate` is that of a request body which the application did not want.
+    pub fn watch(
+        body: Incoming,
+        record: Record,
+        flight: Flight,
+        lease: Option<Lease>,
+        gate: Option<Arc<Gate>>,
+    ) -> Self {
+        Download::Stream(Box::new(Watched { body, record, lease, gate, broken: false, _flight: flight }))
     }
 }
 
@@ -49,6 +59,9 @@ impl Drop for Watched {
         // A body known to be at its end may be dropped without having been asked for its last frame.
         if !self.broken && self.body.is_end_stream() {
             self.end();
+        }
+        if let Some(gate) = &self.gate {
+            gate.give_up();
         }
     }
 }

@@ -4,10 +4,11 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Version};
 
 /// Fields that concern one connection only (RFC 9110, section 7.6.1), beside those that `Connection` names.
-const HOP_BY_HOP: [HeaderName; 5] = [
+const HOP_BY_HOP: [HeaderName; 6] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
@@ -37,12 +38,36 @@ fn disagrees(host: &HeaderValue, uri: &http::Uri) -> bool {
     uri.authority().is_some_and(|a| !host.as_bytes().eq_ignore_ascii_case(a.as_str().as_bytes()))
 }
 
-/// True if the request asks to leave HTTP behind: an upgrade, or a tunnel.
+/// True if the request asks to leave HTTP/1 behind: an upgrade, or a tunnel. An upgrade to HTTP/2 is not passed on
+/// (RFC 9113 has dropped it): behind it requests would travel that nobody looks at.
 pub fn wants_upgrade<B>(request: &Request<B>) -> bool {
     request.method() == Method::CONNECT
         || (request.version() == Version::HTTP_11
             && request.headers().contains_key(header::UPGRADE)
-            && connection_options(request.headers()).any(|o| o.eq_ignore_ascii_case("upgrade")))
+            && !has_option(request.headers(), &header::UPGRADE, "h2c")
+            && has_option(request.headers(), &header::CONNECTION, "upgrade"))
+}
+
+/// Why a response is refused: its end could be found in two places, or its coding would be lost on the way.
+pub fn response_ambiguity(headers: &HeaderMap) -> Option<&'static str> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else {
+        let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+        return match (lengths.next(), lengths.next()) {
+            (Some(length), None) if !length.as_bytes().iter().all(u8::is_ascii_digit) => {
+                Some("Content-Length is not a number")
+            }
+            (Some(_), Some(_)) => Some("more than one Content-Length"),
+            _ => None,
+        };
+    };
+    if headers.contains_key(header::CONTENT_LENGTH) {
+        Some("both Transfer-Encoding and Content-Length")
+    } else if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+        Some("a transfer coding other than chunked")
+    } else {
+        None
+    }
 }
 
 /// Takes off what concerns one hop only; `Upgrade` stays if `upgrade`.
@@ -79,7 +104,15 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
 
 /// What `Connection` says, option by option.
 pub fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let lines = headers.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());
+    options(headers, &header::CONNECTION)
+}
+
+fn has_option(headers: &HeaderMap, name: &HeaderName, option: &str) -> bool {
+    options(headers, name).any(|o| o.eq_ignore_ascii_case(option))
+}
+
+fn options<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
+    let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|option| !option.is_empty())
 }
 

@@ -1,8 +1,8 @@
 //! The data plane: one proxy beside every application instance.
 //!
 //! Reading order: [`run`] starts threads and listeners; [`inbound`] and [`outbound`] find out where a connection goes
-//! and what it speaks ([`detect`]); [`request`] is the straight line of every HTTP request and [`tcp`] of everything
-//! else; [`upstream`], [`pool`], [`balance`] and [`tls`] are the way to an endpoint, [`upload`] and [`body`] what
+//! and what it speaks ([`detect`]); [`guard`] refuses what two parsers could read differently ([`framing`], [`head`]);
+//! [`request`] is the straight line of every HTTP request and [`tcp`] of everything else; [`upstream`], [`pool`], [`balance`] and [`tls`] are the way to an endpoint, [`upload`] and [`body`] what
 //! passes there and back; [`state`] is what the proxy knows, told by [`client`] (control) or [`file`](mod@file);
 //! [`record`] and [`golden`] account for everything, once; [`drain`] ends it without losing a request; [`redirect`]
 //! brings connections here in the first place, with rules written by [`nft`]. Every bound is in [`limits`].
@@ -16,7 +16,10 @@ pub mod detect;
 pub mod drain;
 pub mod error;
 pub mod file;
+pub mod framing;
 pub mod golden;
+pub mod guard;
+pub mod head;
 pub mod headers;
 pub mod identity;
 pub mod inbound;

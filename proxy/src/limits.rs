@@ -38,6 +38,27 @@ pub const SERVER_FIRST_MEMORY: Duration = Duration::from_secs(600);
 
 /// Read and write buffer of an HTTP/1 connection, hence the size of a request's or response's head.
 pub const HTTP1_BUFFER: usize = 64 * 1024;
+/// Size of a request's head; below the buffer, so that a head which may pass fits.
+pub const HTTP1_HEAD: usize = 60 * 1024;
+/// Header fields of a request, and trailer fields.
+pub const HTTP1_FIELDS: usize = 100;
+/// Length of a request's target.
+pub const HTTP1_TARGET: usize = 32 * 1024;
+/// Size of the trailer section behind a chunked body.
+pub const HTTP1_TRAILERS: usize = 15 * 1024;
+/// Digits of a chunk's size.
+pub const HTTP1_CHUNK_DIGITS: u8 = 15;
+/// How long a head may take from its first byte to its last.
+pub const HTTP1_HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// Room made at a time for a head that arrives in pieces.
+pub const HTTP1_HELD_STEP: usize = 2048;
+/// How long a request that asks first (`Expect: 100-continue`) waits for the application's word before its content
+/// is sent all the same.
+pub const EXPECT_WAIT: Duration = Duration::from_secs(1);
+/// How long a closed connection is still read, so that the client can read the last answer.
+pub const LINGER_TIME: Duration = Duration::from_secs(1);
+/// How much is read and dropped then.
+pub const LINGER_BYTES: usize = 1024 * 1024;
 /// Size of the header list of an HTTP/2 message.
 pub const HTTP2_HEADER_LIST: u32 = 64 * 1024;
 /// Streams of one HTTP/2 connection open at once.

@@ -4,19 +4,19 @@ use crate::balance;
 use crate::body::{Download, grpc_status};
 use crate::error::{Delivered, Failure};
 use crate::golden::{Scope, Subject};
-use crate::headers::{ambiguity, strip_hop_by_hop, wants_upgrade};
+use crate::headers::{ambiguity, response_ambiguity, strip_hop_by_hop, wants_upgrade};
 use crate::limits;
 use crate::proxy::Proxy;
 use crate::record::{ConnectionRecord, Record, method_label};
 use crate::state::{Backend, Known, Target};
 use crate::tap::witness::{self, Onlooker};
 use crate::tcp;
-use crate::upload::Upload;
+use crate::upload::{Upload, listen_for_continue};
 use crate::upstream::{self, Flight, Lease, Unanswered};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use mesh_api::golden::{Carried, Direction, TlsStatus};
@@ -72,6 +72,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Respo
     if let Some(witness) = &record.witness {
         request.body_mut().count_with(witness.upload());
     }
+    let gate = request.body().gate();
 
     // Send: to the best endpoint, and to another one as long as nothing was delivered.
     let known = client.target.now();
@@ -101,8 +102,22 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Respo
         }
     };
 
-    // Answer: pass the response on; the account closes with its end.
-    respond(&client, &backend, record, upgrade, response, |body, record| Download::watch(body, record, flight, lease))
+    // Answer: pass the response on, if it can be read in one way only; the account closes with its end.
+    if response.version() != Version::HTTP_2
+        && let Some(why) = response_ambiguity(response.headers())
+    {
+        return refuse(record, MeshError::InvalidResponse, why);
+    }
+    let unwanted = gate.filter(|gate| gate.answered());
+    let lease = lease.filter(|_| unwanted.is_none());
+    let close = unwanted.is_some();
+    let watch = |body, record| Download::watch(body, record, flight, lease, unwanted);
+    let mut response = respond(&client, &backend, record, upgrade, response, watch);
+    if close {
+        // The client may or may not send its body now; nobody can tell from the bytes alone.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// What the request is counted as.
@@ -207,6 +222,20 @@ fn prepare(request: Request<Incoming>, target: &Target, upgrade: bool) -> Reques
         {
             parts.headers.insert(header::HOST, host);
         }
+        // Content of unknown length travels in chunks, whatever the method.
+        if !parts.headers.contains_key(header::CONTENT_LENGTH) && !body.is_end_stream() {
+            parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        let expects =
+            parts.headers.get(header::EXPECT).is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        if expects && parts.version == Version::HTTP_10 {
+            parts.headers.remove(header::EXPECT); // HTTP/1.0 does not know it (RFC 9110, section 10.1.1)
+        } else if expects {
+            parts.version = Version::HTTP_11;
+            let mut request = Request::from_parts(parts, Upload::on_request(body));
+            listen_for_continue(&mut request);
+            return request;
+        }
         parts.version = Version::HTTP_11;
     }
     Request::from_parts(parts, Upload::from(body))
@@ -239,6 +268,10 @@ fn respond(
     }
     if response.version() != Version::HTTP_2 {
         strip_hop_by_hop(response.headers_mut(), switched);
+        if switched || response.status() == StatusCode::NO_CONTENT {
+            response.headers_mut().remove(header::CONTENT_LENGTH);
+        }
+        *response.version_mut() = Version::HTTP_11; // ours, not that of the server
     }
     response.map(|body| watch(body, record))
 }

@@ -4,6 +4,7 @@
 use crate::detect::{self, Spoken};
 use crate::drain::Phase;
 use crate::error::{Chain, Failure};
+use crate::guard::{Guard, Notes};
 use crate::limits;
 use crate::proxy::Proxy;
 use crate::record::ConnectionRecord;
@@ -34,12 +35,17 @@ use tokio::sync::OwnedSemaphorePermit;
 
 /// Serves HTTP/1 until the client goes or the proxy ends.
 pub async fn http1(client: Arc<Client>, stream: Stream) {
+    let (stream, notes) = Guard::new(stream);
     let service = {
-        let client = client.clone();
+        let (client, notes) = (client.clone(), notes.clone());
         service_fn(move |request| {
-            let client = client.clone();
+            let (client, notes) = (client.clone(), notes.clone());
             async move {
+                let leaves = Notes::leaves_http(&request).then(|| request.method().clone());
                 let mut response = request::serve(client.clone(), request).await;
+                if let Some(method) = leaves {
+                    notes.settle(&method, &mut response);
+                }
                 let leaving = client.proxy.drain.phase() >= Phase::Leaving;
                 if leaving && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -66,11 +72,11 @@ pub async fn http1(client: Arc<Client>, stream: Stream) {
             connection.await
         }
     };
+    if notes.refused() || result.as_ref().is_err_and(hyper::Error::is_parse) {
+        // Answered before it became a request; counted all the same.
+        request::malformed(&client);
+    }
     if let Err(error) = result {
-        if error.is_parse() {
-            // Answered with 400 before it became a request; counted all the same.
-            request::malformed(&client);
-        }
         tracing::debug!(error = %Chain(&error), "HTTP/1 connection of a client ended");
     }
 }

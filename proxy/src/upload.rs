@@ -1,16 +1,20 @@
 //! The body of a request on its way to an endpoint. It streams; but as long as the request may have to be sent again,
-//! the first pieces are kept beside it (they are shared, not copied), up to a limit.
+//! the first pieces are kept beside it (they are shared, not copied), up to a limit. The body of a client that asks
+//! before it sends (`Expect: 100-continue`) is not read before the application has said yes.
 
 use crate::error::BoxError;
 use crate::limits;
 use crate::tap::witness::Meter;
 use bytes::Bytes;
-use http::HeaderMap;
+use futures::task::AtomicWaker;
+use http::{HeaderMap, Request, StatusCode};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
+use tokio::time::Sleep;
 
 /// One reading of a request body; the latest one to be polled is the valid one.
 #[derive(Debug)]
@@ -18,6 +22,46 @@ pub struct Upload {
     /// `None`: there is no body.
     source: Option<Arc<Mutex<Source<Incoming>>>>,
     cursor: Cursor,
+    expected: Option<Expected>,
+}
+
+/// The wait for an application's word on a body.
+#[derive(Debug)]
+struct Expected {
+    gate: Arc<Gate>,
+    /// When the body is sent without that word: not every server knows the expectation (RFC 9110, section 10.1.1).
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+/// Whether a client that asked first may send its body.
+#[derive(Debug, Default)]
+pub struct Gate {
+    state: AtomicU8,
+    waker: AtomicWaker,
+}
+
+const ASKED: u8 = 0;
+const OPEN: u8 = 1;
+const ANSWERED: u8 = 2;
+const GIVEN_UP: u8 = 3;
+
+impl Gate {
+    /// The application said 100, or went on waiting for the body.
+    fn open(&self) {
+        let _ = self.state.compare_exchange(ASKED, OPEN, Ordering::AcqRel, Ordering::Acquire);
+        self.waker.wake();
+    }
+
+    /// The application has answered. True if it did so without wanting the body, which will then not be sent.
+    pub fn answered(&self) -> bool {
+        self.state.compare_exchange(ASKED, ANSWERED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The answer is through; the connection that still waits for the body may go.
+    pub fn give_up(&self) {
+        self.state.store(GIVEN_UP, Ordering::Release);
+        self.waker.wake();
+    }
 }
 
 /// How far a reading has come.
@@ -49,7 +93,18 @@ enum Piece {
 impl From<Incoming> for Upload {
     fn from(body: Incoming) -> Self {
         let source = (!body.is_end_stream()).then(|| Arc::new(Mutex::new(Source::new(body))));
-        Self { source, cursor: Cursor::default() }
+        Self { source, cursor: Cursor::default(), expected: None }
+    }
+}
+
+/// Has an informational response open the gate of a request's body, if there is one.
+pub fn listen_for_continue(request: &mut Request<Upload>) {
+    if let Some(gate) = request.body().gate() {
+        hyper::ext::on_informational(request, move |response| {
+            if response.status() == StatusCode::CONTINUE {
+                gate.open();
+            }
+        });
     }
 }
 
@@ -63,7 +118,20 @@ impl Upload {
 
     /// Another reading from the start. As long as it exists, what is sent is kept.
     pub fn again(&self) -> Self {
-        Self { source: self.source.clone(), cursor: Cursor { reading: self.cursor.reading + 1, at: 0 } }
+        let expected = self.expected.as_ref().map(|e| Expected { gate: e.gate.clone(), patience: None });
+        Self { source: self.source.clone(), cursor: Cursor { reading: self.cursor.reading + 1, at: 0 }, expected }
+    }
+
+    /// The body of a client that asks before it sends.
+    pub fn on_request(body: Incoming) -> Self {
+        let mut upload = Self::from(body);
+        upload.expected = upload.source.is_some().then(|| Expected { gate: Arc::default(), patience: None });
+        upload
+    }
+
+    /// What the body waits for, if it waits.
+    pub fn gate(&self) -> Option<Arc<Gate>> {
+        self.expected.as_ref().map(|expected| expected.gate.clone())
     }
 
     /// True if a reading from the start would find everything.
@@ -78,6 +146,9 @@ impl Body for Upload {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
+        if let Some(expected) = &mut this.expected {
+            ready!(expected.poll(cx))?;
+        }
         match &this.source {
             None => Poll::Ready(None),
             Some(source) => {
@@ -93,6 +164,23 @@ impl Body for Upload {
 
     fn size_hint(&self) -> SizeHint {
         self.source.as_ref().map_or_else(|| SizeHint::with_exact(0), |source| source.lock().size_hint(self.cursor))
+    }
+}
+
+impl Expected {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.gate.waker.register(cx.waker());
+        match self.gate.state.load(Ordering::Acquire) {
+            ASKED => {
+                let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(limits::EXPECT_WAIT)));
+                ready!(patience.as_mut().poll(cx));
+                self.gate.open();
+                Poll::Ready(Ok(()))
+            }
+            OPEN => Poll::Ready(Ok(())),
+            ANSWERED => Poll::Pending,
+            _ => Poll::Ready(Err("the application did not want the body".into())),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::proxy::Proxy;
 use crate::state::Backend;
 use crate::stream::{Rewound, Stream};
 use crate::tls::Alpn;
-use crate::upload::Upload;
+use crate::upload::{Upload, listen_for_continue};
 use bytes::Bytes;
 use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
@@ -296,11 +296,15 @@ pub fn copy(request: &Request<Upload>) -> Request<Upload> {
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
+    listen_for_continue(&mut copy);
     copy
 }
 
 fn failure_with(error: hyper::Error, unsent: bool) -> Failure {
-    let code = if is_tls(&error) {
+    let code = if error.is_user() {
+        // What failed is the body that the client sends: broken off, or malformed.
+        MeshError::InvalidRequest
+    } else if is_tls(&error) {
         MeshError::TlsFailed
     } else if is_malformed(&error) {
         MeshError::InvalidResponse

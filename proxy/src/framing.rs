@@ -1,0 +1,261 @@
+//! Where requests begin and end in the bytes of an HTTP/1 connection, followed as they arrive.
+//!
+//! Heads and trailer sections are passed on only when they are complete and [`head`] has nothing against them; content
+//! is skipped over by its length or chunk by chunk. Nothing is copied here: [`Framing::follow`] says how many of the
+//! bytes at hand may be passed on, and is given the rest again together with what comes next.
+
+use crate::head::{self, Content, Head, Refusal};
+use crate::limits;
+
+/// One direction of a connection: requests one after another.
+#[derive(Debug, Default)]
+pub struct Framing {
+    state: State,
+    /// What comes after the content being skipped.
+    next: Next,
+    /// How much of an incomplete section was already searched for its end.
+    searched: usize,
+    /// True after an empty line before a request.
+    blank: bool,
+    /// True from a request that may end HTTP until its answer is known.
+    pending: bool,
+    /// True if bytes came behind that request before.
+    early: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// Before or within a head.
+    #[default]
+    Head,
+    /// Within content of which so many bytes are left.
+    Content(u64),
+    /// Within chunked content.
+    Chunked(Chunk),
+    /// Behind a request whose answer decides whether the connection goes on with HTTP.
+    Undecided,
+    /// Behind the last request.
+    Ended,
+}
+
+/// Positions in chunked content (RFC 9112, section 7.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chunk {
+    Size {
+        digits: u8,
+        size: u64,
+    },
+    /// White space behind the size, which only an extension may follow.
+    Blank {
+        size: u64,
+    },
+    Extension {
+        size: u64,
+    },
+    SizeLf {
+        size: u64,
+    },
+    Data {
+        left: u64,
+    },
+    DataCr,
+    DataLf,
+    Trailers,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Next {
+    #[default]
+    Request,
+    Decision,
+    Nothing,
+}
+
+/// What may be done with bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// So many may be passed on.
+    pub passed: usize,
+    /// Why the rest may not, if it is not merely incomplete.
+    pub stop: Option<Stop>,
+}
+
+/// Why nothing more is passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// What stands in the place of a request's head is none.
+    Head(Refusal),
+    /// The content of a request that was passed on is malformed.
+    Content(Refusal),
+    /// No request is expected any more.
+    Ended,
+}
+
+impl Framing {
+    /// Looks at the bytes that follow those passed on so far.
+    pub fn follow(&mut self, bytes: &[u8]) -> Followed {
+        let mut at = 0;
+        let stop = loop {
+            let rest = &bytes[at..];
+            if rest.is_empty() {
+                break None;
+            }
+            let step = match self.state {
+                State::Head => self.head(rest).map_err(Stop::Head),
+                State::Content(left) => Ok(Some(self.content(rest, left))),
+                State::Chunked(chunk) => self.chunked(rest, chunk).map_err(Stop::Content),
+                State::Undecided => {
+                    self.early = true;
+                    Ok(Some(rest.len()))
+                }
+                State::Ended => Err(Stop::Ended),
+            };
+            match step {
+                Ok(Some(n)) => {
+                    at += n;
+                    self.searched = 0;
+                }
+                Ok(None) => {
+                    self.searched = rest.len();
+                    break None;
+                }
+                Err(stop) => break Some(stop),
+            }
+        };
+        Followed { passed: at, stop }
+    }
+
+    /// True from a request that may end HTTP on.
+    pub fn is_pending(&self) -> bool {
+        self.pending
+    }
+
+    /// True if bytes came behind a request that may end HTTP, before its answer was known. Nobody looked at them.
+    pub fn is_early(&self) -> bool {
+        self.early
+    }
+
+    /// The answer is known, and the connection goes on with HTTP.
+    pub fn go_on(&mut self) {
+        self.pending = false;
+        if self.state == State::Undecided {
+            self.state = if self.early { State::Ended } else { State::Head };
+        }
+    }
+
+    /// True between requests.
+    pub fn is_between(&self) -> bool {
+        matches!(self.state, State::Head | State::Ended)
+    }
+
+    fn head(&mut self, rest: &[u8]) -> Result<Option<usize>, Refusal> {
+        if rest[0] == b'\r' && !self.blank {
+            // Old clients send an empty line behind a body (RFC 9112, section 2.2).
+            return match rest.get(1) {
+                None => Ok(None),
+                Some(b'\n') => {
+                    self.blank = true;
+                    Ok(Some(2))
+                }
+                Some(_) => Err(Refusal::bad("a bare CR before the request line")),
+            };
+        }
+        let end = head::end(rest, self.searched)?;
+        if end.unwrap_or(rest.len()) > limits::HTTP1_HEAD {
+            return Err(Refusal { status: 431, why: "the head is too large" });
+        }
+        let Some(end) = end else { return Ok(None) };
+        let Head { content, leaves_http, last } = head::inspect(&rest[..end])?;
+        self.blank = false;
+        self.pending |= leaves_http;
+        self.next = match (leaves_http, last) {
+            (true, _) => Next::Decision,
+            (false, true) => Next::Nothing,
+            (false, false) => Next::Request,
+        };
+        self.state = match content {
+            Content::Chunked => State::Chunked(Chunk::Size { digits: 0, size: 0 }),
+            Content::Length(0) => self.behind(),
+            Content::Length(left) => State::Content(left),
+        };
+        Ok(Some(end))
+    }
+
+    /// The state behind a request's content.
+    fn behind(&self) -> State {
+        match self.next {
+            Next::Decision if self.pending => State::Undecided,
+            Next::Request | Next::Decision => State::Head,
+            Next::Nothing => State::Ended,
+        }
+    }
+
+    fn content(&mut self, rest: &[u8], left: u64) -> usize {
+        let n = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
+        let left = left - n as u64;
+        self.state = if left == 0 { self.behind() } else { State::Content(left) };
+        n
+    }
+
+    fn chunked(&mut self, rest: &[u8], chunk: Chunk) -> Result<Option<usize>, Refusal> {
+        let b = rest[0];
+        let (n, next) = match chunk {
+            Chunk::Data { left } => {
+                let n = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
+                let left = left - n as u64;
+                (n, if left == 0 { Chunk::DataCr } else { Chunk::Data { left } })
+            }
+            Chunk::Trailers => return self.trailers(rest),
+            Chunk::Size { digits, size } => (1, size_digit(b, digits, size)?),
+            Chunk::Blank { size } => match b {
+                b' ' | b'\t' => (1, chunk),
+                b';' => (1, Chunk::Extension { size }),
+                _ => return Err(Refusal::bad("white space behind a chunk's size")),
+            },
+            Chunk::Extension { size } => match b {
+                b'\r' => (1, Chunk::SizeLf { size }),
+                b'\t' | b' '..=b'~' | 0x80.. => (1, chunk),
+                _ => return Err(Refusal::bad("a control character in a chunk extension")),
+            },
+            Chunk::SizeLf { size } => match (b, size) {
+                (b'\n', 0) => (1, Chunk::Trailers),
+                (b'\n', left) => (1, Chunk::Data { left }),
+                _ => return Err(Refusal::bad("a bare CR behind a chunk's size")),
+            },
+            Chunk::DataCr if b == b'\r' => (1, Chunk::DataLf),
+            Chunk::DataLf if b == b'\n' => (1, Chunk::Size { digits: 0, size: 0 }),
+            Chunk::DataCr | Chunk::DataLf => return Err(Refusal::bad("a chunk is longer than its size")),
+        };
+        self.state = State::Chunked(next);
+        Ok(Some(n))
+    }
+
+    fn trailers(&mut self, rest: &[u8]) -> Result<Option<usize>, Refusal> {
+        let end = head::end(rest, self.searched)?;
+        if end.unwrap_or(rest.len()) > limits::HTTP1_TRAILERS {
+            return Err(Refusal { status: 431, why: "the trailer section is too large" });
+        }
+        let Some(end) = end else { return Ok(None) };
+        head::inspect_trailers(&rest[..end])?;
+        self.state = self.behind();
+        Ok(Some(end))
+    }
+}
+
+/// One more byte of a chunk's size line.
+fn size_digit(b: u8, digits: u8, size: u64) -> Result<Chunk, Refusal> {
+    let digit = match b {
+        b'0'..=b'9' => b - b'0',
+        b'a'..=b'f' => b - b'a' + 10,
+        b'A'..=b'F' => b - b'A' + 10,
+        _ if digits == 0 => return Err(Refusal::bad("a chunk without a size")),
+        b'\r' => return Ok(Chunk::SizeLf { size }),
+        b';' => return Ok(Chunk::Extension { size }),
+        b' ' | b'\t' => return Ok(Chunk::Blank { size }),
+        _ => return Err(Refusal::bad("a chunk's size is not hexadecimal")),
+    };
+    if digits >= limits::HTTP1_CHUNK_DIGITS {
+        return Err(Refusal::bad("a chunk's size is too large"));
+    }
+    Ok(Chunk::Size { digits: digits + 1, size: size << 4 | u64::from(digit) })
+}

@@ -1,0 +1,401 @@
+//! The head of an HTTP/1 request, judged byte by byte before anybody acts on it (RFC 9112; smuggling: section 11.2).
+//!
+//! The codec behind this is lenient in places where leniency lets two parsers disagree: it takes a bare LF for a line
+//! end, drops `Content-Length` beside `Transfer-Encoding`, cuts fragments off targets. What passes here has one reading
+//! only. The codec still parses the request itself; this is a veto, never a second opinion on where a body ends.
+//!
+//! It costs one pass over the head (no allocation, no copy): line ends by `memchr`, forbidden control characters in a
+//! loop that the compiler turns into vector instructions, names by table.
+
+use crate::limits;
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Status of the answer.
+    pub status: u16,
+    /// What is wrong, for the client's author.
+    pub why: &'static str,
+}
+
+impl Refusal {
+    /// A malformed or ambiguous request: 400.
+    pub const fn bad(why: &'static str) -> Self {
+        Self { status: 400, why }
+    }
+}
+
+/// How long a request's content is (RFC 9112, section 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Exactly so many bytes, perhaps none.
+    Length(u64),
+    /// Chunks until the last one.
+    Chunked,
+}
+
+/// What follows a request's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The request's content.
+    pub content: Content,
+    /// True if the connection may carry something else than HTTP after the answer.
+    pub leaves_http: bool,
+    /// True if no further request follows on this connection, for certain.
+    pub last: bool,
+}
+
+/// Where the section that starts with `bytes` ends: behind its first empty line. `None`: not within `bytes`.
+/// Lines before `seen` were looked at in an earlier call.
+pub fn end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Refusal> {
+    // The line that `seen` is in begins behind the last line end before it.
+    let mut line = memchr::memrchr(b'\n', &bytes[..seen]).map_or(0, |at| at + 1);
+    let from = line;
+    for at in memchr::memchr_iter(b'\n', &bytes[from..]).map(|at| from + at) {
+        if at == line || bytes[at - 1] != b'\r' {
+            return Err(Refusal::bad("a line ends in a bare LF"));
+        }
+        if at - line == 1 {
+            return Ok(Some(at + 1));
+        }
+        line = at + 1;
+    }
+    Ok(None)
+}
+
+/// Judges a complete head: request line, fields, and the empty line behind them.
+pub fn inspect(head: &[u8]) -> Result<Head, Refusal> {
+    plain_text(head)?;
+    let mut lines = Lines(head);
+    let line = RequestLine::parse(lines.next().unwrap_or_default())?;
+    let mut fields = Fields::default();
+    for field in lines.take_while(|line| !line.is_empty()) {
+        fields.add(line, field)?;
+    }
+    fields.settle(line)
+}
+
+/// Judges the trailer section of a chunked body, the empty line at its end included.
+pub fn inspect_trailers(section: &[u8]) -> Result<(), Refusal> {
+    plain_text(section)?;
+    let mut count = 0;
+    for field in Lines(section).take_while(|line| !line.is_empty()) {
+        count += 1;
+        if count > limits::HTTP1_FIELDS {
+            return Err(Refusal { status: 431, why: "too many trailer fields" });
+        }
+        let (name, _) = split(field)?;
+        let framing: [&[u8]; 4] = [b"content-length", b"transfer-encoding", b"host", b"trailer"];
+        if framing.iter().any(|forbidden| alike(name, forbidden)) {
+            return Err(Refusal::bad("a trailer field that belongs into the head"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that there are no control characters but tabs and the CR of line ends.
+fn plain_text(section: &[u8]) -> Result<(), Refusal> {
+    let (mut control, mut cr, mut lf) = (false, 0usize, 0usize);
+    for &b in section {
+        control |= ((b < b' ') & (b != b'\t') & (b != b'\r') & (b != b'\n')) | (b == 0x7f);
+        cr += usize::from(b == b'\r');
+        lf += usize::from(b == b'\n');
+    }
+    if control {
+        return Err(Refusal::bad("a control character in the head"));
+    }
+    // `end` saw a CR before every LF; more of them stand elsewhere.
+    if cr != lf { Err(Refusal::bad("a bare CR in the head")) } else { Ok(()) }
+}
+
+/// Lines without their CRLF.
+struct Lines<'a>(&'a [u8]);
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let at = memchr::memchr(b'\n', self.0)?;
+        let line = &self.0[..at];
+        self.0 = &self.0[at + 1..];
+        Some(line.strip_suffix(b"\r").unwrap_or(line))
+    }
+}
+
+/// The request line (RFC 9112, section 3).
+#[derive(Clone, Copy, Debug)]
+struct RequestLine<'a> {
+    connect: bool,
+    target: &'a [u8],
+    form: Form,
+    minor: u8,
+}
+
+/// Forms of a target (RFC 9112, section 3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Origin,
+    Absolute,
+    Authority,
+    Asterisk,
+}
+
+impl<'a> RequestLine<'a> {
+    fn parse(line: &'a [u8]) -> Result<Self, Refusal> {
+        let mut words = line.split(|&b| b == b' ');
+        let (Some(method), Some(target), Some(version), None) =
+            (words.next(), words.next(), words.next(), words.next())
+        else {
+            return Err(Refusal::bad("the request line is not method, target and version, one space apart"));
+        };
+        if !is_token(method) {
+            return Err(Refusal::bad("the method is no token"));
+        }
+        let minor = match version {
+            b"HTTP/1.1" => 1,
+            b"HTTP/1.0" => 0,
+            [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
+                return Err(Refusal { status: 505, why: "a version of HTTP that is neither 1.0 nor 1.1" });
+            }
+            _ => return Err(Refusal::bad("the request line does not end in a version of HTTP")),
+        };
+        let form = form(method, target)?;
+        Ok(Self { connect: method == b"CONNECT", target, form, minor })
+    }
+}
+
+/// Checks that the target is well-formed and fits the method.
+fn form(method: &[u8], target: &[u8]) -> Result<Form, Refusal> {
+    if target.len() > limits::HTTP1_TARGET {
+        return Err(Refusal { status: 414, why: "the target is too long" });
+    }
+    let form = match target {
+        b"*" => Form::Asterisk,
+        [b'/', ..] => Form::Origin,
+        _ if method == b"CONNECT" => Form::Authority,
+        _ => Form::Absolute,
+    };
+    let harmless = form == Form::Origin && target.iter().all(|&b| TARGET[usize::from(b)]);
+    if !harmless {
+        if target.contains(&b'#') {
+            return Err(Refusal::bad("a fragment in the target"));
+        }
+        let parsed = http::Uri::try_from(target).map_err(|_| Refusal::bad("the target is no URI"))?;
+        match form {
+            Form::Absolute if parsed.scheme().is_none() || !is_host(authority(target)) => {
+                return Err(Refusal::bad("the target is neither a path nor a URI with a plain host"));
+            }
+            Form::Authority if parsed.port_u16().is_none() || !is_host(target) => {
+                return Err(Refusal::bad("the target of CONNECT is not a host and a port"));
+            }
+            _ => {}
+        }
+    }
+    match (form, method) {
+        (Form::Asterisk, b"OPTIONS") | (Form::Authority, _) => Ok(form),
+        (Form::Asterisk, _) => Err(Refusal::bad("the target * with another method than OPTIONS")),
+        (_, b"CONNECT") => Err(Refusal::bad("the target of CONNECT is not a host and a port")),
+        _ => Ok(form),
+    }
+}
+
+/// The authority of an absolute-form target.
+fn authority(target: &[u8]) -> &[u8] {
+    let start = memchr::memmem::find(target, b"://").map_or(target.len(), |at| at + 3);
+    let rest = &target[start..];
+    &rest[..rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len())]
+}
+
+/// What the fields of a head say about its framing.
+#[derive(Debug, Default)]
+struct Fields<'a> {
+    count: usize,
+    host: Option<&'a [u8]>,
+    length: Option<u64>,
+    chunked: bool,
+    upgrade: bool,
+    close: bool,
+    connection: bool,
+}
+
+impl<'a> Fields<'a> {
+    fn add(&mut self, line: RequestLine<'_>, field: &'a [u8]) -> Result<(), Refusal> {
+        self.count += 1;
+        if self.count > limits::HTTP1_FIELDS {
+            return Err(Refusal { status: 431, why: "too many header fields" });
+        }
+        let (name, value) = split(field)?;
+        // Most names are told apart by their length.
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                if self.host.replace(value).is_some() {
+                    return Err(Refusal::bad("more than one Host field"));
+                }
+                if !value.is_empty() && !is_host(value) {
+                    return Err(Refusal::bad("Host is not a host with an optional port"));
+                }
+            }
+            7 if line.minor == 1 && name.eq_ignore_ascii_case(b"upgrade") => self.upgrade = true,
+            10 if name.eq_ignore_ascii_case(b"connection") => {
+                self.connection = true;
+                self.close |= value.split(|&b| b == b',').any(|o| o.trim_ascii().eq_ignore_ascii_case(b"close"));
+            }
+            14 if alike(name, b"content-length") => {
+                let length = (name[7] == b'-').then(|| digits(value)).flatten();
+                let length = length.ok_or(Refusal::bad("Content-Length is not a number"))?;
+                if self.length.replace(length).is_some() {
+                    return Err(Refusal::bad("more than one Content-Length"));
+                }
+            }
+            17 if alike(name, b"transfer-encoding") => {
+                if line.minor == 0 || name[8] != b'-' {
+                    return Err(Refusal::bad("Transfer-Encoding in a message that cannot have it"));
+                }
+                if std::mem::replace(&mut self.chunked, true) {
+                    return Err(Refusal::bad("more than one Transfer-Encoding"));
+                }
+                coding(value)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn settle(self, line: RequestLine<'_>) -> Result<Head, Refusal> {
+        if self.chunked && self.length.is_some() {
+            return Err(Refusal::bad("both Transfer-Encoding and Content-Length"));
+        }
+        match self.host {
+            None if line.minor == 1 => return Err(Refusal::bad("no Host field")),
+            Some(host) if line.form == Form::Absolute && !same_host(line.target, host) => {
+                return Err(Refusal::bad("Host differs from the target's host"));
+            }
+            Some(host) if line.form == Form::Authority && !host.is_empty() && !same_authority(line.target, host) => {
+                return Err(Refusal::bad("Host differs from the target's host"));
+            }
+            _ => {}
+        }
+        if line.connect && (self.chunked || self.length.is_some_and(|n| n > 0)) {
+            return Err(Refusal::bad("CONNECT with content"));
+        }
+        Ok(Head {
+            content: if self.chunked { Content::Chunked } else { Content::Length(self.length.unwrap_or(0)) },
+            leaves_http: line.connect || self.upgrade,
+            last: self.close || (line.minor == 0 && !self.connection),
+        })
+    }
+}
+
+/// Name and value of a field (RFC 9112, section 5).
+fn split(field: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
+    let colon = field.iter().position(|&b| !TOKEN[usize::from(b)]).unwrap_or(field.len());
+    match field.get(colon) {
+        Some(b':') if colon > 0 => Ok((&field[..colon], trim(&field[colon + 1..]))),
+        Some(b' ' | b'\t') if colon == 0 => Err(Refusal::bad("a folded header line")),
+        Some(b' ' | b'\t') => Err(Refusal::bad("white space in or behind a field name")),
+        Some(_) => Err(Refusal::bad("a field name is no token")),
+        None => Err(Refusal::bad("a header line without a colon")),
+    }
+}
+
+fn trim(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
+
+/// Checks the one transfer coding we take: chunked, and nothing before it.
+fn coding(value: &[u8]) -> Result<(), Refusal> {
+    if value.eq_ignore_ascii_case(b"chunked") {
+        return Ok(());
+    }
+    let known: [&[u8]; 5] = [b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress"];
+    let mut codings = value.rsplit(|&b| b == b',').map(trim);
+    let chunked = codings.next().is_some_and(|last| last.eq_ignore_ascii_case(b"chunked"));
+    if chunked && codings.all(|coding| known.iter().any(|k| coding.eq_ignore_ascii_case(k))) {
+        return Err(Refusal { status: 501, why: "a transfer coding other than chunked" });
+    }
+    Err(Refusal::bad("Transfer-Encoding is not chunked"))
+}
+
+/// A decimal number without sign, below 2^63 so that no parser's arithmetic overflows.
+fn digits(value: &[u8]) -> Option<u64> {
+    let plain = (1..=19).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+    let number = value.iter().filter(|_| plain).fold(0u64, |n, b| n * 10 + u64::from(b - b'0'));
+    (plain && number <= i64::MAX as u64).then_some(number)
+}
+
+/// True if the two are the same name, or one is what a CGI-style server makes of the other.
+fn alike(name: &[u8], known: &[u8]) -> bool {
+    name.len() == known.len()
+        && name.iter().zip(known).all(|(a, b)| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-'))
+}
+
+/// True for a host with an optional port, without user information (RFC 9110, sections 4.2.4 and 7.2).
+fn is_host(value: &[u8]) -> bool {
+    let (host, port) = match value {
+        [b'[', ..] => match value.iter().position(|&b| b == b']') {
+            Some(at) => value.split_at(at + 1),
+            None => return false,
+        },
+        _ => value.split_at(value.iter().position(|&b| b == b':').unwrap_or(value.len())),
+    };
+    let host_fits = match host {
+        [b'[', inner @ .., b']'] => {
+            std::str::from_utf8(inner).is_ok_and(|inner| inner.parse::<std::net::Ipv6Addr>().is_ok())
+        }
+        host => !host.is_empty() && host.iter().all(|&b| HOST[usize::from(b)]),
+    };
+    let port_fits = match port {
+        [] => true,
+        [b':', port @ ..] => port.len() <= 5 && port.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    host_fits && port_fits
+}
+
+/// True if `Host` names the authority of an absolute target, the scheme's port being the same as none.
+fn same_host(target: &[u8], host: &[u8]) -> bool {
+    let default: &[u8] = match target.split(|&b| b == b':').next() {
+        Some(scheme) if scheme.eq_ignore_ascii_case(b"http") => b":80",
+        Some(scheme) if scheme.eq_ignore_ascii_case(b"https") => b":443",
+        _ => b"",
+    };
+    let bare = |host: &'_ [u8]| -> usize { host.len() - if host.ends_with(default) { default.len() } else { 0 } };
+    let authority = authority(target);
+    authority[..bare(authority)].eq_ignore_ascii_case(&host[..bare(host)])
+}
+
+/// True if `Host` names the target of CONNECT, with or without its port.
+fn same_authority(target: &[u8], host: &[u8]) -> bool {
+    let name = target.iter().rposition(|&b| b == b':').map_or(target, |at| &target[..at]);
+    host.eq_ignore_ascii_case(target) || host.eq_ignore_ascii_case(name)
+}
+
+fn is_token(word: &[u8]) -> bool {
+    !word.is_empty() && word.iter().all(|&b| TOKEN[usize::from(b)])
+}
+
+/// Characters of tokens (RFC 9110, section 5.6.2).
+static TOKEN: [bool; 256] = table(b"!#$%&'*+-.^_`|~");
+/// Characters that a path with a query consists of as a rule; others are looked at more closely.
+static TARGET: [bool; 256] = table(b"/?%-._~!$&'()*+,;=:@");
+/// Characters of a registered name or IPv4 address (RFC 3986, section 3.2.2); percent signs and sub-delimiters are
+/// left out: no name that resolves has them, and parsers disagree about them.
+static HOST: [bool; 256] = table(b"-._");
+
+const fn table(punctuation: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut b = 0;
+    while b < 128 {
+        table[b] = (b as u8).is_ascii_alphanumeric();
+        b += 1;
+    }
+    let mut i = 0;
+    while i < punctuation.len() {
+        table[punctuation[i] as usize] = true;
+        i += 1;
+    }
+    table
+}
