@@ -224,7 +224,11 @@ pub fn rows(frames: &VecDeque<GoldenFrame>, query: &Query) -> Vec<Row> {
     let mut tallies: BTreeMap<RowId, (Tally, BTreeSet<WorkloadRef>)> = BTreeMap::new();
     if !query.routes {
         for status in &last.workloads {
-            for id in ids(query, &status.workload, None, &statuses) {
+            let pods: Vec<Option<&str>> = match query.of.kind {
+                Kind::Pod => status.pod_list.iter().map(|pod| Some(pod.name.as_str())).collect(),
+                _ => vec![None],
+            };
+            for id in pods.into_iter().flat_map(|pod| ids(query, &status.workload, pod, &statuses)) {
                 tallies.entry(id).or_default().1.insert(status.workload.clone());
             }
         }
@@ -299,7 +303,10 @@ fn finish_row(
         }
     }
     if query.of.kind == Kind::Pod {
-        (row.pods, row.meshed_pods) = (1, 1);
+        let lists = workloads.iter().filter_map(|workload| statuses.get(workload)).flat_map(|status| &status.pod_list);
+        let pod = lists.into_iter().find(|pod| pod.name == row.name);
+        // One that counted and is not listed any more had a proxy.
+        (row.pods, row.meshed_pods) = (1, u32::from(pod.is_none_or(|pod| pod.meshed)));
     }
     if query.routes {
         let service = (!known.is_empty()).then(|| known.into_iter().collect::<Vec<_>>().join(","));

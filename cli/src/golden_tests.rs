@@ -1,7 +1,8 @@
 //! Frames of an imagined shop, for the tests of every screen, and the tests of the model itself.
 
 use super::*;
-use mesh_api::{Histogram, ServiceRef};
+use mesh_api::golden::PodStatus;
+use mesh_api::{Histogram, ServiceRef, SpiffeId};
 use proptest::prelude::*;
 
 /// A histogram of `count` latencies that rise evenly from `low` to `high` milliseconds.
@@ -64,6 +65,8 @@ pub(crate) fn frame(legs: &[Leg], at_ms: u64, span_ms: u64) -> GoldenFrame {
         meshed_pods: 1,
         connected: 1,
         services: if *name == "load" { vec![] } else { vec![(*name).to_owned()] },
+        identities: vec![SpiffeId::new("cluster.local", "shop", name)],
+        pod_list: vec![PodStatus { name: format!("{name}-1"), meshed: true }],
     });
     let series = legs.iter().flat_map(|leg| {
         let seconds = span_ms / 1000;
@@ -229,6 +232,7 @@ fn rows_can_be_grouped_and_narrowed() {
     assert_eq!(names("sts", None, None), "");
     assert_eq!(names("svc/catalog", None, None), "service/catalog 70");
     assert_eq!(names("ns", None, None), "namespace/shop 105");
+    assert_eq!(names("po/cart-1", None, None), "pod/cart-1 0", "a pod without traffic is a row, too");
     assert_eq!(names("deploy/catalog", Some("deploy/load"), None), "deployment/catalog 0");
     assert_eq!(names("deploy/catalog", Some("deploy/web"), None), "deployment/catalog 70");
     assert_eq!(names("deploy/web", None, Some("svc/cart")), "deployment/web 10");

@@ -8,21 +8,25 @@
 //! - [`cluster`]: which cluster is meant and how it is reached; [`observe`]: golden frames from it.
 //! - [`apply`]: objects to a cluster, and the wait until they work.
 //! - [`check`]: what is checked of cluster and mesh.
-//! - [`golden`]: from frames to rows, pure; [`top`]: the live screen.
+//! - [`golden`], [`routes`], [`edges`]: from frames to rows, pure; [`top`]: the live screen.
 //! - [`proxies`]: what the proxies' admin ports say; [`shown`]: the world as the control plane sees it.
-//! - [`resource`], [`selector`]: resources as kubectl writes and selects them.
+//! - [`resource`], [`selector`], [`known`]: resources as kubectl writes and selects them, and what there is instead of those
+//!   that are not there.
 
 pub mod apply;
 pub mod args;
 pub mod check;
 pub mod cluster;
 pub mod commands;
+pub mod edges;
 pub mod error;
 pub mod golden;
+pub mod known;
 pub mod observe;
 pub mod output;
 pub mod proxies;
 pub mod resource;
+pub mod routes;
 pub mod selector;
 pub mod shown;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 /// The longest line that is believed to be a frame.
 const MAX_FRAME_BYTES: u64 = 64 << 20;
 /// The longest window: proxies remember no more.
-pub const MAX_WINDOW: Duration = Duration::from_secs(60);
+pub const MAX_WINDOW: Duration = Duration::from_secs(600);
 
 /// What to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,8 +111,8 @@ mod tests {
     #[test]
     fn the_question_is_spelled_as_the_observe_api_wants_it() {
         assert_eq!(
-            Ask { namespace: None, window: Duration::from_secs(600), frames: Some(2), pods: true }.path(),
-            "/apis/observe.meshctl.dev/v1alpha1/workloads/all/golden?window=60&frames=2&pods=true"
+            Ask { namespace: None, window: Duration::from_secs(6000), frames: Some(2), pods: true }.path(),
+            "/apis/observe.meshctl.dev/v1alpha1/workloads/all/golden?window=600&frames=2&pods=true"
         );
     }
 

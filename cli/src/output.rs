@@ -166,6 +166,13 @@ impl Printer {
         self.data(&text)
     }
 
+    /// Writes a value as one line of JSON, for streams.
+    pub fn json_line<T: Serialize + ?Sized>(&self, value: &T) -> Result<()> {
+        let mut text = serde_json::to_string(value).map_err(|cause| Error::new(cause.to_string()))?;
+        text.push('\n');
+        self.data(&text)
+    }
+
     /// Writes a value as YAML.
     pub fn yaml<T: Serialize>(&self, value: &T) -> Result<()> {
         let mut text = serde_saphyr::to_string(value).map_err(|cause| Error::new(cause.to_string()))?;

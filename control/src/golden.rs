@@ -1,20 +1,23 @@
 //! Golden metrics on their way from the proxies to those who look.
 //!
-//! Proxies are asked for frames only while somebody watches them. Each frame reaches every watcher exactly once: the
-//! first answer of a proxy sums up its past, every later one is a second of its own. Seconds of different proxies do
-//! not end at the same time, so each waits in a short queue and a watcher takes one of each proxy a second.
+//! Proxies are asked for frames only while somebody watches them. What a proxy counted reaches every watcher exactly
+//! once: each watcher asks each proxy for the sum of its past, and then takes part in the seconds that follow. Seconds
+//! of different proxies do not arrive at the same time, so each waits in a short queue and a watcher takes one of each
+//! proxy a second. Proxies that end leave their past behind ([`departed`]).
 
+pub mod departed;
 pub mod frames;
 
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::subscriptions::Todo;
 use crate::world::World;
-use crate::world::view::Name;
-use frames::{Memory, News, Part, sequence};
-use mesh_api::WorkloadRef;
-use mesh_api::golden::{GoldenFrame, ProxyFrame, WorkloadStatus};
+use crate::world::view::{Name, PodView};
+use departed::DepartedProxies;
+use frames::Part;
+use mesh_api::golden::{GoldenFrame, PodStatus, ProxyFrame, WorkloadStatus};
 use mesh_api::wire::ControlMessage;
+use mesh_api::{SpiffeId, WorkloadRef};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -47,6 +50,7 @@ impl Scope {
 pub struct Golden {
     inner: Mutex<Inner>,
     metrics: Arc<Metrics>,
+    trust_domain: String,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +58,7 @@ struct Inner {
     next: u64,
     links: HashMap<Name, Linked>,
     watches: HashMap<u64, Watching>,
+    departed: DepartedProxies,
 }
 
 /// A connected proxy.
@@ -61,23 +66,30 @@ struct Inner {
 struct Linked {
     id: u64,
     todo: Arc<Todo>,
-    memory: Memory,
+    /// Who waits for a sum of its past, in the order of asking.
+    asked: VecDeque<u64>,
 }
 
 /// A watcher.
 #[derive(Debug)]
 struct Watching {
     scope: Scope,
-    window_ms: u64,
-    feeds: HashMap<Name, Feed>,
+    feeds: HashMap<FeedId, Feed>,
+    /// Until when the counts of each pod are known, Unix milliseconds by its own clock.
+    told: HashMap<Name, u64>,
     complete: Arc<Notify>,
 }
+
+/// A pod, and which of its connections.
+type FeedId = (Name, u64);
 
 /// What one proxy has sent to one watcher.
 #[derive(Debug)]
 struct Feed {
     /// True until the sum of the past is there.
     waits: bool,
+    /// What is known of its workload without looking into the world: of those that left it.
+    workload: Option<WorkloadRef>,
     queue: VecDeque<Arc<ProxyFrame>>,
     last: Option<Arc<ProxyFrame>>,
     heard: Instant,
@@ -102,31 +114,35 @@ pub struct Watch {
     complete: Arc<Notify>,
     begun: Instant,
     emitted: Option<Instant>,
+    /// Workloads of the pods seen, for when they are gone and their last second is not.
+    workloads: HashMap<Name, WorkloadRef>,
 }
 
 /// What a watcher takes once a second.
 #[derive(Debug, Default)]
 struct Taken {
-    frames: Vec<(Name, ProxyFrame)>,
+    frames: Vec<(Name, Option<WorkloadRef>, ProxyFrame)>,
     silent: Vec<Name>,
     connected: HashSet<Name>,
 }
 
 impl Golden {
-    /// Nobody connected, nobody watching.
-    pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), metrics })
+    /// Nobody connected, nobody watching, in a mesh of this trust domain.
+    pub fn new(metrics: Arc<Metrics>, trust_domain: &str) -> Arc<Self> {
+        Arc::new(Self { inner: Mutex::default(), metrics, trust_domain: trust_domain.to_owned() })
     }
 
     /// A proxy has connected. It takes the place of an older connection of the same pod.
     pub fn link(self: &Arc<Self>, pod: &Name, todo: Arc<Todo>, now: Instant) -> Link {
         let mut inner = self.inner.lock();
         let id = inner.new_id();
-        let mut linked = Linked { id, todo, memory: Memory::default() };
-        for watching in inner.watches.values_mut().filter(|watching| watching.scope.has_pod(pod)) {
-            // Its past is not wanted: what it counted before it came may already have been told.
-            linked.observe(&[0]);
-            watching.feeds.insert(pod.clone(), Feed::waiting(now));
+        let mut linked = Linked { id, todo, asked: VecDeque::new() };
+        for (watch, watching) in inner.watches.iter_mut().filter(|(_, watching)| watching.scope.has_pod(pod)) {
+            // Of one that was away for a while, what it counted meanwhile. Of a new one nothing is old.
+            let since_ms = watching.told.get(pod).copied();
+            let backfill_s = if since_ms.is_some() { limits::WINDOW_S } else { limits::NEW_PROXY_S };
+            linked.ask(*watch, backfill_s, since_ms.unwrap_or_default());
+            watching.feeds.insert((pod.clone(), id), Feed::waiting(now));
         }
         inner.links.insert(pod.clone(), linked);
         self.metrics.proxies.set(i64::try_from(inner.links.len()).unwrap_or(i64::MAX));
@@ -143,24 +159,34 @@ impl Golden {
         }
         let id = inner.new_id();
         let complete = Arc::new(Notify::new());
-        let window_ms = u64::from(window_s) * 1000;
         let mut watching =
-            Watching { scope: scope.clone(), window_ms, feeds: HashMap::new(), complete: complete.clone() };
-        for (pod, linked) in inner.links.iter_mut().filter(|(pod, _)| scope.has_pod(pod)) {
-            let mut feed = Feed::waiting(now);
-            if !linked.memory.is_observed() {
-                // The whole minute too, for those who come later and want to see more.
-                let windows = [limits::WINDOW_S, window_s];
-                linked.observe(if window_s == limits::WINDOW_S { &windows[1..] } else { &windows });
-            } else if linked.memory.is_complete() {
-                feed.begin(linked.memory.past(window_ms), now);
+            Watching { scope: scope.clone(), feeds: HashMap::new(), told: HashMap::new(), complete: complete.clone() };
+        let Inner { next, links, watches, departed } = &mut *inner;
+        departed.forget(now);
+        for (pod, workload, past) in departed.past(u64::from(window_s) * 1000, now) {
+            if scope.has(workload) {
+                *next += 1;
+                watching.feeds.insert((pod.clone(), *next), Feed::of_departed(workload, past, now));
             }
-            watching.feeds.insert(pod.clone(), feed);
+        }
+        for (pod, linked) in links.iter_mut().filter(|(pod, _)| scope.has_pod(pod)) {
+            linked.ask(id, window_s, 0);
+            watching.feeds.insert((pod.clone(), linked.id), Feed::waiting(now));
         }
         watching.tell_if_complete();
-        inner.watches.insert(id, watching);
+        watches.insert(id, watching);
         self.metrics.observers.inc();
-        Some(Watch { golden: self.clone(), id, scope, window, pods, complete, begun: now, emitted: None })
+        Some(Watch {
+            golden: self.clone(),
+            id,
+            scope,
+            window,
+            pods,
+            complete,
+            begun: now,
+            emitted: None,
+            workloads: HashMap::new(),
+        })
     }
 
     fn received(&self, pod: &Name, id: u64, frame: ProxyFrame, backfill: bool, now: Instant) {
@@ -168,20 +194,24 @@ impl Golden {
         let mut inner = self.inner.lock();
         let Inner { links, watches, .. } = &mut *inner;
         let Some(linked) = links.get_mut(pod).filter(|linked| linked.id == id) else { return };
-        let news = linked.memory.receive(frame, backfill);
-        for watching in watches.values_mut() {
-            let window_ms = watching.window_ms;
-            let Some(feed) = watching.feeds.get_mut(pod) else { continue };
-            match &news {
-                News::Nothing => {}
-                News::Complete if feed.waits => {
-                    feed.begin(linked.memory.past(window_ms), now);
-                    watching.tell_if_complete();
-                }
-                News::Complete => {}
-                News::Second(frame) if !feed.waits => feed.push(frame.clone(), now),
-                News::Second(_) => {}
+        let frame = Arc::new(frame);
+        if backfill {
+            let asker = linked.asked.pop_front().and_then(|watch| watches.get_mut(&watch));
+            if let Some(watching) = asker {
+                watching.receive(pod, id, &frame, true, now);
+                watching.tell_if_complete();
             }
+            return;
+        }
+        for watching in watches.values_mut() {
+            watching.receive(pod, id, &frame, false, now);
+        }
+    }
+
+    fn parted(&self, pod: &Name, id: u64, workload: WorkloadRef, frames: Vec<ProxyFrame>, now: Instant) {
+        let mut inner = self.inner.lock();
+        if inner.links.get(pod).is_some_and(|linked| linked.id == id) {
+            inner.departed.keep(pod.clone(), workload, frames, now);
         }
     }
 
@@ -190,14 +220,19 @@ impl Golden {
         let Inner { links, watches, .. } = &mut *inner;
         let Some(watching) = watches.get_mut(&watch) else { return Taken::default() };
         let mut taken = Taken { connected: links.keys().cloned().collect(), ..Taken::default() };
-        for (pod, feed) in &mut watching.feeds {
-            if feed.waits || now.duration_since(feed.heard) > limits::SILENT_AFTER {
-                taken.silent.push(pod.clone());
+        let is_linked = |(pod, id): &FeedId| links.get(pod).is_some_and(|linked| linked.id == *id);
+        for (feed_id, feed) in &mut watching.feeds {
+            let linked = is_linked(feed_id);
+            if linked && (feed.waits || now.duration_since(feed.heard) > limits::SILENT_AFTER) {
+                taken.silent.push(feed_id.0.clone());
             }
-            taken.frames.extend(feed.take(first).map(|frame| (pod.clone(), frame)));
+            let frame = feed.take(first, linked);
+            taken.frames.extend(frame.map(|frame| (feed_id.0.clone(), feed.workload.clone(), frame)));
         }
-        taken.silent.retain(|pod| taken.connected.contains(pod));
-        watching.feeds.retain(|pod, feed| links.contains_key(pod) || !feed.queue.is_empty());
+        watching.feeds.retain(|id, feed| is_linked(id) || !feed.queue.is_empty());
+        if watching.told.len() > 2 * links.len() + limits::TOLD_SPARE {
+            watching.told.retain(|pod, _| links.contains_key(pod));
+        }
         taken
     }
 
@@ -205,6 +240,13 @@ impl Golden {
         let mut inner = self.inner.lock();
         if inner.links.get(pod).is_some_and(|linked| linked.id == id) {
             inner.links.remove(pod);
+            // Nobody has to wait any longer for what will not come.
+            for watching in inner.watches.values_mut() {
+                if watching.feeds.get(&(pod.clone(), id)).is_some_and(|feed| feed.waits) {
+                    watching.feeds.remove(&(pod.clone(), id));
+                    watching.tell_if_complete();
+                }
+            }
         }
         self.metrics.proxies.set(i64::try_from(inner.links.len()).unwrap_or(i64::MAX));
     }
@@ -230,23 +272,18 @@ impl Inner {
 }
 
 impl Linked {
-    fn observe(&mut self, windows: &[u16]) {
-        if self.memory.is_observed() {
-            return;
+    /// Asks for the sum of the last `backfill_s` seconds that ended after `since_ms`, and for every second from then on.
+    fn ask(&mut self, watch: u64, backfill_s: u16, since_ms: u64) {
+        if self.asked.len() >= limits::ASKED {
+            return; // it has not answered for very long, and counts as silent
         }
-        self.memory.begin(windows.len());
-        self.todo.add(|due| {
-            due.orders.extend(windows.iter().map(|&backfill_s| ControlMessage::Observe { backfill_s }));
-        });
+        self.asked.push_back(watch);
+        self.todo.add(|due| due.orders.push(ControlMessage::Observe { backfill_s, since_ms }));
     }
 
+    /// Nobody looks any more. Sums still on their way are nobody's: their askers are gone.
     fn stop(&mut self) {
-        self.memory = Memory::default();
-        self.todo.add(|due| {
-            // Orders not yet given are void; were some given, this one ends them.
-            due.orders.clear();
-            due.orders.push(ControlMessage::StopObserve {});
-        });
+        self.todo.add(|due| due.orders.push(ControlMessage::StopObserve {}));
     }
 }
 
@@ -256,16 +293,27 @@ impl Watching {
             self.complete.notify_one();
         }
     }
+
+    /// Takes in what a proxy sent. The sum of its past comes first; seconds that are part of it are not counted again.
+    fn receive(&mut self, pod: &Name, id: u64, frame: &Arc<ProxyFrame>, backfill: bool, now: Instant) {
+        let Some(feed) = self.feeds.get_mut(&(pod.clone(), id)) else { return };
+        let told_ms = self.told.entry(pod.clone()).or_default();
+        if backfill || (!feed.waits && frame.at_ms > *told_ms) {
+            feed.waits = false;
+            *told_ms = frame.at_ms;
+            feed.push(frame.clone(), now);
+        }
+    }
 }
 
 impl Feed {
     fn waiting(now: Instant) -> Self {
-        Self { waits: true, queue: VecDeque::new(), last: None, heard: now }
+        Self { waits: true, workload: None, queue: VecDeque::new(), last: None, heard: now }
     }
 
-    fn begin(&mut self, past: ProxyFrame, now: Instant) {
-        self.waits = false;
-        self.push(Arc::new(past), now);
+    fn of_departed(workload: &WorkloadRef, past: ProxyFrame, now: Instant) -> Self {
+        let queue = VecDeque::from([Arc::new(past)]);
+        Self { waits: false, workload: Some(workload.clone()), queue, last: None, heard: now }
     }
 
     fn push(&mut self, frame: Arc<ProxyFrame>, now: Instant) {
@@ -274,21 +322,25 @@ impl Feed {
         if self.queue.len() > limits::WAITING_FRAMES
             && let (Some(last), Some(before)) = (self.queue.pop_back(), self.queue.pop_back())
         {
-            self.queue.push_back(Arc::new(sequence([&*before, &*last])));
+            self.queue.push_back(Arc::new(ProxyFrame::sequence([&*before, &*last])));
         }
     }
 
     /// All there is at first; later one frame, or two when they pile up. A proxy that is late shows what it last had
-    /// open, and no traffic.
-    fn take(&mut self, all: bool) -> Option<ProxyFrame> {
+    /// open, and no traffic; one that is gone has nothing open.
+    fn take(&mut self, all: bool, linked: bool) -> Option<ProxyFrame> {
         let count = if all { self.queue.len() } else { 1 + usize::from(self.queue.len() > 2) };
         let frames: Vec<_> = (0..count).filter_map(|_| self.queue.pop_front()).collect();
         match frames.last() {
             Some(last) => {
                 self.last = Some(last.clone());
-                Some(sequence(frames.iter().map(|frame| &**frame)))
+                let mut sum = ProxyFrame::sequence(frames.iter().map(|frame| &**frame));
+                if !linked {
+                    sum.series.iter_mut().for_each(|(_, series)| series.tcp_open = 0);
+                }
+                Some(sum)
             }
-            None => self.last.as_ref().map(|last| frames::levels(last)),
+            None => self.last.as_ref().filter(|_| linked).map(|last| frames::levels(last)),
         }
     }
 }
@@ -297,6 +349,11 @@ impl Link {
     /// The proxy has sent a frame.
     pub fn receive(&self, frame: ProxyFrame, backfill: bool, now: Instant) {
         self.golden.received(&self.pod, self.id, frame, backfill, now);
+    }
+
+    /// The proxy ends, and leaves its past behind.
+    pub fn farewell(&self, workload: WorkloadRef, frames: Vec<ProxyFrame>, now: Instant) {
+        self.golden.parted(&self.pod, self.id, workload, frames, now);
     }
 }
 
@@ -332,7 +389,7 @@ impl Watch {
         let span_ms = match self.emitted {
             Some(before) => u64::try_from((now - before).as_millis()).unwrap_or(u64::MAX),
             None => {
-                let known = taken.frames.iter().map(|(_, frame)| frame.span_ms).max();
+                let known = taken.frames.iter().map(|(_, _, frame)| frame.span_ms).max();
                 known.unwrap_or_else(|| u64::try_from(self.window.as_millis()).unwrap_or(u64::MAX))
             }
         };
@@ -342,47 +399,68 @@ impl Watch {
         frame
     }
 
-    fn fill(&self, frame: &mut GoldenFrame, world: &World, taken: &Taken) {
-        let of = |pod: &Name| match world.pod(pod) {
-            Some(known) => known.workload.clone(),
+    fn fill(&mut self, frame: &mut GoldenFrame, world: &World, taken: &Taken) {
+        for (pod, departed, _) in &taken.frames {
+            if let Some(workload) = world.pod(pod).map(|known| &known.workload).or(departed.as_ref()) {
+                self.workloads.insert(pod.clone(), workload.clone());
+            }
+        }
+        if self.workloads.len() > taken.frames.len() {
+            let seen: HashSet<&Name> = taken.frames.iter().map(|(pod, _, _)| pod).collect();
+            self.workloads.retain(|pod, _| seen.contains(pod));
+        }
+        let of = |pod: &Name| match self.workloads.get(pod).or_else(|| world.pod(pod).map(|known| &known.workload)) {
+            Some(known) => known.clone(),
             None => WorkloadRef::new(&pod.namespace, "pod", &pod.name),
         };
-        let parts = taken.frames.iter().map(|(pod, frame)| Part { workload: of(pod), pod: &pod.name, frame });
+        let parts = taken.frames.iter().map(|(pod, _, frame)| Part { workload: of(pod), pod: &pod.name, frame });
         frame.series = frames::merge(parts.filter(|part| self.scope.has(&part.workload)), self.pods);
         let silent = taken.silent.iter().filter(|pod| self.scope.has(&of(pod))).count();
         frame.silent_proxies = u32::try_from(silent).unwrap_or(u32::MAX);
-        frame.workloads = statuses(world, &self.scope, &taken.connected);
+        frame.workloads = self.statuses(world, &taken.connected);
+    }
+
+    /// How much of each workload of the scope runs, is meshed and is connected.
+    fn statuses(&self, world: &World, connected: &HashSet<Name>) -> Vec<WorkloadStatus> {
+        let mut sums: BTreeMap<&WorkloadRef, Sum> = BTreeMap::new();
+        let runs = |pod: &PodView| pod.running && !pod.deleted && self.scope.has(&pod.workload);
+        for (name, pod) in world.pods().filter(|(_, pod)| runs(pod)) {
+            let sum = sums.entry(&pod.workload).or_default();
+            sum.pods += 1;
+            sum.meshed += u32::from(pod.is_meshed());
+            sum.connected += u32::from(pod.is_meshed() && connected.contains(name));
+            let services = pod.ips.iter().flat_map(|ip| world.slices_with(*ip)).map(|(_, service)| service.name);
+            sum.services.extend(services);
+            sum.accounts.extend(pod.is_meshed().then_some(pod.service_account.as_str()));
+            if self.pods {
+                sum.list.push(PodStatus { name: name.name.clone(), meshed: pod.is_meshed() });
+            }
+        }
+        let identity = |namespace: &str, account: &&str| SpiffeId::new(&self.golden.trust_domain, namespace, account);
+        sums.into_iter()
+            .map(|(workload, sum)| WorkloadStatus {
+                workload: workload.clone(),
+                pods: sum.pods,
+                meshed_pods: sum.meshed,
+                connected: sum.connected,
+                services: sum.services.into_iter().collect(),
+                identities: sum.accounts.iter().map(|account| identity(&workload.namespace, account)).collect(),
+                pod_list: sum.list,
+            })
+            .collect()
     }
 }
 
-/// How much of each workload of a scope runs, is meshed and is connected.
-fn statuses(world: &World, scope: &Scope, connected: &HashSet<Name>) -> Vec<WorkloadStatus> {
-    #[derive(Default)]
-    struct Sum {
-        pods: u32,
-        meshed: u32,
-        connected: u32,
-        services: BTreeSet<String>,
-    }
-    let mut sums: BTreeMap<&WorkloadRef, Sum> = BTreeMap::new();
-    for (name, pod) in world.pods().filter(|(_, pod)| pod.running && !pod.deleted && scope.has(&pod.workload)) {
-        let sum = sums.entry(&pod.workload).or_default();
-        sum.pods += 1;
-        sum.meshed += u32::from(pod.is_meshed());
-        sum.connected += u32::from(pod.is_meshed() && connected.contains(name));
-        let services = pod.ips.iter().flat_map(|ip| world.slices_with(*ip)).map(|(_, service)| service.name);
-        sum.services.extend(services);
-    }
-    sums.into_iter()
-        .map(|(workload, sum)| WorkloadStatus {
-            workload: workload.clone(),
-            pods: sum.pods,
-            meshed_pods: sum.meshed,
-            connected: sum.connected,
-            services: sum.services.into_iter().collect(),
-        })
-        .collect()
+/// A workload's pods, added up.
+#[derive(Default)]
+struct Sum<'a> {
+    pods: u32,
+    meshed: u32,
+    connected: u32,
+    services: BTreeSet<String>,
+    accounts: BTreeSet<&'a str>,
+    list: Vec<PodStatus>,
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -51,7 +51,7 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses one proxy may subscribe to: what the proxy tracks itself, and a little more.
 pub const SUBSCRIPTIONS: usize = 5_000;
 /// One line from a proxy: a golden frame with every series it may keep fits in.
-pub const LINE_BYTES: usize = 8 * 1024 * 1024;
+pub const LINE_BYTES: usize = 16 * 1024 * 1024;
 /// Lines to a proxy waiting to be sent.
 pub const QUEUE: usize = 16;
 /// How long a proxy may leave the queue full.
@@ -66,15 +66,23 @@ pub const COMPILED: usize = 50_000;
 // Golden metrics.
 
 /// Longest window a first frame can cover: what proxies remember.
-pub const WINDOW_S: u16 = 60;
+pub const WINDOW_S: u16 = 600;
+/// How far a window may reach beyond its length to hold whole seconds, milliseconds.
+pub const WINDOW_SLACK_MS: u64 = 500;
+/// Past of a proxy that appears while somebody looks: what it may have counted before it reached us, seconds.
+pub const NEW_PROXY_S: u16 = 5;
+/// Series in what ended proxies left behind; the oldest go first.
+pub const DEPARTED_SERIES: usize = 64 * 1024;
+/// Sums of its past that a proxy owes at once.
+pub const ASKED: usize = 4096;
+/// Pods remembered by a watcher beyond twice those connected.
+pub const TOLD_SPARE: usize = 1024;
 /// Window of a first frame unless asked otherwise.
 pub const DEFAULT_WINDOW_S: u16 = 10;
 /// How long the first frame waits for proxies to answer.
 pub const BACKFILL_WAIT: Duration = Duration::from_millis(1_000);
 /// Observers at once.
 pub const WATCHES: usize = 256;
-/// Series of one proxy's remembered frames together; the oldest frames go first.
-pub const REMEMBERED_SERIES: usize = 8_192;
 /// Frames of one proxy waiting to be merged; further ones are added to the last.
 pub const WAITING_FRAMES: usize = 3;
 /// Seconds without a frame after which a connected proxy is called silent.

@@ -258,7 +258,7 @@ fn parse(path: &str, query: &str) -> Result<Question, Failure> {
             "window" => {
                 let range = 1..=limits::WINDOW_S;
                 let seconds = value.parse().ok().filter(|seconds| range.contains(seconds));
-                question.window_s = seconds.ok_or_else(|| wrong("seconds from 1 to 60"))?;
+                question.window_s = seconds.ok_or_else(|| wrong(&format!("seconds from 1 to {}", limits::WINDOW_S)))?;
             }
             "frames" => {
                 let frames = value.parse().ok().filter(|frames| *frames > 0);

@@ -35,7 +35,7 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
     let config = Arc::new(config);
     let metrics = Arc::new(Metrics::new());
     let subscriptions = Subscriptions::new(config.clone());
-    let golden = Golden::new(metrics.clone());
+    let golden = Golden::new(metrics.clone(), &config.trust_domain);
     let observers = Arc::new(Observers::default());
     let issuer = Arc::new(IssuerKeeper {
         identity: config.control_identity(),

@@ -17,7 +17,7 @@ use http::{Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use mesh_api::wire::{ControlMessage, ProxyMessage};
-use mesh_api::{EndpointsChange, InboundPolicy, SpiffeId};
+use mesh_api::{EndpointsChange, InboundPolicy, SpiffeId, WorkloadRef};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -124,6 +124,11 @@ impl Streams {
                 }
                 Ok(ProxyMessage::Unsubscribe { address }) => follower.unsubscribe(address),
                 Ok(ProxyMessage::Golden { frame, backfill }) => link.receive(frame, backfill, Instant::now()),
+                Ok(ProxyMessage::Farewell { frames }) => {
+                    let known = self.subscriptions.read(|world| world.pod(pod).map(|pod| pod.workload.clone()));
+                    let workload = known.unwrap_or_else(|| WorkloadRef::new(&pod.namespace, "pod", &pod.name));
+                    link.farewell(workload, frames, Instant::now());
+                }
                 Ok(ProxyMessage::Ack { version }) => tracing::trace!(%pod, version, "in use"),
                 Ok(ProxyMessage::Reject { version, reason }) => {
                     self.metrics.rejects.inc();

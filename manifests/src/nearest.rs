@@ -11,21 +11,23 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .map(|(_, candidate)| candidate)
 }
 
-/// Levenshtein distance, counting letters without regard to case and taking `-` and `_` for the same.
+/// Single-letter edits and swaps of neighbours (optimal string alignment) that turn `a` into `b`, without regard to case
+/// and taking `-` and `_` for the same.
 fn edits(a: &str, b: &str) -> usize {
     let plain =
         |s: &str| -> Vec<char> { s.chars().map(|c| if c == '-' { '_' } else { c.to_ascii_lowercase() }).collect() };
     let (a, b) = (plain(a), plain(b));
-    let mut row: Vec<usize> = (0..=b.len()).collect();
+    let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
     for (i, x) in a.iter().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        let mut row = vec![i + 1];
         for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+            let edit = (rows[i][j] + usize::from(x != y)).min(rows[i][j + 1] + 1).min(row[j] + 1);
+            let swapped = i > 0 && j > 0 && *x == b[j - 1] && a[i - 1] == *y;
+            row.push(if swapped { edit.min(rows[i - 1][j - 1] + 1) } else { edit });
         }
+        rows.push(row);
     }
-    row[b.len()]
+    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]
@@ -41,6 +43,7 @@ mod tests {
             ("replica", Some("replicas")),
             ("Proxy", Some("proxy")),
             ("poxy", Some("proxy")),
+            ("prxoy", Some("proxy")),
             ("banana", None),
             ("", None),
         ] {

@@ -77,19 +77,39 @@ pub async fn follow(proxy: Arc<Proxy>, control: &Control) {
     }
 }
 
-/// Sends a golden frame a second to whoever observes, and keeps the past minute in any case.
+/// Closes a golden frame at the end of every second of the clock (so that the seconds of all proxies are the same),
+/// and sends it to whoever observes. What cannot be sent now goes with the next.
 pub async fn tick(proxy: Arc<Proxy>) {
-    let mut seconds = tokio::time::interval(Duration::from_secs(1));
-    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut unsent: Option<ProxyFrame> = None;
     loop {
-        seconds.tick().await;
-        let observer = proxy.observer.lock().clone();
-        let frame = proxy.golden.tick(unix_ms(), observer.is_some());
-        if let Some(observer) = observer
-            && observer.try_send(frame).is_err()
-        {
-            count(&proxy.counters.frames_dropped);
+        let now_ms = unix_ms();
+        tokio::time::sleep(Duration::from_millis(1000 - now_ms % 1000)).await;
+        tick_once(&proxy, &mut unsent);
+    }
+}
+
+fn tick_once(proxy: &Proxy, unsent: &mut Option<ProxyFrame>) {
+    let observer = proxy.observer.lock().clone();
+    let now_ms = unix_ms();
+    let late_ms = now_ms % 1000;
+    let at_ms = if late_ms < limits::TICK_SLACK_MS { now_ms - late_ms } else { now_ms };
+    let frame = proxy.golden.tick(at_ms, observer.is_some());
+    let Some(observer) = observer else {
+        *unsent = None;
+        return;
+    };
+    let frame = match unsent.take() {
+        Some(before) => ProxyFrame::sequence([&before, &frame]),
+        None => frame,
+    };
+    match observer.try_send(frame) {
+        Ok(()) => {}
+        Err(mpsc::error::TrySendError::Full(frame)) => {
+            count(&proxy.counters.frames_delayed);
+            *unsent = Some(frame);
         }
+        // The stream has just ended, and with it the interest in its frames.
+        Err(mpsc::error::TrySendError::Closed(_)) => {}
     }
 }
 
@@ -162,7 +182,42 @@ async fn converse(proxy: &Arc<Proxy>, mut outgoing: Outgoing, mut lines: Lines) 
                 }
             }
             Some(frame) = frames.recv() => outgoing.send(&ProxyMessage::Golden { frame, backfill: false }).await?,
+            () = proxy.parting.asked.notified() => {
+                let left = say_farewell(proxy, outgoing, frames, lines).await;
+                proxy.parting.done.notify_one();
+                return left;
+            }
         }
+    }
+}
+
+/// Tells control what would be lost with this process, and waits until it has heard.
+async fn say_farewell(
+    proxy: &Proxy,
+    mut outgoing: Outgoing,
+    mut frames: mpsc::Receiver<ProxyFrame>,
+    mut lines: Lines,
+) -> anyhow::Result<()> {
+    let observed = proxy.observer.lock().take().is_some();
+    while let Ok(frame) = frames.try_recv() {
+        outgoing.send(&ProxyMessage::Golden { frame, backfill: false }).await?;
+    }
+    let frame = proxy.golden.tick(unix_ms(), observed);
+    if observed {
+        outgoing.send(&ProxyMessage::Golden { frame, backfill: false }).await?;
+    }
+    outgoing.send(&ProxyMessage::Farewell { frames: proxy.golden.farewell() }).await?;
+    // Our half ends; control ends its own when it has read all of it.
+    drop(outgoing);
+    while lines.next().await?.is_some() {}
+    Ok(())
+}
+
+/// Says farewell, if there is a stream to say it on; returns when control has heard, or will not.
+pub async fn part(proxy: &Proxy) {
+    if proxy.state.is_connected() {
+        proxy.parting.asked.notify_one();
+        let _ = timeout(limits::FAREWELL_TIMEOUT, proxy.parting.done.notified()).await;
     }
 }
 
@@ -182,9 +237,9 @@ fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFr
             proxy.state.set_inbound(policy);
             Some(ProxyMessage::Ack { version })
         }
-        ControlMessage::Observe { backfill_s } => {
-            let frame = proxy.golden.backfill(unix_ms(), backfill_s);
+        ControlMessage::Observe { backfill_s, since_ms } => {
             *proxy.observer.lock() = Some(observer.clone());
+            let frame = proxy.golden.backfill(backfill_s, since_ms);
             Some(ProxyMessage::Golden { frame, backfill: true })
         }
         ControlMessage::StopObserve {} => {

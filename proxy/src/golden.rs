@@ -1,19 +1,19 @@
-//! Golden metrics of this proxy: one cell of counters per series, a ring of one-second frames of what changed, and
-//! cumulative totals for `/metrics`.
+//! Golden metrics of this proxy: one cell of counters per series, a [`ring`] of the last ten minutes' frames of what
+//! changed, and cumulative totals for `/metrics`.
 //!
 //! Everything is bounded: past the limits traffic is counted under an explicit `other`, never dropped. Names are
 //! interned when a connection or endpoint appears ([`Golden::scope`]), so that counting a request clones no string.
 
+pub mod ring;
+
 use crate::limits;
-use mesh_api::golden::{Carried, Direction, ProxyFrame, Series, SeriesKey, TlsStatus, is_success};
+use mesh_api::golden::{Carried, Direction, Ending, ProxyFrame, Series, SeriesKey, TlsStatus, is_success};
 use mesh_api::{Histogram, MeshError, ServiceRef, WorkloadRef};
 use parking_lot::Mutex;
-use std::collections::{HashMap, VecDeque};
+use ring::{Past, Ring};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Ticks after which a series without traffic may be forgotten once room gets short.
-const STALE_TICKS: u64 = 600;
 
 /// The part of a series key that is known before a request arrives: who is at the other end, and where.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -60,8 +60,10 @@ pub struct Finished {
     pub error: Option<MeshError>,
     /// True if the response came to its regular end.
     pub complete: bool,
-    /// Second and further attempts.
-    pub retries: u32,
+    /// Attempts made; 0 if no endpoint was asked.
+    pub attempts: u32,
+    /// From the last attempt's start to its end.
+    pub last_attempt: Duration,
     /// From the request's head to the response's end.
     pub latency: Duration,
     /// From the request's head to the response's head.
@@ -86,6 +88,10 @@ pub struct Totals {
     pub outcomes: Vec<(Outcome, u64)>,
     /// Second and further attempts.
     pub retries: u64,
+    /// Attempts that went well.
+    pub attempt_successes: u64,
+    /// Attempts that did not.
+    pub attempt_failures: u64,
     /// Durations of requests.
     pub latency: Histogram,
     /// Connections open now.
@@ -96,6 +102,10 @@ pub struct Totals {
     pub tcp_read_bytes: u64,
     /// Bytes from the server to the client.
     pub tcp_write_bytes: u64,
+    /// How connections were closed.
+    pub tcp_closes: BTreeMap<Ending, u64>,
+    /// How long closed connections had been open.
+    pub tcp_duration: Histogram,
 }
 
 /// The counters of one series.
@@ -110,7 +120,7 @@ pub struct Cell {
 struct Counts {
     recent: Series,
     changed: bool,
-    changed_tick: u64,
+    changed_at_ms: u64,
     totals: Totals,
 }
 
@@ -125,9 +135,7 @@ struct Inner {
     scopes: HashMap<Arc<Scope>, ()>,
     other: Arc<Scope>,
     series: HashMap<SeriesId, Arc<Cell>>,
-    ring: VecDeque<Frame>,
-    ring_series: usize,
-    tick: u64,
+    ring: Ring<Cell>,
     ticked_at_ms: u64,
 }
 
@@ -136,12 +144,6 @@ struct Inner {
 struct SeriesId {
     scope: usize,
     subject: Subject,
-}
-
-#[derive(Debug)]
-struct Frame {
-    span_ms: u64,
-    series: Vec<(Arc<Cell>, Series)>,
 }
 
 impl Cell {
@@ -167,11 +169,13 @@ impl Cell {
     /// Counts a finished request.
     pub fn finish(&self, finished: &Finished) {
         let latency_us = micros(finished.latency);
+        let well = is_success(finished.status, finished.grpc_status, finished.complete);
+        let retries = u64::from(finished.attempts.saturating_sub(1));
         self.change(|recent, totals| {
             recent.requests += 1;
-            recent.successes += u64::from(is_success(finished.status, finished.grpc_status, finished.complete));
-            recent.retries += u64::from(finished.retries);
-            recent.timeouts += u64::from(finished.error == Some(MeshError::ConnectTimeout));
+            recent.successes += u64::from(well);
+            recent.retries += retries;
+            recent.timeouts += u64::from(finished.error.is_some_and(MeshError::is_timeout));
             if let Some(status) = finished.status {
                 *recent.statuses.entry(status).or_default() += 1;
             }
@@ -185,9 +189,33 @@ impl Cell {
             if let Some(first_byte) = finished.first_byte {
                 recent.first_byte.record_us(micros(first_byte));
             }
-            totals.retries += u64::from(finished.retries);
+            if finished.attempts != 1 {
+                let differing = recent.attempts.get_or_insert_default();
+                differing.requests += 1;
+                differing.request_successes += u64::from(well);
+                differing.request_latency.record_us(latency_us);
+                if finished.attempts > 1 {
+                    differing.attempts += 1;
+                    differing.successes += u64::from(well);
+                    differing.latency.record_us(micros(finished.last_attempt));
+                }
+            }
+            totals.retries += retries;
+            if finished.attempts > 0 {
+                *totals.attempts(well) += 1;
+            }
             totals.latency.record_us(latency_us);
             totals.count(Outcome { status: finished.status, grpc_status: finished.grpc_status, error: finished.error });
+        });
+    }
+
+    /// Counts an attempt after which the request was sent again.
+    pub fn attempt_failed(&self, took: Duration) {
+        self.change(|recent, totals| {
+            let differing = recent.attempts.get_or_insert_default();
+            differing.attempts += 1;
+            differing.latency.record_us(micros(took));
+            *totals.attempts(false) += 1;
         });
     }
 
@@ -211,10 +239,15 @@ impl Cell {
     }
 
     /// Counts a closed connection.
-    pub fn tcp_closed(&self, error: Option<MeshError>) {
+    pub fn tcp_closed(&self, how: Ending, error: Option<MeshError>, open_for: Duration) {
+        let open_us = micros(open_for);
         self.change(|recent, totals| {
             recent.tcp_closed += 1;
+            *recent.tcp_closes.entry(how).or_default() += 1;
+            recent.tcp_duration.record_us(open_us);
             totals.tcp_open = totals.tcp_open.saturating_sub(1);
+            *totals.tcp_closes.entry(how).or_default() += 1;
+            totals.tcp_duration.record_us(open_us);
             if let Some(error) = error {
                 *recent.errors.entry(error).or_default() += 1;
                 totals.count(Outcome { status: None, grpc_status: None, error: Some(error) });
@@ -231,6 +264,10 @@ impl Cell {
 }
 
 impl Totals {
+    fn attempts(&mut self, well: bool) -> &mut u64 {
+        if well { &mut self.attempt_successes } else { &mut self.attempt_failures }
+    }
+
     fn count(&mut self, outcome: Outcome) {
         match self.outcomes.iter_mut().find(|(o, _)| *o == outcome) {
             Some((_, n)) => *n += 1,
@@ -252,9 +289,7 @@ impl Golden {
             scopes: HashMap::new(),
             other,
             series: HashMap::new(),
-            ring: VecDeque::new(),
-            ring_series: 0,
-            tick: 0,
+            ring: Ring::default(),
             ticked_at_ms: now_ms,
         };
         Self { inner: Mutex::new(inner) }
@@ -305,59 +340,69 @@ impl Golden {
         inner.series.entry(id).or_insert(cell).clone()
     }
 
-    /// Closes the frame of the span that ends now, remembers it, and returns it if somebody looks.
+    /// Closes the frame of the span that ends now, remembers it, forgets series without traffic for long, and returns
+    /// the frame (empty if nobody is `looking`).
     pub fn tick(&self, now_ms: u64, looking: bool) -> ProxyFrame {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
-        inner.tick += 1;
         let span_ms = now_ms.saturating_sub(inner.ticked_at_ms);
         inner.ticked_at_ms = now_ms;
         let mut frame = ProxyFrame { at_ms: now_ms, span_ms, series: Vec::new() };
-        let mut remembered = Frame { span_ms, series: Vec::new() };
-        for cell in inner.series.values().filter(|cell| cell.is_traffic()) {
+        let mut remembered = Past { at_ms: now_ms, span_ms, series: Vec::new() };
+        inner.series.retain(|_, cell| {
             let mut counts = cell.counts.lock();
-            if !counts.changed && counts.totals.tcp_open == 0 {
-                continue;
-            }
-            let mut recent = std::mem::take(&mut counts.recent);
-            recent.tcp_open = counts.totals.tcp_open;
             if std::mem::take(&mut counts.changed) {
-                counts.changed_tick = inner.tick;
-                remembered.series.push((cell.clone(), recent.clone()));
+                counts.changed_at_ms = now_ms;
+                let mut recent = std::mem::take(&mut counts.recent);
+                recent.tcp_open = counts.totals.tcp_open;
+                if cell.is_traffic() {
+                    if looking {
+                        frame.series.push((cell.key(), recent.clone()));
+                    }
+                    remembered.series.push((cell.clone(), recent));
+                }
+            } else if counts.totals.tcp_open > 0 {
+                let open = Series { tcp_open: counts.totals.tcp_open, ..Series::default() };
+                if looking && cell.is_traffic() {
+                    frame.series.push((cell.key(), open));
+                }
+            } else {
+                return now_ms.saturating_sub(counts.changed_at_ms) < limits::SERIES_IDLE_MS;
             }
-            if looking {
-                frame.series.push((cell.key(), recent));
-            }
+            true
+        });
+        inner.ring.remember(remembered);
+        if inner.scopes.len() > limits::MAX_SCOPES / 2 {
+            inner.scopes.retain(|scope, ()| Arc::strong_count(scope) > 1);
         }
-        inner.remember(remembered);
-        inner.forget_stale();
         frame
     }
 
-    /// The sum of the last `seconds`, as far as remembered.
-    pub fn backfill(&self, now_ms: u64, seconds: u16) -> ProxyFrame {
-        self.tick(now_ms, false);
+    /// The sum of the last `seconds` whole seconds, as far as remembered and later than `since_ms`; it ends with the
+    /// last tick.
+    pub fn backfill(&self, seconds: u16, since_ms: u64) -> ProxyFrame {
         let inner = self.inner.lock();
-        let mut span_ms = 0;
-        let mut sums: HashMap<*const Cell, (Arc<Cell>, Series)> = HashMap::new();
-        let wanted = inner.ring.iter().rev().take_while(|frame| {
-            let within = span_ms < u64::from(seconds) * 1000;
-            span_ms += if within { frame.span_ms } else { 0 };
-            within
-        });
-        for (cell, series) in wanted.flat_map(|frame| &frame.series) {
-            let sum = sums.entry(Arc::as_ptr(cell)).or_insert_with(|| (cell.clone(), Series::default()));
-            sum.1.merge(series, false);
-        }
+        let (span_ms, mut sums) = inner.ring.sum(u64::from(seconds) * 1000, since_ms);
         for cell in inner.series.values().filter(|cell| cell.is_traffic()) {
             let open = cell.counts.lock().totals.tcp_open;
             if open > 0 || sums.contains_key(&Arc::as_ptr(cell)) {
-                let sum = sums.entry(Arc::as_ptr(cell)).or_insert_with(|| (cell.clone(), Series::default()));
-                sum.1.tcp_open = open;
+                sums.entry(Arc::as_ptr(cell)).or_insert_with(|| (cell.clone(), Series::default())).1.tcp_open = open;
             }
         }
         let series = sums.into_values().map(|(cell, series)| (cell.key(), series)).collect();
-        ProxyFrame { at_ms: now_ms, span_ms, series }
+        ProxyFrame { at_ms: inner.ticked_at_ms, span_ms, series }
+    }
+
+    /// All that is remembered, oldest first and without what was open, in at most
+    /// [`limits::FAREWELL_SERIES`] series; what is too much is summed up at the beginning.
+    pub fn farewell(&self) -> Vec<ProxyFrame> {
+        self.inner.lock().ring.all(limits::FAREWELL_SERIES, Cell::key)
+    }
+
+    /// Series known now, and those in all remembered frames together.
+    pub fn sizes(&self) -> (usize, usize) {
+        let inner = self.inner.lock();
+        (inner.series.len(), inner.ring.len())
     }
 
     /// Shows every series with its totals.
@@ -369,134 +414,9 @@ impl Golden {
     }
 }
 
-impl Inner {
-    fn remember(&mut self, frame: Frame) {
-        self.ring_series += frame.series.len();
-        self.ring.push_back(frame);
-        while self.ring.len() > limits::RING_FRAMES || (self.ring_series > limits::RING_SERIES && self.ring.len() > 1) {
-            if let Some(oldest) = self.ring.pop_front() {
-                self.ring_series -= oldest.series.len();
-            }
-        }
-    }
-
-    /// Makes room once half of it is used: series without traffic for long, then scopes nobody holds.
-    fn forget_stale(&mut self) {
-        if self.series.len() > limits::MAX_SERIES / 2 {
-            let tick = self.tick;
-            self.series.retain(|_, cell| {
-                let counts = cell.counts.lock();
-                counts.changed || counts.totals.tcp_open > 0 || tick - counts.changed_tick < STALE_TICKS
-            });
-        }
-        if self.scopes.len() > limits::MAX_SCOPES / 2 {
-            self.scopes.retain(|scope, ()| Arc::strong_count(scope) > 1);
-        }
-    }
-}
-
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn subject(route: &str) -> Subject {
-        Subject { carried: Carried::Http, tls: TlsStatus::Mutual, route: Arc::from(route), method: "GET" }
-    }
-
-    fn tcp() -> Subject {
-        Subject { carried: Carried::Tcp, tls: TlsStatus::Plain, route: Arc::from(""), method: "" }
-    }
-
-    fn finished(status: u16) -> Finished {
-        Finished {
-            status: Some(status),
-            grpc_status: None,
-            error: None,
-            complete: true,
-            retries: 0,
-            latency: Duration::from_millis(5),
-            first_byte: Some(Duration::from_millis(4)),
-        }
-    }
-
-    fn scope(golden: &Golden, name: &str) -> Arc<Scope> {
-        golden.scope(Direction::Outbound, &WorkloadRef::new("shop", "deployment", name), None, 80)
-    }
-
-    #[test]
-    fn a_frame_holds_what_changed_and_the_ring_sums_up() {
-        let golden = Golden::new(0);
-        let web = scope(&golden, "web");
-        golden.cell(&web, subject("/a")).finish(&finished(200));
-        golden.cell(&web, subject("/a")).finish(&finished(500));
-        let frame = golden.tick(1000, true);
-        assert_eq!((frame.span_ms, frame.series.len()), (1000, 1));
-        let (key, series) = &frame.series[0];
-        assert_eq!((key.route.as_str(), series.requests, series.successes), ("/a", 2, 1));
-        assert_eq!(series.latency.count(), 2);
-        assert!(golden.tick(2000, true).series.is_empty());
-        golden.cell(&web, subject("/a")).finish(&finished(200));
-        let sum = golden.backfill(2500, 10);
-        assert_eq!((sum.span_ms, sum.series[0].1.requests), (2500, 3));
-        let recent = golden.backfill(2600, 1);
-        assert_eq!((recent.span_ms, recent.series[0].1.requests), (1600, 1));
-    }
-
-    #[test]
-    fn open_connections_show_in_every_frame() {
-        let golden = Golden::new(0);
-        let cell = golden.cell(&scope(&golden, "db"), tcp());
-        cell.tcp_opened();
-        cell.tcp_bytes(10, 20);
-        assert_eq!(golden.tick(1000, true).series[0].1.tcp_open, 1);
-        let quiet = golden.tick(2000, true);
-        assert_eq!((quiet.series[0].1.tcp_open, quiet.series[0].1.tcp_read_bytes), (1, 0));
-        assert_eq!(golden.backfill(2000, 60).series[0].1.tcp_write_bytes, 20);
-        cell.tcp_closed(None);
-        assert_eq!(golden.tick(3000, true).series[0].1.tcp_open, 0);
-        assert!(golden.tick(4000, true).series.is_empty());
-    }
-
-    #[test]
-    fn probes_are_counted_but_not_shown_as_traffic() {
-        let golden = Golden::new(0);
-        golden.cell(&scope(&golden, "web"), subject(crate::route::PROBE)).finish(&finished(200));
-        assert!(golden.tick(1000, true).series.is_empty() && golden.backfill(1500, 60).series.is_empty());
-        let mut seen = 0;
-        golden.each(|_, totals| seen += totals.latency.count());
-        assert_eq!(seen, 1);
-    }
-
-    #[test]
-    fn past_the_limits_nothing_is_lost() {
-        let golden = Golden::new(0);
-        let n = limits::MAX_SERIES + 50;
-        let web = scope(&golden, "web");
-        for i in 0..n {
-            golden.cell(&web, subject(&format!("/{i}"))).finish(&finished(200));
-        }
-        let frame = golden.tick(1000, true);
-        assert_eq!(frame.series.iter().map(|(_, s)| s.requests).sum::<u64>(), n as u64);
-        let other = frame.series.iter().find(|(k, _)| k.peer.kind == "other").unwrap();
-        assert_eq!(other.1.requests, 50);
-        let scopes: Vec<_> = (0..limits::MAX_SCOPES + 50).map(|i| scope(&golden, &i.to_string())).collect();
-        assert!(Arc::ptr_eq(&scopes[limits::MAX_SCOPES + 1], &scopes[limits::MAX_SCOPES + 2]));
-    }
-
-    #[test]
-    fn the_ring_forgets_the_oldest_second() {
-        let golden = Golden::new(0);
-        let web = scope(&golden, "web");
-        for second in 1..=100 {
-            golden.cell(&web, subject("/")).finish(&finished(200));
-            golden.tick(second * 1000, true);
-        }
-        let sum = golden.backfill(100_000, 60);
-        // The extra tick of the backfill itself takes the place of one second.
-        assert_eq!(sum.series[0].1.requests, 59);
-    }
-}
+mod tests;

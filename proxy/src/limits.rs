@@ -123,10 +123,22 @@ pub const MAX_SCOPES: usize = 4096;
 pub const MAX_ROUTES: usize = 100;
 /// Length of a learned route.
 pub const MAX_ROUTE_BYTES: usize = 128;
+/// A series without traffic for this long is forgotten, milliseconds.
+pub const SERIES_IDLE_MS: u64 = 600_000;
 /// One-second frames remembered.
-pub const RING_FRAMES: usize = 60;
-/// Series in all remembered frames together; the oldest frames go first.
+pub const RING_SECONDS: usize = 60;
+/// What older seconds are folded into, milliseconds.
+pub const RING_TEN_MS: u64 = 10_000;
+/// How long these are remembered, milliseconds.
+pub const RING_TENS_MS: u64 = 550_000;
+/// A window may be shorter than asked for by this much, milliseconds: seconds are never quite as long.
+pub const RING_SLACK_MS: u64 = 500;
+/// Series in all remembered frames together; the oldest are told apart less, then forgotten.
 pub const RING_SERIES: usize = 16 * 1024;
+/// Series in what a proxy tells of its past when it ends.
+pub const FAREWELL_SERIES: usize = 4 * 1024;
+/// A second's frame that is closed this much late still counts as that second, milliseconds.
+pub const TICK_SLACK_MS: u64 = 100;
 /// Endpoints listed on `/metrics`.
 pub const MAX_ENDPOINT_METRICS: usize = 2048;
 
@@ -169,6 +181,8 @@ pub const CONTROL_PING: Duration = Duration::from_secs(2);
 pub const CONTROL_LINE_BYTES: usize = 8 * 1024 * 1024;
 /// Messages to control waiting to be sent.
 pub const CONTROL_QUEUE: usize = 64;
+/// How long the end of the proxy waits until control has heard its last words.
+pub const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 /// Size of the answer to a certificate request.
 pub const CERTIFY_BYTES: usize = 256 * 1024;
 

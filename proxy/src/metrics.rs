@@ -31,8 +31,8 @@ pub struct Counters {
     pub allowed_plain: AtomicU64,
     /// Connections refused because the peer proved no identity of the mesh.
     pub denied_tls: AtomicU64,
-    /// Golden frames not sent because control took too long to read.
-    pub frames_dropped: AtomicU64,
+    /// Golden frames sent together with the next because control took too long to read.
+    pub frames_delayed: AtomicU64,
     /// Connections forwarded without asking control because too many destinations are known.
     pub targets_untracked: AtomicU64,
 }
@@ -221,7 +221,11 @@ impl Metrics {
     fn process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let counters = &self.0.counters;
         for (name, help, n) in [
-            ("mesh_golden_frames_dropped", "Golden frames control did not read in time", &counters.frames_dropped),
+            (
+                "mesh_golden_frames_delayed",
+                "Golden frames sent with the next one because control was slow",
+                &counters.frames_delayed,
+            ),
             ("mesh_targets_untracked", "Connections past the limit of known destinations", &counters.targets_untracked),
         ] {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;

@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// Everything a proxy is told at its start. `/config` shows it; it holds no secrets.
 #[derive(Clone, Debug, Serialize)]
@@ -52,6 +52,15 @@ pub struct Defaults {
     pub outbound: Option<SocketAddr>,
 }
 
+/// Told to say farewell to control, and done with it.
+#[derive(Debug, Default)]
+pub struct Parting {
+    /// The proxy ends.
+    pub asked: Notify,
+    /// Control has heard.
+    pub done: Notify,
+}
+
 /// One proxy.
 #[derive(Debug)]
 pub struct Proxy {
@@ -67,6 +76,8 @@ pub struct Proxy {
     pub observer: Mutex<Option<mpsc::Sender<ProxyFrame>>>,
     /// Who wants to see single requests.
     pub taps: Taps,
+    /// The last words to control.
+    pub parting: Parting,
     /// Counters beside them.
     pub counters: Arc<Counters>,
     /// Its end.
@@ -99,6 +110,7 @@ impl Proxy {
             drain: Drain::default(),
             observer: Mutex::default(),
             taps: Taps::default(),
+            parting: Parting::default(),
             dialer: Dialer::probe(),
             pod_ip: settings.pod_ip,
             inbound_port,

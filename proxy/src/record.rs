@@ -8,8 +8,7 @@ use crate::tcp::Ended;
 use bytes::Bytes;
 use hyper::body::{Frame, Incoming};
 use mesh_api::MeshError;
-use mesh_api::golden::{Carried, TlsStatus};
-use mesh_api::tap::TapEnding;
+use mesh_api::golden::{Carried, Ending, TlsStatus};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -28,16 +27,19 @@ pub struct Record {
     attempts: u32,
     /// Sees the request for taps that may be interested.
     pub witness: Option<Box<Witness>>,
+    attempted: Instant,
 }
 
 impl Record {
     /// Opens the account when the request's head has been read.
     pub fn open(golden: &Arc<Golden>, scope: &Arc<Scope>, subject: Subject) -> Self {
+        let opened = Instant::now();
         Self {
             golden: golden.clone(),
             scope: scope.clone(),
             subject,
-            opened: Instant::now(),
+            opened,
+            attempted: opened,
             first_byte: None,
             status: None,
             grpc_status: None,
@@ -60,8 +62,15 @@ impl Record {
         }
     }
 
-    /// The request goes to an endpoint: from now on it is counted there.
+    /// The request goes to an endpoint: from now on it is counted there. An attempt before this one has failed, and is
+    /// counted as such where it went.
     pub fn attempt(&mut self, scope: Option<&Arc<Scope>>, tls: TlsStatus) {
+        if self.attempts > 0 {
+            let now = Instant::now();
+            let took = now.saturating_duration_since(self.attempted);
+            self.golden.cell(&self.scope, self.subject.clone()).attempt_failed(took);
+            self.attempted = now;
+        }
         self.attempts += 1;
         self.subject.tls = tls;
         if let Some(scope) = scope {
@@ -111,13 +120,15 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        let now = Instant::now();
         let finished = Finished {
             status: self.status,
             grpc_status: self.grpc_status,
             error: self.error,
             complete: self.complete,
-            retries: self.attempts.saturating_sub(1),
-            latency: self.opened.elapsed(),
+            attempts: self.attempts,
+            last_attempt: now.saturating_duration_since(self.attempted),
+            latency: now.saturating_duration_since(self.opened),
             first_byte: self.first_byte,
         };
         self.golden.cell(&self.scope, self.subject.clone()).finish(&finished);
@@ -131,8 +142,9 @@ impl Drop for Record {
 #[derive(Debug)]
 pub struct ConnectionRecord {
     cell: Arc<Cell>,
+    opened: Instant,
     error: Option<MeshError>,
-    ending: OnceLock<TapEnding>,
+    ending: OnceLock<Ending>,
     onlooker: Option<Onlooker>,
 }
 
@@ -142,7 +154,7 @@ impl ConnectionRecord {
         let subject = Subject { carried: Carried::Tcp, tls, route, method: "" };
         let cell = golden.cell(scope, subject);
         cell.tcp_opened();
-        Self { cell, error: None, ending: OnceLock::new(), onlooker: None }
+        Self { cell, opened: Instant::now(), error: None, ending: OnceLock::new(), onlooker: None }
     }
 
     /// Lets taps look on.
@@ -179,9 +191,9 @@ impl ConnectionRecord {
     pub fn ended(&self, ended: Ended) {
         // It ends once.
         let _ = self.ending.set(match ended {
-            Ended::Orderly => TapEnding::Orderly,
-            Ended::ByClient => TapEnding::ByClient,
-            Ended::ByServer => TapEnding::ByServer,
+            Ended::Orderly => Ending::Orderly,
+            Ended::ByClient => Ending::ByClient,
+            Ended::ByServer => Ending::ByServer,
         });
     }
 
@@ -193,10 +205,11 @@ impl ConnectionRecord {
 
 impl Drop for ConnectionRecord {
     fn drop(&mut self) {
-        self.cell.tcp_closed(self.error);
+        let given_up = if self.error.is_some() { Ending::ByMesh } else { Ending::Cut };
+        let ending = self.ending.get().copied().unwrap_or(given_up);
+        self.cell.tcp_closed(ending, self.error, self.opened.elapsed());
         if let Some(onlooker) = &self.onlooker {
-            let given_up = if self.error.is_some() { TapEnding::ByMesh } else { TapEnding::Cut };
-            onlooker.closed(self.ending.get().copied().unwrap_or(given_up), self.error);
+            onlooker.closed(ending, self.error);
         }
     }
 }
@@ -244,6 +257,8 @@ mod tests {
         drop(r);
         let series = one_series(&golden);
         assert_eq!((series.retries, series.successes, series.statuses[&204]), (1, 1, 1));
+        let actual = series.actual();
+        assert_eq!((actual.attempts, actual.successes, actual.latency.count()), (2, 1, 2));
     }
 
     #[test]

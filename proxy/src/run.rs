@@ -132,12 +132,16 @@ fn run_control(proxy: Arc<Proxy>, admin: StdListener, stopped: oneshot::Receiver
         tokio::spawn(client::tick(proxy.clone()));
         match proxy.settings.source.clone() {
             Source::File(path) => drop(tokio::spawn(file::follow(proxy.clone(), path))),
-            Source::Control(control) => drop(tokio::spawn(async move {
-                identity::obtain(&proxy, &control).await;
-                tokio::join!(identity::renew(&proxy, &control), client::follow(proxy.clone(), &control));
-            })),
+            Source::Control(control) => {
+                let proxy = proxy.clone();
+                drop(tokio::spawn(async move {
+                    identity::obtain(&proxy, &control).await;
+                    tokio::join!(identity::renew(&proxy, &control), client::follow(proxy.clone(), &control));
+                }));
+            }
         }
         let _ = stopped.await; // an error only says that the data thread has gone, which is the same
+        client::part(&proxy).await;
         Ok(())
     });
     runtime.shutdown_background();

@@ -152,7 +152,7 @@ mod tests {
     use super::*;
     use crate::golden::Golden;
     use mesh_api::WorkloadRef;
-    use mesh_api::golden::{Direction, TlsStatus};
+    use mesh_api::golden::{Direction, Ending, TlsStatus};
     use std::sync::Arc;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
@@ -199,16 +199,18 @@ mod tests {
         let series = &golden.tick(1000, true).series[0].1;
         assert_eq!((series.tcp_read_bytes, series.tcp_write_bytes), (8, 12));
         assert_eq!((series.tcp_opened, series.tcp_closed, series.tcp_open), (1, 1, 0));
+        assert_eq!((series.tcp_closes[&Ending::Orderly], series.tcp_duration.count()), (1, 1));
     }
 
     #[tokio::test]
     async fn a_reset_stays_a_reset() {
-        let Setup { client, mut server, task, .. } = setup(b"").await;
+        let Setup { client, mut server, task, golden } = setup(b"").await;
         client.set_zero_linger().unwrap();
         drop(client);
         let error = server.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         task.await.unwrap();
+        assert_eq!(golden.tick(1000, true).series[0].1.tcp_closes, [(Ending::ByClient, 1)].into());
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ pub use explain::{
     ProxyRows,
 };
 pub use install::{Check, CheckFormat, Inject, Install, ManifestFormat, Uninject};
-pub use look::{Stat, Top};
+pub use look::{EdgeFormat, Edges, Routes, Stat, Top};
 pub use sandbox::{Demo, ImageCommand, Sandbox, SandboxCommand, SandboxUp};
 
 use crate::output::ColorChoice;
@@ -132,6 +132,16 @@ pub enum Command {
     /// Success rate, requests a second, latency and the share of mutual TLS. Rows count what arrived at a workload, every request, none sampled; percentiles are merged over all its
     /// pods.
     Stat(Stat),
+    /// Golden metrics of a service's routes, as callers saw them and as each attempt went
+    ///
+    /// Effective numbers count every request once, with all its retries, as its caller saw it. Actual numbers count every attempt where it went.
+    /// They differ where requests were retried, or answered by the mesh because nobody could be asked. The backends of a route stand below it.
+    Routes(Routes),
+    /// Who talks to whom
+    ///
+    /// A row for each pair of workloads between which requests or connections were seen: the identities of both ends, whether all of it was mutual TLS or why not,
+    /// the rate and the success.
+    Edges(Edges),
     /// Golden metrics of every route, live
     ///
     /// A row for each route: rate, success, latency, mutual TLS, and the last minute as bars. Without a terminal it prints one table and ends. `?` shows the keys.
@@ -156,7 +166,7 @@ pub enum Command {
 const GROUPS: &[(&str, &[&str])] = &[
     ("Trying it", &["demo", "sandbox"]),
     ("Installing", &["install", "inject", "uninject", "check"]),
-    ("Looking", &["stat", "top", "explain", "diagnostics", "identity"]),
+    ("Looking", &["stat", "routes", "edges", "top", "explain", "diagnostics", "identity"]),
     ("Other", &["version", "completion"]),
 ];
 

@@ -43,7 +43,7 @@ pub(super) fn sandbox_name(text: &str) -> Result<String, String> {
 pub(super) fn window(text: &str) -> Result<Duration, String> {
     let window = duration(text)?;
     if window < Duration::from_secs(1) || window > MAX_WINDOW {
-        return Err(format!("proxies remember between 1s and {}s", MAX_WINDOW.as_secs()));
+        return Err(format!("proxies remember between 1s and {}m", MAX_WINDOW.as_secs() / 60));
     }
     Ok(window)
 }
@@ -51,6 +51,13 @@ pub(super) fn window(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn windows_are_what_proxies_remember() {
+        for (text, fits) in [("1s", true), ("10m", true), ("90", true), ("999ms", false), ("601s", false)] {
+            assert_eq!(window(text).is_ok(), fits, "{text}");
+        }
+    }
 
     #[test]
     fn durations_are_read_as_people_write_them() {

@@ -5,11 +5,14 @@ pub mod completion;
 pub mod demo;
 pub mod demo_verdict;
 pub mod diagnostics;
+pub mod edges;
 pub mod explain;
 pub mod explain_request;
 pub mod identity;
 pub mod inject;
 pub mod install;
+pub mod live;
+pub mod routes;
 pub mod sandbox;
 pub mod sandbox_context;
 pub mod sources;
@@ -32,6 +35,8 @@ pub async fn run(cli: Cli, printer: &Printer) -> Result<Outcome> {
         Command::Uninject(args) => inject::run_uninject(&args, printer),
         Command::Check(args) => check::run(global, &args, printer).await,
         Command::Stat(args) => stat::run(global, &args, printer).await,
+        Command::Routes(args) => routes::run(global, &args, printer).await,
+        Command::Edges(args) => edges::run(global, &args, printer).await,
         Command::Top(args) => top::run(global, &args, printer).await,
         Command::Explain(args) => explain::run(global, &args, printer).await,
         Command::Diagnostics(args) => diagnostics::run(global, &args, printer).await,

@@ -1,10 +1,12 @@
-//! `meshctl stat`: golden metrics once.
+//! `meshctl stat`: golden metrics once, or anew every second.
 
 use crate::args::{Global, Stat};
 use crate::cluster::Cluster;
-use crate::error::{Error, Outcome, Result};
+use crate::commands::live::{self, Style};
+use crate::error::{Outcome, Result};
 use crate::golden::{Query, Row, rows};
-use crate::observe::{self, Ask};
+use crate::known::{find, find_namespace};
+use crate::observe::Ask;
 use crate::output::{Column, Printer, RowFormat, numbers, words};
 use crate::resource::{Kind, Resource, short_kind};
 use crate::selector::select;
@@ -14,10 +16,7 @@ use mesh_api::golden::GoldenFrame;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// How long the control plane may take beyond its own second.
-const DEADLINE: Duration = Duration::from_secs(10);
-
-/// Asks for one frame and prints its rows.
+/// Asks for frames and prints their rows.
 pub async fn run(global: &Global, args: &Stat, printer: &Printer) -> Result<Outcome> {
     let of = Resource::read(&args.resource)?;
     let read = |word: &Option<String>| word.as_deref().map(Resource::read_one).transpose();
@@ -33,8 +32,19 @@ pub async fn run(global: &Global, args: &Stat, printer: &Printer) -> Result<Outc
         None => None,
     };
     let query = Query { of, namespace, only, from, to, routes: args.routes, tcp_routes: false };
-    let frame = observe::once(&cluster, &ask(&query, args.window), DEADLINE).await?;
-    print(&VecDeque::from([frame]), &query, args.output, printer)?;
+    let mut is_first = true;
+    let mut is_empty = false;
+    live::look(&cluster, &ask(&query, args.window), args.watch, |frames| {
+        if std::mem::take(&mut is_first) {
+            find_all(frames, &query)?;
+            is_empty = frames.back().is_none_or(|frame| frame.workloads.is_empty());
+        }
+        print_styled(frames, &query, Style { format: args.output, repeats: args.watch }, printer)
+    })
+    .await?;
+    if let (true, Some(namespace)) = (is_empty, &query.namespace) {
+        find_namespace(&cluster, namespace).await?;
+    }
     Ok(Outcome::Well)
 }
 
@@ -42,38 +52,39 @@ pub async fn run(global: &Global, args: &Stat, printer: &Printer) -> Result<Outc
 pub fn ask(query: &Query, window: Duration) -> Ask {
     // Who sends may live anywhere; for what arrives the scope's own proxies are enough.
     let namespace = if query.from.is_some() || query.to.is_some() { None } else { query.namespace.clone() };
-    Ask { namespace, window, frames: Some(1), pods: query.of.kind == Kind::Pod }
+    let of_pods = |resource: &Resource| resource.kind == Kind::Pod;
+    let pods = of_pods(&query.of) || query.from.iter().chain(&query.to).any(of_pods);
+    Ask { namespace, window, frames: Some(1), pods }
+}
+
+/// An error if something the query names is not there.
+fn find_all(frames: &VecDeque<GoldenFrame>, query: &Query) -> Result<()> {
+    let Some(last) = frames.back() else { return Ok(()) };
+    find(last, &query.of, query.namespace.as_deref())?;
+    query.from.iter().chain(&query.to).try_for_each(|end| find(last, end, None))
 }
 
 /// Prints the rows of some frames.
 pub fn print(frames: &VecDeque<GoldenFrame>, query: &Query, format: RowFormat, printer: &Printer) -> Result<()> {
+    find_all(frames, query)?;
+    print_styled(frames, query, Style::once(format), printer)
+}
+
+fn print_styled(frames: &VecDeque<GoldenFrame>, query: &Query, style: Style, printer: &Printer) -> Result<()> {
     let rows = rows(frames, query);
-    if rows.is_empty()
-        && let Some(name) = &query.of.name
-        && !query.routes
-    {
-        let place = query.namespace.as_ref().map_or("any namespace".to_owned(), |name| format!("namespace {name}"));
-        let error = Error::new(format!("there is no {} with running pods in {place}", query.of));
-        let kind = Resource { name: None, ..query.of.clone() };
-        return Err(error.during(format!("find {name}")).hint(format!("`meshctl stat {kind} -A` lists what there is")));
-    }
-    match format {
-        RowFormat::Json => printer.json(&rows)?,
-        RowFormat::Yaml => printer.yaml(&rows)?,
-        RowFormat::Table | RowFormat::Wide if rows.is_empty() => {
+    if !live::write_data(&rows, frames, style, printer)? {
+        if rows.is_empty() {
             let place = query.namespace.as_ref().map_or("any namespace".to_owned(), |name| format!("namespace {name}"));
-            let what = if query.routes { "requests" } else { "workloads" };
+            let what =
+                if query.routes || query.from.is_some() || query.to.is_some() { "requests" } else { "workloads" };
             printer.note(&format!("No {what} seen in {place}."));
-        }
-        RowFormat::Table | RowFormat::Wide => {
-            let wide = format == RowFormat::Wide;
+        } else {
+            let wide = style.format == RowFormat::Wide;
             let cells = rows.iter().map(|row| cells(row, query, wide)).collect();
             printer.table(&columns(query, wide), cells)?;
         }
     }
-    if let Some(silent) = frames.back().map(|frame| frame.silent_proxies).filter(|silent| *silent > 0) {
-        printer.warn(&format!("{silent} proxies did not answer in time; their numbers are missing"));
-    }
+    live::warn_of_silent(frames, printer);
     Ok(())
 }
 
@@ -212,5 +223,30 @@ mod tests {
             error.to_string(),
             "cannot find wob: there is no deployment/wob with running pods in namespace shop"
         );
+        assert_eq!(error.hint_text(), Some("did you mean deployment/web?"));
+        let (printer, _) = Printer::memory();
+        let from = Query { from: Some(Resource::read_one("deploy/laod").unwrap()), ..shop("deploy") };
+        let error = print(&crate::golden::tests::shop(), &from, RowFormat::Table, &printer).unwrap_err();
+        assert_eq!(error.hint_text(), Some("did you mean deployment/load?"));
+    }
+
+    #[test]
+    fn every_column_of_workloads() {
+        insta::assert_snapshot!(printed(&Query { namespace: None, ..shop("all") }, RowFormat::Wide).0);
+    }
+
+    #[test]
+    fn pods_services_and_namespaces_as_tables() {
+        let tables: Vec<_> = ["po", "svc", "ns"].iter().map(|of| printed(&shop(of), RowFormat::Table).0).collect();
+        insta::assert_snapshot!(tables.join("\n"));
+    }
+
+    #[test]
+    fn a_sender_narrows_the_rows() {
+        let from = Some(Resource::read_one("deploy/load").unwrap());
+        insta::assert_snapshot!(printed(&Query { from, ..shop("deploy") }, RowFormat::Table).0, @r"
+        NAME   MESHED   SUCCESS    RPS     P50    P95    P99     MTLS   TCP_CONN
+        web       1/1    100.0%   25.0   9.1ms   32ms   39ms   100.0%          -
+        ");
     }
 }

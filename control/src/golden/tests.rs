@@ -18,7 +18,7 @@ fn key(route: &str) -> SeriesKey {
     }
 }
 
-fn frame(at_ms: u64, span_ms: u64, requests: u64) -> ProxyFrame {
+pub(crate) fn frame(at_ms: u64, span_ms: u64, requests: u64) -> ProxyFrame {
     let mut series = Series { requests, ..Series::default() };
     series.latency.record_us(100 * requests);
     ProxyFrame { at_ms, span_ms, series: vec![(key("/"), series)] }
@@ -35,8 +35,8 @@ fn requests(frame: &ProxyFrame) -> u64 {
 #[test]
 fn levels_of_one_proxy_follow_the_latest_and_add_up_over_proxies() {
     let empty = ProxyFrame { at_ms: 3000, span_ms: 1000, series: vec![] };
-    assert_eq!(sequence([&open(1000, 3), &open(2000, 5)]).series[0].1.tcp_open, 5);
-    assert_eq!(sequence([&open(1000, 3), &open(2000, 5), &empty]).series[0].1.tcp_open, 0);
+    assert_eq!(ProxyFrame::sequence([&open(1000, 3), &open(2000, 5)]).series[0].1.tcp_open, 5);
+    assert_eq!(ProxyFrame::sequence([&open(1000, 3), &open(2000, 5), &empty]).series[0].1.tcp_open, 0);
     assert_eq!(levels(&open(1000, 3)).series.len(), 1);
     assert!(levels(&frame(1000, 1000, 7)).series.is_empty());
     let (a, b) = (open(1000, 3), open(1000, 4));
@@ -45,32 +45,6 @@ fn levels_of_one_proxy_follow_the_latest_and_add_up_over_proxies() {
     let rows = merge(parts().into_iter(), false);
     assert_eq!((rows.len(), rows[0].series.tcp_open, rows[0].pod.clone()), (1, 7, None));
     assert_eq!(merge(parts().into_iter(), true).len(), 2);
-}
-
-#[test]
-fn the_past_is_as_long_as_asked_or_as_close_as_possible() {
-    let mut memory = Memory::default();
-    assert_eq!(memory.receive(frame(1000, 1000, 1), false), News::Nothing, "nobody looks");
-    memory.begin(2);
-    assert_eq!(memory.receive(frame(59_000, 1000, 1), false), News::Nothing, "part of the sums to come");
-    assert_eq!(memory.receive(frame(60_000, 60_000, 60), true), News::Nothing);
-    assert_eq!(memory.receive(frame(60_000, 10_000, 10), true), News::Complete);
-    assert_eq!(memory.receive(frame(60_000, 1000, 1), false), News::Nothing, "in the sums already");
-    let spans = |memory: &Memory, window_s: u64| {
-        let past = memory.past(window_s * 1000);
-        assert_eq!(past.span_ms / 1000, requests(&past), "a request a second");
-        past.span_ms / 1000
-    };
-    assert_eq!((spans(&memory, 10), spans(&memory, 60)), (10, 60));
-    for second in 61..=65 {
-        assert!(matches!(memory.receive(frame(second * 1000, 1000, 1), false), News::Second(_)));
-    }
-    assert_eq!((spans(&memory, 3), spans(&memory, 5), spans(&memory, 60)), (3, 5, 65));
-    assert_eq!(spans(&memory, 12), 15);
-    for second in 66..=200 {
-        memory.receive(frame(second * 1000, 1000, 1), false);
-    }
-    assert_eq!((spans(&memory, 10), spans(&memory, 60)), (10, 60));
 }
 
 proptest! {
@@ -100,18 +74,18 @@ proptest! {
     fn whatever_the_pace_every_frame_is_shown_once(pace in proptest::collection::vec(0usize..4, 1..40)) {
         let now = Instant::now();
         let mut feed = Feed::waiting(now);
-        feed.begin(frame(0, 10_000, 100), now);
-        let (mut sent, mut shown, mut at_ms) = (100, feed.take(true).map_or(0, |frame| requests(&frame)), 0);
+        feed.push(Arc::new(frame(0, 10_000, 100)), now);
+        let (mut sent, mut shown, mut at_ms) = (100, feed.take(true, true).map_or(0, |frame| requests(&frame)), 0);
         for arriving in pace {
             for _ in 0..arriving {
                 at_ms += 1000;
                 sent += at_ms;
                 feed.push(Arc::new(frame(at_ms, 1000, at_ms)), now);
             }
-            shown += feed.take(false).map_or(0, |frame| requests(&frame));
+            shown += feed.take(false, true).map_or(0, |frame| requests(&frame));
             prop_assert!(feed.queue.len() <= limits::WAITING_FRAMES);
         }
-        shown += feed.take(true).map_or(0, |frame| requests(&frame));
+        shown += feed.take(true, false).map_or(0, |frame| requests(&frame));
         prop_assert_eq!(shown, sent);
     }
 }
@@ -137,8 +111,10 @@ impl Proxy {
     /// Answers what it was asked for.
     fn answer(&self, requests_a_second: u64) {
         for order in self.orders() {
-            if let ControlMessage::Observe { backfill_s } = order {
-                let seconds = u64::from(backfill_s);
+            if let ControlMessage::Observe { backfill_s, since_ms } = order {
+                let told = if since_ms == 0 { u64::MAX } else { (self.at_ms - since_ms) / 1000 };
+                let backfill_s = u64::from(backfill_s).min(told);
+                let seconds = backfill_s;
                 let sum = frame(self.at_ms, seconds * 1000, seconds * requests_a_second);
                 self.link.receive(sum, true, Instant::now());
             }
@@ -166,15 +142,15 @@ fn all() -> Scope {
 
 #[tokio::test]
 async fn proxies_are_asked_only_while_somebody_looks() {
-    let golden = Golden::new(Arc::new(Metrics::new()));
+    let golden = Golden::new(Arc::new(Metrics::new()), "cluster.local");
     let mut web = Proxy::new(&golden, "web");
     assert_eq!(web.orders(), []);
     web.second(5);
     let watch = golden.watch(all(), 10, false, Instant::now());
-    let observe = |backfill_s| ControlMessage::Observe { backfill_s };
-    assert_eq!(web.orders(), [observe(60), observe(10)]);
+    let observe = |backfill_s| ControlMessage::Observe { backfill_s, since_ms: 0 };
+    assert_eq!(web.orders(), [observe(10)]);
     let second = golden.watch(Scope::default(), 30, false, Instant::now());
-    assert_eq!(web.orders(), [], "it is asked once");
+    assert_eq!(web.orders(), [observe(30)], "each asks for its own past");
     drop(watch);
     assert_eq!(web.orders(), []);
     drop(second);
@@ -186,18 +162,22 @@ async fn proxies_are_asked_only_while_somebody_looks() {
 
 #[tokio::test]
 async fn several_watchers_see_each_request_once() {
-    let golden = Golden::new(Arc::new(Metrics::new()));
+    let golden = Golden::new(Arc::new(Metrics::new()), "cluster.local");
     let (mut web, mut cart) = (Proxy::new(&golden, "web"), Proxy::new(&golden, "cart"));
     let mut early = golden.watch(all(), 10, false, Instant::now()).unwrap();
     web.answer(1);
     cart.answer(2);
     let first = next(&mut early).await;
     assert_eq!((counted(&first), first.span_ms, first.silent_proxies), (30, 10_000, 0));
+    let mut late = golden.watch(all(), 60, true, Instant::now()).unwrap();
+    // A second that ends before the past is told belongs to that past for the late one only.
     web.second(100);
     cart.second(200);
-    let mut late = golden.watch(all(), 60, true, Instant::now()).unwrap();
+    web.answer(3);
+    cart.answer(4);
+    web.link.receive(frame(web.at_ms, 1000, 100), false, Instant::now());
     let first = next(&mut late).await;
-    assert_eq!((counted(&first), first.span_ms, first.series.len()), (180 + 300, 61_000, 2));
+    assert_eq!((counted(&first), first.span_ms, first.series.len()), (180 + 240, 60_000, 2));
     assert_eq!(first.series[0].workload, WorkloadRef::new("shop", "pod", "cart"), "a pod the world does not know yet");
     web.second(1000);
     let (early_next, late_next) = tokio::join!(next(&mut early), next(&mut late));
@@ -206,16 +186,52 @@ async fn several_watchers_see_each_request_once() {
 }
 
 #[tokio::test]
+async fn one_that_was_away_tells_what_it_counted_meanwhile() {
+    let golden = Golden::new(Arc::new(Metrics::new()), "cluster.local");
+    let web = Proxy::new(&golden, "web");
+    let mut watch = golden.watch(all(), 10, false, Instant::now()).unwrap();
+    web.answer(1);
+    assert_eq!(counted(&next(&mut watch).await), 10);
+    let at_ms = web.at_ms;
+    drop(web);
+    let mut back = Proxy::new(&golden, "web");
+    back.at_ms = at_ms + 7000;
+    back.answer(1);
+    back.second(5);
+    assert_eq!(counted(&next(&mut watch).await) + counted(&next(&mut watch).await), 7 + 5);
+}
+
+#[tokio::test]
+async fn one_that_ended_is_part_of_later_windows_and_counted_once_in_earlier_ones() {
+    let golden = Golden::new(Arc::new(Metrics::new()), "cluster.local");
+    let mut web = Proxy::new(&golden, "web");
+    let mut early = golden.watch(all(), 10, false, Instant::now()).unwrap();
+    web.answer(1);
+    assert_eq!(counted(&next(&mut early).await), 10);
+    web.second(3);
+    let workload = WorkloadRef::new("shop", "deployment", "web");
+    let past = (90..=101).map(|s| frame(s * 1000, 1000, 1)).collect();
+    web.link.farewell(workload.clone(), past, Instant::now());
+    drop(web);
+    let mut late = golden.watch(all(), 10, false, Instant::now()).unwrap();
+    let first = next(&mut late).await;
+    assert_eq!((counted(&first), first.span_ms, first.silent_proxies), (10, 10_000, 0));
+    assert_eq!((first.series.len(), &first.series[0].workload), (1, &workload));
+    assert_eq!(counted(&next(&mut late).await), 0);
+    assert_eq!(counted(&next(&mut early).await), 3);
+}
+
+#[tokio::test]
 async fn a_proxy_that_does_not_answer_is_called_silent() {
-    let golden = Golden::new(Arc::new(Metrics::new()));
+    let golden = Golden::new(Arc::new(Metrics::new()), "cluster.local");
     let (web, _cart) = (Proxy::new(&golden, "web"), Proxy::new(&golden, "cart"));
     let mut watch = golden.watch(all(), 10, false, Instant::now()).unwrap();
     web.answer(1);
     let first = next(&mut watch).await;
     assert_eq!((counted(&first), first.silent_proxies), (10, 1));
-    // One that comes later is asked for what it counts from now on, and not for its past.
+    // One that comes later is asked for what it counted before it reached us, and not for all its past.
     let mut late = Proxy::new(&golden, "late");
     late.answer(1);
     late.second(50);
-    assert_eq!(counted(&next(&mut watch).await) + counted(&next(&mut watch).await), 50);
+    assert_eq!(counted(&next(&mut watch).await) + counted(&next(&mut watch).await), 5 + 50);
 }

@@ -38,7 +38,7 @@ fn observe() -> Observe {
     Observe {
         reviews: Api::all(kube::Client::new(service, "default")),
         observers: Arc::new(observers),
-        golden: Golden::new(metrics),
+        golden: Golden::new(metrics, "cluster.local"),
         subscriptions: Subscriptions::new(Arc::new(MeshConfig::default())),
         stop: CancellationToken::new(),
     }
@@ -117,7 +117,7 @@ fn questions_are_read() {
     let one = parse("/apis/observe.meshctl.dev/v1alpha1/workloads/Deployment.web.v2/golden", "").unwrap();
     assert_eq!(one.workload, Some(("deployment".into(), "web.v2".into())));
     assert_eq!((one.window_s, one.frames, one.pods), (10, None, false));
-    for query in ["window=0", "window=61", "frames=0", "frames=-1", "pods=perhaps"] {
+    for query in ["window=0", "window=601", "frames=0", "frames=-1", "pods=perhaps"] {
         assert_eq!(parse(GOLDEN, query).unwrap_err().code, StatusCode::BAD_REQUEST, "{query}");
     }
     assert!(parse("/apis/observe.meshctl.dev/v1alpha1/workloads/web/golden", "").is_err());

@@ -49,7 +49,7 @@ impl Control {
         let certifier = Certifier::new(client, "cluster.local", issuer.authority.clone(), metrics.clone());
         let streams = Arc::new(Streams {
             subscriptions: Subscriptions::new(Arc::new(MeshConfig::default())),
-            golden: Golden::new(metrics.clone()),
+            golden: Golden::new(metrics.clone(), "cluster.local"),
             metrics,
             stop: CancellationToken::new(),
         });
@@ -260,7 +260,7 @@ async fn golden_frames_come_from_whoever_is_watched() {
     assert!(matches!(proxy.hear().await, ControlMessage::Inbound { .. }));
     let scope = crate::golden::Scope { namespace: Some("shop".to_owned()), workload: None };
     let mut watch = control.streams.golden.watch(scope, 60, false, Instant::now()).unwrap();
-    assert_eq!(proxy.hear().await, ControlMessage::Observe { backfill_s: 60 });
+    assert_eq!(proxy.hear().await, ControlMessage::Observe { backfill_s: 60, since_ms: 0 });
     let frame = ProxyFrame { at_ms: 5, span_ms: 4_000, series: vec![] };
     proxy.say(ProxyMessage::Golden { frame, backfill: true }).await;
     let subscriptions = control.streams.subscriptions.clone();

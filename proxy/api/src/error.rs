@@ -77,6 +77,13 @@ mesh_errors! {
         "A service's endpoint leads to the proxy itself; check the service's target port";
 }
 
+impl MeshError {
+    /// True if a time limit ran out: what timeouts are counted by.
+    pub fn is_timeout(self) -> bool {
+        self.http_status() == 504
+    }
+}
+
 impl std::fmt::Display for MeshError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.code())

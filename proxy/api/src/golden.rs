@@ -4,9 +4,9 @@
 //! merges frames of many proxies into a [`GoldenFrame`] and streams those to whoever looks. Everything adds up:
 //! counters and histograms by addition, open connections by summing over proxies.
 
-use crate::{Histogram, MeshError, ServiceRef, WorkloadRef};
+use crate::{Histogram, MeshError, ServiceRef, SpiffeId, WorkloadRef};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// From which side a proxy saw the traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -67,6 +67,77 @@ pub struct SeriesKey {
     pub tls: TlsStatus,
 }
 
+/// How a request or connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// As both sides wanted it.
+    Orderly,
+    /// The client broke it off.
+    ByClient,
+    /// The server broke it off.
+    ByServer,
+    /// The mesh answered or refused it; the error says why.
+    ByMesh,
+    /// The proxy gave it up, because it was shutting down.
+    Cut,
+}
+
+impl Ending {
+    /// The word that stands for it in metrics and JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Ending::Orderly => "orderly",
+            Ending::ByClient => "by_client",
+            Ending::ByServer => "by_server",
+            Ending::ByMesh => "by_mesh",
+            Ending::Cut => "cut",
+        }
+    }
+}
+
+/// Where attempts differ from requests: requests that were not sent exactly once. All others are one attempt each,
+/// with the same outcome and latency, and need not be counted twice.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Attempts {
+    /// Requests that were sent more than once, or never.
+    pub requests: u64,
+    /// Of these, requests that finished well.
+    pub request_successes: u64,
+    /// Latency of these requests, as their callers saw it.
+    #[serde(default, skip_serializing_if = "Histogram::is_empty")]
+    pub request_latency: Histogram,
+    /// Attempts made for such requests, each counted where it went.
+    pub attempts: u64,
+    /// Of these, attempts that went well.
+    pub successes: u64,
+    /// Latency of each attempt.
+    #[serde(default, skip_serializing_if = "Histogram::is_empty")]
+    pub latency: Histogram,
+}
+
+impl Attempts {
+    fn merge(&mut self, other: &Attempts) {
+        self.requests += other.requests;
+        self.request_successes += other.request_successes;
+        self.request_latency.merge(&other.request_latency);
+        self.attempts += other.attempts;
+        self.successes += other.successes;
+        self.latency.merge(&other.latency);
+    }
+}
+
+/// What endpoints saw of a series: every attempt by itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Actual {
+    /// Attempts made.
+    pub attempts: u64,
+    /// Attempts that went well.
+    pub successes: u64,
+    /// From an attempt's start to its end.
+    pub latency: Histogram,
+}
+
 /// Counters and distributions of one series over a span of time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Series {
@@ -97,6 +168,9 @@ pub struct Series {
     /// From the request's head to the response's head.
     #[serde(default, skip_serializing_if = "Histogram::is_empty")]
     pub first_byte: Histogram,
+    /// Where attempts differ from requests; see [`Series::actual`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<Box<Attempts>>,
     /// Connections opened (TCP series).
     #[serde(default)]
     pub tcp_opened: u64,
@@ -112,6 +186,12 @@ pub struct Series {
     /// Bytes from the server to the client.
     #[serde(default)]
     pub tcp_write_bytes: u64,
+    /// How connections were closed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tcp_closes: BTreeMap<Ending, u64>,
+    /// How long closed connections had been open.
+    #[serde(default, skip_serializing_if = "Histogram::is_empty")]
+    pub tcp_duration: Histogram,
 }
 
 impl Series {
@@ -138,11 +218,34 @@ impl Series {
         self.tcp_open = if parallel { self.tcp_open + other.tcp_open } else { other.tcp_open };
         self.tcp_read_bytes += other.tcp_read_bytes;
         self.tcp_write_bytes += other.tcp_write_bytes;
+        for (how, n) in &other.tcp_closes {
+            *self.tcp_closes.entry(*how).or_default() += n;
+        }
+        self.tcp_duration.merge(&other.tcp_duration);
+        if let Some(attempts) = &other.attempts {
+            self.attempts.get_or_insert_default().merge(attempts);
+        }
+    }
+
+    /// What the endpoints saw of an outbound series: the requests sent once, and every attempt of the others.
+    pub fn actual(&self) -> Actual {
+        let mut actual = Actual { attempts: self.requests, successes: self.successes, latency: self.latency.clone() };
+        if let Some(differing) = &self.attempts {
+            actual.attempts = actual.attempts.saturating_sub(differing.requests) + differing.attempts;
+            actual.successes = actual.successes.saturating_sub(differing.request_successes) + differing.successes;
+            actual.latency.subtract(&differing.request_latency);
+            actual.latency.merge(&differing.latency);
+        }
+        actual
     }
 }
 
 /// gRPC statuses that count as failures: Unknown, DeadlineExceeded, PermissionDenied, Internal, Unavailable, DataLoss.
 pub const GRPC_FAILURES: [u16; 6] = [2, 4, 7, 13, 14, 15];
+
+/// The rule of [`is_success`] in words, as every command's help prints it.
+pub const SUCCESS_RULE: &str = "A request succeeds if it was answered to the end with an HTTP status below 500, and, for gRPC, with no status \
+of Unknown, DeadlineExceeded, PermissionDenied, Internal, Unavailable or DataLoss. Resets and timeouts fail.";
 
 /// The success rule of every command: HTTP status below 500 and no reset or timeout; for gRPC additionally no
 /// status of [`GRPC_FAILURES`]. `status` is `None` if the request ended without an answer.
@@ -161,6 +264,25 @@ pub struct ProxyFrame {
     pub series: Vec<(SeriesKey, Series)>,
 }
 
+impl ProxyFrame {
+    /// Adds up consecutive spans of one proxy, oldest first.
+    pub fn sequence<'a>(frames: impl IntoIterator<Item = &'a ProxyFrame>) -> ProxyFrame {
+        let mut sum = ProxyFrame::default();
+        let mut series: HashMap<&SeriesKey, Series> = HashMap::new();
+        for frame in frames {
+            sum.at_ms = frame.at_ms;
+            sum.span_ms += frame.span_ms;
+            // A series with open connections is in every frame: one that is missing has none.
+            series.values_mut().for_each(|series| series.tcp_open = 0);
+            for (key, later) in &frame.series {
+                series.entry(key).or_default().merge(later, false);
+            }
+        }
+        sum.series = series.into_iter().map(|(key, series)| (key.clone(), series)).collect();
+        sum
+    }
+}
+
 /// How much of a workload is meshed and up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadStatus {
@@ -175,6 +297,21 @@ pub struct WorkloadStatus {
     /// Names of the Services that select its pods.
     #[serde(default)]
     pub services: Vec<String>,
+    /// The identities its meshed pods prove.
+    #[serde(default)]
+    pub identities: Vec<SpiffeId>,
+    /// Its pods one by one, if the request asked for a row per pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pod_list: Vec<PodStatus>,
+}
+
+/// A running pod of a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodStatus {
+    /// Its name.
+    pub name: String,
+    /// True if it has a proxy.
+    pub meshed: bool,
 }
 
 /// A series of one workload, summed over its pods.
@@ -221,6 +358,44 @@ mod tests {
         assert!(!is_success(None, None, true));
         assert!(is_success(Some(200), Some(5), true));
         assert!(!is_success(Some(200), Some(14), true));
+    }
+
+    fn took(us: &[u64]) -> Histogram {
+        let mut histogram = Histogram::default();
+        us.iter().for_each(|us| histogram.record_us(*us));
+        histogram
+    }
+
+    #[test]
+    fn attempts_are_the_requests_sent_once_and_each_try_of_the_others() {
+        let mut a = Series { requests: 10, successes: 9, latency: took(&[100; 10]), ..Series::default() };
+        assert_eq!((a.actual().attempts, a.actual().successes, a.actual().latency), (10, 9, a.latency.clone()));
+        // One more request that went well at the second try, and one that nobody could be asked.
+        let twice = Attempts {
+            requests: 1,
+            request_successes: 1,
+            request_latency: took(&[900]),
+            attempts: 2,
+            successes: 1,
+            latency: took(&[500, 300]),
+        };
+        let once = Series {
+            requests: 1,
+            successes: 1,
+            latency: took(&[900]),
+            attempts: Some(Box::new(twice)),
+            ..Series::default()
+        };
+        let never = Attempts { requests: 1, request_latency: took(&[7]), ..Attempts::default() };
+        let refused = Series { requests: 1, latency: took(&[7]), attempts: Some(Box::new(never)), ..Series::default() };
+        a.merge(&once, false);
+        a.merge(&refused, true);
+        assert_eq!((a.requests, a.successes), (12, 10));
+        let actual = a.actual();
+        assert_eq!((actual.attempts, actual.successes), (12, 10));
+        let mut expect = took(&[100; 10]);
+        expect.merge(&took(&[500, 300]));
+        assert_eq!(actual.latency, expect);
     }
 
     #[test]

@@ -51,6 +51,17 @@ impl Histogram {
         self.sum_us = self.sum_us.saturating_add(other.sum_us);
     }
 
+    /// Takes away a histogram that had been added before; buckets and sum end at zero.
+    pub fn subtract(&mut self, other: &Histogram) {
+        for &(bucket, count) in &other.buckets {
+            if let Ok(at) = self.buckets.binary_search_by_key(&bucket, |&(b, _)| b) {
+                self.buckets[at].1 = self.buckets[at].1.saturating_sub(count);
+            }
+        }
+        self.buckets.retain(|&(_, count)| count > 0);
+        self.sum_us = self.sum_us.saturating_sub(other.sum_us);
+    }
+
     /// How many durations were counted.
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(|&(_, n)| n).sum()
@@ -118,8 +129,11 @@ mod tests {
             let (mut one, mut two, mut both) = (Histogram::default(), Histogram::default(), Histogram::default());
             a.iter().for_each(|&v| { one.record_us(v); both.record_us(v); });
             b.iter().for_each(|&v| { two.record_us(v); both.record_us(v); });
+            let before = one.clone();
             one.merge(&two);
-            prop_assert_eq!(one, both);
+            prop_assert_eq!(&one, &both);
+            one.subtract(&two);
+            prop_assert_eq!(one, before);
         }
     }
 

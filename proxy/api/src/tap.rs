@@ -8,6 +8,7 @@ pub mod filter;
 pub mod pattern;
 pub mod secrets;
 
+pub use crate::golden::Ending as TapEnding;
 use crate::golden::{Carried, Direction, TlsStatus};
 use crate::{MeshError, ServiceRef, SpiffeId, WorkloadRef};
 use serde::{Deserialize, Serialize};
@@ -26,22 +27,6 @@ pub enum TapKind {
     Open,
     /// An opaque connection came to its end, or could not be opened.
     Close,
-}
-
-/// How a request or connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TapEnding {
-    /// As both sides wanted it.
-    Orderly,
-    /// The client broke it off.
-    ByClient,
-    /// The server broke it off.
-    ByServer,
-    /// The mesh answered or refused it; the event's `error` says why.
-    ByMesh,
-    /// The proxy gave it up, because it was shutting down.
-    Cut,
 }
 
 /// One end of a request or connection.

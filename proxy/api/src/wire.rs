@@ -77,6 +77,11 @@ pub enum ProxyMessage {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         refusal: Option<String>,
     },
+    /// The proxy ends; what it remembers is all that will be left of its past.
+    Farewell {
+        /// What it remembers, oldest first, as far as it fits.
+        frames: Vec<ProxyFrame>,
+    },
     /// Still there; answers a heartbeat.
     Heartbeat {},
     /// Something a later release says.
@@ -108,10 +113,14 @@ pub enum ControlMessage {
         /// The policy, whole.
         policy: InboundPolicy,
     },
-    /// Send golden frames: at once one that sums the last `backfill_s` seconds as far as remembered, then one a second.
+    /// Send golden frames: at once one that sums the last `backfill_s` whole seconds as far as remembered, then one a
+    /// second. Said again while frames flow, it asks for another sum only; frames up to the sum's end are part of it.
     Observe {
-        /// Seconds of the past wanted, at most 60.
+        /// Seconds of the past wanted, at most 600.
         backfill_s: u16,
+        /// Unix milliseconds: what ended by then has been told already. 0: nothing has.
+        #[serde(default)]
+        since_ms: u64,
     },
     /// Stop sending golden frames.
     StopObserve {},

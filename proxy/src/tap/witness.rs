@@ -167,7 +167,7 @@ impl Witness {
             route: subject.route.to_string(),
             status: finished.status,
             grpc_status: finished.grpc_status,
-            retries: finished.retries,
+            retries: finished.attempts.saturating_sub(1),
             first_byte_us: finished.first_byte.map(micros),
             request_headers: headers(&self.request_headers),
             response_headers: headers(&self.response_headers),
