@@ -5,7 +5,7 @@
 
 use crate::limits;
 use bytes::{Bytes, BytesMut};
-use mesh_api::names::{ALPN_H1, ALPN_H2, ALPN_TCP};
+use mesh_api::names::{ALPN_H1, ALPN_H1_MUX, ALPN_H2, ALPN_TCP};
 use std::io;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -176,7 +176,7 @@ impl ClientHello {
                     let mut names = Reader(Reader(data).vector16()?);
                     while !names.0.is_empty() {
                         let name = names.vector8()?;
-                        offers_mesh |= [ALPN_H1, ALPN_H2, ALPN_TCP].contains(&name);
+                        offers_mesh |= [ALPN_H1, ALPN_H1_MUX, ALPN_H2, ALPN_TCP].contains(&name);
                     }
                 }
             }

@@ -83,6 +83,7 @@ async fn mesh(proxy: Arc<Proxy>, tcp: TcpStream, ahead: Bytes, from: SocketAddr,
     let stream = Stream::Tls(Box::new(tls));
     match peer.alpn {
         Alpn::Http1 => serve::http1(client, stream).await,
+        Alpn::Http1Mux => serve::http1_mux(client, stream).await,
         Alpn::Http2 => serve::http2(client, stream).await,
         Alpn::Tcp => serve::opaque(&client, &client.target.now(), stream).await,
     }

@@ -26,6 +26,7 @@ pub mod inbound;
 pub mod limits;
 pub mod listen;
 pub mod metrics;
+pub mod mux;
 pub mod nft;
 pub mod outbound;
 pub mod pool;

@@ -84,7 +84,7 @@ pub const UPLOAD_KEPT: usize = 64 * 1024;
 /// HTTP/1 connections to one endpoint, idle or busy.
 pub const POOL_CONNECTIONS: usize = 1024;
 /// Idle HTTP/1 connections kept for one endpoint.
-pub const POOL_IDLE: usize = 128;
+pub const POOL_IDLE: usize = 1024;
 /// How long an unused connection is kept.
 pub const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A request that must not be sent twice takes only a connection to an application used within this time:

@@ -2,6 +2,7 @@
 //! first, so that the others can go cold and be closed), and one HTTP/2 connection that all requests share.
 
 use crate::limits;
+use crate::tls::Alpn;
 use crate::upload::Upload;
 use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
@@ -20,6 +21,8 @@ pub struct Pool {
     idle: Mutex<Vec<Idle>>,
     /// Held while a connection is being opened, so that requests that arrive together open only one.
     pub http2: tokio::sync::Mutex<Option<Shared>>,
+    /// The same for HTTP/1 exchanges sent as streams.
+    pub http1_mux: tokio::sync::Mutex<Option<Shared>>,
     slots: Arc<Semaphore>,
 }
 
@@ -45,6 +48,7 @@ impl Default for Pool {
         Self {
             idle: Mutex::default(),
             http2: tokio::sync::Mutex::default(),
+            http1_mux: tokio::sync::Mutex::default(),
             slots: Arc::new(Semaphore::new(limits::POOL_CONNECTIONS)),
         }
     }
@@ -75,9 +79,14 @@ impl Pool {
         }
     }
 
+    /// The connection shared by all requests carried like this.
+    pub fn shared(&self, alpn: Alpn) -> &tokio::sync::Mutex<Option<Shared>> {
+        if alpn == Alpn::Http1Mux { &self.http1_mux } else { &self.http2 }
+    }
+
     /// Lets go of the HTTP/2 connection opened then; streams that are under way on it finish.
-    pub async fn retire(&self, opened: Instant) {
-        let mut shared = self.http2.lock().await;
+    pub async fn retire(&self, alpn: Alpn, opened: Instant) {
+        let mut shared = self.shared(alpn).lock().await;
         if shared.as_ref().is_some_and(|shared| shared.opened == opened) {
             *shared = None;
         }
@@ -98,10 +107,12 @@ impl Pool {
     pub fn sweep(&self, now: Instant) {
         let cold = |since: Instant| now.saturating_duration_since(since) > limits::POOL_IDLE_TIMEOUT;
         self.idle.lock().retain(|idle| !cold(idle.since) && !idle.sender.is_closed());
-        if let Ok(mut shared) = self.http2.try_lock()
-            && shared.as_ref().is_some_and(|s| cold(s.used) || s.sender.is_closed())
-        {
-            *shared = None;
+        for shared in [&self.http2, &self.http1_mux] {
+            if let Ok(mut shared) = shared.try_lock()
+                && shared.as_ref().is_some_and(|s| cold(s.used) || s.sender.is_closed())
+            {
+                *shared = None;
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use crate::drain::Phase;
 use crate::error::{Chain, Failure};
 use crate::guard::{Guard, Notes};
 use crate::limits;
+use crate::mux;
 use crate::proxy::Proxy;
 use crate::record::ConnectionRecord;
 use crate::request::{self, Client, choose};
@@ -17,8 +18,9 @@ use crate::tcp;
 use crate::tls::Alpn;
 use crate::upstream::{self, Flight};
 use bytes::{Bytes, BytesMut};
-use http::StatusCode;
+use http::{Request, StatusCode};
 use http::header::{self, HeaderValue};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -89,11 +91,20 @@ async fn settled(proxy: &Proxy) {
 
 /// Serves HTTP/2 until the client goes or the proxy ends.
 pub async fn http2(client: Arc<Client>, stream: Stream) {
+    streams(client, stream, |request| request).await;
+}
+
+/// Serves HTTP/1 exchanges that another proxy sends as streams.
+pub async fn http1_mux(client: Arc<Client>, stream: Stream) {
+    streams(client, stream, mux::unfold).await;
+}
+
+async fn streams(client: Arc<Client>, stream: Stream, prepare: fn(Request<Incoming>) -> Request<Incoming>) {
     let service = {
         let client = client.clone();
         service_fn(move |request| {
             let client = client.clone();
-            async move { Ok::<_, Infallible>(request::serve(client, request).await) }
+            async move { Ok::<_, Infallible>(request::serve(client, prepare(request)).await) }
         })
     };
     let connection = http2::Builder::new(TokioExecutor::new())

@@ -7,7 +7,7 @@
 use crate::stream::Rewound;
 use arc_swap::ArcSwapOption;
 use mesh_api::SpiffeId;
-use mesh_api::names::{ALPN_H1, ALPN_H2, ALPN_TCP};
+use mesh_api::names::{ALPN_H1, ALPN_H1_MUX, ALPN_H2, ALPN_TCP};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -29,8 +29,10 @@ const RESUMABLE_SESSIONS: usize = 64;
 /// What a mesh connection carries, settled by ALPN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alpn {
-    /// HTTP/1.1.
+    /// HTTP/1.1, one exchange at a time.
     Http1,
+    /// HTTP/1.1, many exchanges at a time, each a stream of HTTP/2 ([`crate::mux`]).
+    Http1Mux,
     /// HTTP/2.
     Http2,
     /// Opaque TCP.
@@ -38,17 +40,21 @@ pub enum Alpn {
 }
 
 impl Alpn {
+    /// Everything we speak.
+    pub const ALL: [Alpn; 4] = [Alpn::Http1, Alpn::Http1Mux, Alpn::Http2, Alpn::Tcp];
+
     /// The name on the wire.
     pub fn name(self) -> &'static [u8] {
         match self {
             Alpn::Http1 => ALPN_H1,
+            Alpn::Http1Mux => ALPN_H1_MUX,
             Alpn::Http2 => ALPN_H2,
             Alpn::Tcp => ALPN_TCP,
         }
     }
 
     fn from_name(name: &[u8]) -> Option<Self> {
-        [Alpn::Http1, Alpn::Http2, Alpn::Tcp].into_iter().find(|alpn| alpn.name() == name)
+        Self::ALL.into_iter().find(|alpn| alpn.name() == name)
     }
 }
 
@@ -151,7 +157,7 @@ impl Current {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier.clone())
             .with_single_cert(chain.clone(), key.clone_key())?;
-        server.alpn_protocols = [Alpn::Http1, Alpn::Http2, Alpn::Tcp].map(|alpn| alpn.name().to_vec()).to_vec();
+        server.alpn_protocols = Alpn::ALL.map(|alpn| alpn.name().to_vec()).to_vec();
         server.ticketer = aws_lc_rs::Ticketer::new()?;
         server.send_tls13_tickets = 1;
         server.max_early_data_size = 0;

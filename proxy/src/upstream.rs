@@ -4,6 +4,7 @@
 use crate::error::{BoxError, Chain, Failure};
 use crate::headers::connection_options;
 use crate::limits;
+use crate::mux;
 use crate::pool::{Http1, Http2, Shared};
 use crate::proxy::Proxy;
 use crate::state::Backend;
@@ -76,7 +77,17 @@ pub async fn send(
     request: Request<Upload>,
 ) -> Result<(Response<Incoming>, Option<Lease>), Unanswered> {
     match request.version() {
-        Version::HTTP_2 => send_http2(proxy, backend, request).await.map(|response| (response, None)),
+        Version::HTTP_2 => send_http2(proxy, backend, Alpn::Http2, request).await.map(|response| (response, None)),
+        _ if backend.endpoint.identity.is_some() && proxy.offers_identity() && mux::carries(&request) => {
+            let sent = send_http2(proxy, backend, Alpn::Http1Mux, mux::fold(request)).await;
+            match sent {
+                Ok(mut response) => {
+                    *response.version_mut() = Version::HTTP_11;
+                    Ok((response, None))
+                }
+                Err(Unanswered { failure, request }) => Err(Unanswered { failure, request: request.map(mux::unfold) }),
+            }
+        }
         _ => send_http1(proxy, backend, request).await,
     }
 }
@@ -152,11 +163,12 @@ async fn open_http1(proxy: &Proxy, backend: &Backend) -> Result<Http1, Failure> 
 async fn send_http2(
     proxy: &Proxy,
     backend: &Arc<Backend>,
+    alpn: Alpn,
     mut request: Request<Upload>,
 ) -> Result<Response<Incoming>, Unanswered> {
     let mut attempts = 0;
     loop {
-        let (mut sender, opened) = match shared_http2(proxy, backend).await {
+        let (mut sender, opened) = match shared_http2(proxy, backend, alpn).await {
             Ok(shared) => shared,
             Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
         };
@@ -169,7 +181,7 @@ async fn send_http2(
                 let unseen = is_refused(error.error()) && copy.body().is_whole();
                 let unsent = error.take_message().or(unseen.then_some(copy));
                 if !h2_error(error.error()).is_some_and(h2::Error::is_reset) {
-                    backend.pool.retire(opened).await; // more than this stream is broken
+                    backend.pool.retire(alpn, opened).await; // more than this stream is broken
                 }
                 match unsent {
                     Some(unsent) if attempts < limits::MAX_ATTEMPTS => request = unsent,
@@ -184,14 +196,14 @@ async fn send_http2(
 }
 
 /// A handle to the endpoint's HTTP/2 connection; whoever comes first opens it, the others wait for that.
-async fn shared_http2(proxy: &Proxy, backend: &Backend) -> Result<(Http2, Instant), Failure> {
+async fn shared_http2(proxy: &Proxy, backend: &Backend, alpn: Alpn) -> Result<(Http2, Instant), Failure> {
     let taken = tokio::time::timeout(limits::CONNECT_TIMEOUT + limits::HANDSHAKE_TIMEOUT, async {
-        let mut shared = backend.pool.http2.lock().await;
+        let mut shared = backend.pool.shared(alpn).lock().await;
         if let Some(shared) = shared.as_mut().filter(|shared| !shared.sender.is_closed()) {
             shared.used = Instant::now();
             return Ok((shared.sender.clone(), shared.opened));
         }
-        let sender = open_http2(proxy, backend).await?;
+        let sender = open_http2(proxy, backend, alpn).await?;
         let now = Instant::now();
         *shared = Some(Shared { sender: sender.clone(), opened: now, used: now });
         Ok((sender, now))
@@ -202,8 +214,8 @@ async fn shared_http2(proxy: &Proxy, backend: &Backend) -> Result<(Http2, Instan
     })
 }
 
-async fn open_http2(proxy: &Proxy, backend: &Backend) -> Result<Http2, Failure> {
-    let stream = connect(proxy, backend, Alpn::Http2).await?;
+async fn open_http2(proxy: &Proxy, backend: &Backend, alpn: Alpn) -> Result<Http2, Failure> {
+    let stream = connect(proxy, backend, alpn).await?;
     let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(limits::HTTP2_STREAM_WINDOW)

@@ -47,6 +47,8 @@ pub const REDIRECT_CONTAINER: &str = "mesh-redirect";
 
 /// ALPN between proxies: HTTP/1.1.
 pub const ALPN_H1: &[u8] = b"mesh-h1";
+/// ALPN between proxies: many HTTP/1.1 exchanges at once, as streams of HTTP/2.
+pub const ALPN_H1_MUX: &[u8] = b"mesh-h1-mux";
 /// ALPN between proxies: HTTP/2.
 pub const ALPN_H2: &[u8] = b"mesh-h2";
 /// ALPN between proxies: opaque TCP.

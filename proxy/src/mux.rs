@@ -1,0 +1,54 @@
+//! HTTP/1 exchanges between two proxies as streams of one HTTP/2 connection, instead of a connection each.
+//!
+//! Only the carriage is HTTP/2: the sending proxy folds a request into the form a stream has, the receiving one
+//! unfolds it, and its application sees what it would have seen over HTTP/1. Requests that a stream cannot carry
+//! unchanged (upgrades, tunnels, targets in other forms than a path) go over pooled HTTP/1 connections.
+
+use http::header::{self, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, Uri, Version};
+
+/// True if a stream can carry the request so that [`unfold`] restores it.
+pub fn carries<B>(request: &Request<B>) -> bool {
+    let uri = request.uri();
+    request.version() == Version::HTTP_11
+        && *request.method() != Method::CONNECT
+        && uri.scheme().is_none()
+        && uri.authority().is_none()
+        && uri.path().starts_with('/')
+        && !request.headers().contains_key(header::UPGRADE)
+        && !request.headers().contains_key(header::EXPECT)
+        && authority(request).is_some()
+}
+
+/// The form for a stream: the host as authority. A request that [`carries`] denies stays as it is.
+pub fn fold<B>(mut request: Request<B>) -> Request<B> {
+    let Some(authority) = authority(&request) else { return request };
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(authority);
+    parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+    // Scheme, authority and path are all there, which is the one thing `from_parts` asks for.
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    request.headers_mut().remove(header::HOST);
+    *request.version_mut() = Version::HTTP_2;
+    request
+}
+
+/// The HTTP/1 request that was folded.
+pub fn unfold<B>(mut request: Request<B>) -> Request<B> {
+    let parts = std::mem::take(request.uri_mut()).into_parts();
+    if let Some(host) = parts.authority.and_then(|a| HeaderValue::from_str(a.as_str()).ok()) {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    *request.uri_mut() = Uri::from(parts.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    *request.version_mut() = Version::HTTP_11;
+    request
+}
+
+/// The one `Host` as an authority that is the same text.
+fn authority<B>(request: &Request<B>) -> Option<Authority> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = hosts.next().filter(|_| hosts.next().is_none())?;
+    Authority::try_from(host.as_bytes()).ok().filter(|a| a.as_str().as_bytes() == host.as_bytes())
+}
