@@ -1,15 +1,94 @@
 //! The body of a response on its way to the client. It streams; nothing is collected. It carries everything that has
 //! to end with the response: the record, the endpoint's load, and the connection that goes back to its pool.
 
+use crate::error::BoxError;
 use crate::record::Record;
 use crate::upload::Gate;
 use crate::upstream::{Flight, Lease};
 use bytes::Bytes;
+use h2::RecvStream;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+
+/// A body as it comes from a client or an endpoint.
+#[derive(Debug)]
+pub enum Received {
+    /// From a connection that the HTTP library serves.
+    Incoming(Incoming),
+    /// From a stream between proxies.
+    Stream(Inflow),
+}
+
+/// A body that comes as a stream of HTTP/2.
+#[derive(Debug)]
+pub struct Inflow {
+    stream: RecvStream,
+    /// What is still to come, if that is known.
+    rest: Option<u64>,
+    /// True if all data has come, though trailers may follow.
+    data_ended: bool,
+}
+
+impl From<Incoming> for Received {
+    fn from(body: Incoming) -> Self {
+        Received::Incoming(body)
+    }
+}
+
+impl Received {
+    /// The body in a stream between proxies; `length` is what its head says.
+    pub fn stream(stream: RecvStream, length: Option<u64>) -> Self {
+        Received::Stream(Inflow { stream, rest: length, data_ended: false })
+    }
+}
+
+impl Body for Received {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Received::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(BoxError::from),
+            Received::Stream(inflow) => inflow.poll(cx).map_err(BoxError::from),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Received::Incoming(body) => body.is_end_stream(),
+            Received::Stream(inflow) => inflow.stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Received::Incoming(body) => body.size_hint(),
+            Received::Stream(inflow) if inflow.stream.is_end_stream() => SizeHint::with_exact(0),
+            Received::Stream(inflow) => inflow.rest.map_or_else(SizeHint::default, SizeHint::with_exact),
+        }
+    }
+}
+
+impl Inflow {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if !self.data_ended {
+            match ready!(self.stream.poll_data(cx)).transpose()? {
+                Some(data) => {
+                    // Whoever asks has room for it, so the other side may send as much again.
+                    self.stream.flow_control().release_capacity(data.len())?;
+                    self.rest = self.rest.map(|rest| rest.saturating_sub(data.len() as u64));
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                None => self.data_ended = true,
+            }
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx))?;
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+}
 
 /// The body of a response to a client.
 #[derive(Debug)]
@@ -23,7 +102,7 @@ pub enum Download {
 /// A response body and what ends with it.
 #[derive(Debug)]
 pub struct Watched {
-    body: Incoming,
+    body: Received,
     record: Record,
     lease: Option<Lease>,
     gate: Option<Arc<Gate>>,
@@ -35,7 +114,7 @@ impl Download {
     /// Passes `body` on and settles the account when it ends.
     /// `gate` is that of a request body which the application did not want.
     pub fn watch(
-        body: Incoming,
+        body: Received,
         record: Record,
         flight: Flight,
         lease: Option<Lease>,
@@ -68,9 +147,9 @@ impl Drop for Watched {
 
 impl Body for Download {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let watched = match self.get_mut() {
             Download::Text(text) if text.is_empty() => return Poll::Ready(None),
             Download::Text(text) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),

@@ -8,6 +8,7 @@ use crate::proxy::Proxy;
 use crate::request::Client;
 use crate::serve::{self, Broken};
 use crate::stream::{Rewound, Stream};
+use crate::streams;
 use crate::tls::Alpn;
 use bytes::Bytes;
 use mesh_api::golden::{Direction, TlsStatus};
@@ -83,7 +84,7 @@ async fn mesh(proxy: Arc<Proxy>, tcp: TcpStream, ahead: Bytes, from: SocketAddr,
     let stream = Stream::Tls(Box::new(tls));
     match peer.alpn {
         Alpn::Http1 => serve::http1(client, stream).await,
-        Alpn::Http1Mux => serve::http1_mux(client, stream).await,
+        Alpn::Http1Mux => streams::serve(client, stream).await,
         Alpn::Http2 => serve::http2(client, stream).await,
         Alpn::Tcp => serve::opaque(&client, &client.target.now(), stream).await,
     }

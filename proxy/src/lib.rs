@@ -39,6 +39,7 @@ pub mod run;
 pub mod serve;
 pub mod state;
 pub mod stream;
+pub mod streams;
 pub mod tap;
 pub mod tcp;
 pub mod tls;

@@ -1,14 +1,16 @@
 //! Connections to one endpoint, kept for the next request: HTTP/1 ones idle in a stack (the most recently used goes
-//! first, so that the others can go cold and be closed), and one HTTP/2 connection that all requests share.
+//! first, so that the others can go cold and be closed), one HTTP/2 connection that all requests share, and to another
+//! proxy one that all exchanges of HTTP/1 share.
 
 use crate::limits;
-use crate::tls::Alpn;
+use crate::streams::Carrier;
 use crate::upload::Upload;
 use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::Id;
 
 /// An HTTP/1 connection, ready for a request.
 pub type Http1 = http1::SendRequest<Upload>;
@@ -21,8 +23,9 @@ pub struct Pool {
     idle: Mutex<Vec<Idle>>,
     /// Held while a connection is being opened, so that requests that arrive together open only one.
     pub http2: tokio::sync::Mutex<Option<Shared>>,
-    /// The same for HTTP/1 exchanges sent as streams.
-    pub http1_mux: tokio::sync::Mutex<Option<Shared>>,
+    carrier: Mutex<Option<(Carrier, Instant)>>,
+    /// Held while a carrier is being opened, for the same reason.
+    pub opening: tokio::sync::Mutex<()>,
     slots: Arc<Semaphore>,
 }
 
@@ -48,7 +51,8 @@ impl Default for Pool {
         Self {
             idle: Mutex::default(),
             http2: tokio::sync::Mutex::default(),
-            http1_mux: tokio::sync::Mutex::default(),
+            carrier: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
             slots: Arc::new(Semaphore::new(limits::POOL_CONNECTIONS)),
         }
     }
@@ -79,14 +83,30 @@ impl Pool {
         }
     }
 
-    /// The connection shared by all requests carried like this.
-    pub fn shared(&self, alpn: Alpn) -> &tokio::sync::Mutex<Option<Shared>> {
-        if alpn == Alpn::Http1Mux { &self.http1_mux } else { &self.http2 }
+    /// The connection to the endpoint's proxy that all exchanges share, if there is one.
+    pub fn carrier(&self, now: Instant) -> Option<Carrier> {
+        let mut carrier = self.carrier.lock();
+        let (carrier, used) = carrier.as_mut().filter(|(carrier, _)| !carrier.is_closed())?;
+        *used = now;
+        Some(carrier.clone())
+    }
+
+    /// Shares a new connection to the endpoint's proxy.
+    pub fn set_carrier(&self, carrier: Carrier, now: Instant) {
+        *self.carrier.lock() = Some((carrier, now));
+    }
+
+    /// Lets go of that connection; exchanges that are under way on it finish.
+    pub fn retire_carrier(&self, id: Id) {
+        let mut carrier = self.carrier.lock();
+        if carrier.as_ref().is_some_and(|(carrier, _)| carrier.id() == id) {
+            *carrier = None;
+        }
     }
 
     /// Lets go of the HTTP/2 connection opened then; streams that are under way on it finish.
-    pub async fn retire(&self, alpn: Alpn, opened: Instant) {
-        let mut shared = self.shared(alpn).lock().await;
+    pub async fn retire(&self, opened: Instant) {
+        let mut shared = self.http2.lock().await;
         if shared.as_ref().is_some_and(|shared| shared.opened == opened) {
             *shared = None;
         }
@@ -107,12 +127,15 @@ impl Pool {
     pub fn sweep(&self, now: Instant) {
         let cold = |since: Instant| now.saturating_duration_since(since) > limits::POOL_IDLE_TIMEOUT;
         self.idle.lock().retain(|idle| !cold(idle.since) && !idle.sender.is_closed());
-        for shared in [&self.http2, &self.http1_mux] {
-            if let Ok(mut shared) = shared.try_lock()
-                && shared.as_ref().is_some_and(|s| cold(s.used) || s.sender.is_closed())
-            {
-                *shared = None;
-            }
+        let mut carrier = self.carrier.lock();
+        if carrier.as_ref().is_some_and(|(carrier, used)| cold(*used) || carrier.is_closed()) {
+            *carrier = None;
+        }
+        drop(carrier);
+        if let Ok(mut shared) = self.http2.try_lock()
+            && shared.as_ref().is_some_and(|s| cold(s.used) || s.sender.is_closed())
+        {
+            *shared = None;
         }
     }
 

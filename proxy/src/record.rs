@@ -1,12 +1,13 @@
 //! One record per request and one per opaque connection, opened first and closed on drop: whatever happens in
 //! between, it is counted exactly once.
 
+use crate::body::Received;
 use crate::golden::{Cell, Finished, Golden, Scope, Subject};
 use crate::request::Client;
 use crate::tap::witness::{Onlooker, Witness};
 use crate::tcp::Ended;
 use bytes::Bytes;
-use hyper::body::{Frame, Incoming};
+use hyper::body::Frame;
 use mesh_api::MeshError;
 use mesh_api::golden::{Carried, Ending, TlsStatus};
 use std::sync::{Arc, OnceLock};
@@ -51,7 +52,7 @@ impl Record {
     }
 
     /// Lets taps look on.
-    pub fn call_witness(&mut self, client: &Arc<Client>, request: &http::Request<Incoming>) {
+    pub fn call_witness(&mut self, client: &Arc<Client>, request: &http::Request<Received>) {
         self.witness = Witness::of(client, &self.subject, request);
     }
 

@@ -1,7 +1,7 @@
 //! The straight line: what happens to one HTTP request, arriving or leaving, from its head to the end of its response.
 
 use crate::balance;
-use crate::body::{Download, grpc_status};
+use crate::body::{Download, Received, grpc_status};
 use crate::error::{Delivered, Failure};
 use crate::golden::{Scope, Subject};
 use crate::headers::{ambiguity, response_ambiguity, strip_hop_by_hop, wants_upgrade};
@@ -16,7 +16,7 @@ use crate::upstream::{self, Flight, Lease, Unanswered};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use mesh_api::golden::{Carried, Direction, TlsStatus};
@@ -51,7 +51,7 @@ pub struct Client {
 }
 
 /// Serves one request.
-pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Response<Download> {
+pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Response<Download> {
     let proxy = &client.proxy;
 
     // Account: from here on the request counts, whatever happens.
@@ -121,7 +121,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Incoming>) -> Respo
 }
 
 /// What the request is counted as.
-fn subject(client: &Client, request: &Request<Incoming>) -> Subject {
+fn subject(client: &Client, request: &Request<Received>) -> Subject {
     let grpc = is_grpc(request);
     let routes = &client.target.routes;
     Subject {
@@ -140,7 +140,7 @@ async fn attempt(
     backend: &Arc<Backend>,
     request: Request<Upload>,
     tried: usize,
-) -> Result<(Response<Incoming>, Option<Lease>), Unanswered> {
+) -> Result<(Response<Received>, Option<Lease>), Unanswered> {
     let meshed = protection(client, backend) == TlsStatus::Mutual && client.direction == Direction::Outbound;
     let spare = (meshed && has_another(known, tried + 1)).then(|| upstream::copy(&request));
     let (response, lease) = upstream::send(&client.proxy, backend, request).await?;
@@ -154,7 +154,7 @@ async fn attempt(
 }
 
 /// The failure another proxy reports of a request that never reached its application, which has perhaps just ended.
-fn undelivered(response: &Response<Incoming>) -> Option<Failure> {
+fn undelivered(response: &Response<Received>) -> Option<Failure> {
     let code = response.headers().get(&ERROR_HEADER)?.as_bytes();
     let safe = [MeshError::ConnectFailed, MeshError::ConnectTimeout, MeshError::Draining];
     let error = safe.into_iter().find(|error| error.code().as_bytes() == code)?;
@@ -196,13 +196,13 @@ fn protection(client: &Client, backend: &Backend) -> TlsStatus {
 }
 
 /// True for a health probe of the kubelet, which is no part of the mesh and says who it is.
-fn is_probe(client: &Client, request: &Request<Incoming>) -> bool {
+fn is_probe(client: &Client, request: &Request<Received>) -> bool {
     client.direction == Direction::Inbound
         && client.tls == TlsStatus::Plain
         && request.headers().get(header::USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"kube-probe/"))
 }
 
-fn is_grpc(request: &Request<Incoming>) -> bool {
+fn is_grpc(request: &Request<Received>) -> bool {
     request.version() == Version::HTTP_2
         && request
             .headers()
@@ -211,7 +211,7 @@ fn is_grpc(request: &Request<Incoming>) -> bool {
 }
 
 /// Turns the request into the one to be sent.
-fn prepare(request: Request<Incoming>, target: &Target, upgrade: bool) -> Request<Upload> {
+fn prepare(request: Request<Received>, target: &Target, upgrade: bool) -> Request<Upload> {
     let (mut parts, body) = request.into_parts();
     if parts.version != Version::HTTP_2 {
         strip_hop_by_hop(&mut parts.headers, upgrade);
@@ -247,8 +247,8 @@ fn respond(
     backend: &Arc<Backend>,
     mut record: Record,
     upgrade: Option<OnUpgrade>,
-    mut response: Response<Incoming>,
-    watch: impl FnOnce(Incoming, Record) -> Download,
+    mut response: Response<Received>,
+    watch: impl FnOnce(Received, Record) -> Download,
 ) -> Response<Download> {
     record.answered(response.status().as_u16());
     if let Some(witness) = &mut record.witness {
@@ -277,12 +277,12 @@ fn respond(
 }
 
 /// True if hyper left the connection behind a CONNECT's answer to us.
-fn is_tunnel(response: &Response<Incoming>) -> bool {
+fn is_tunnel(response: &Response<Received>) -> bool {
     response.extensions().get::<OnUpgrade>().is_some()
 }
 
 /// The error code of a response that the other proxy made is counted here too; from an application it is only noise.
-fn note_remote_error(client: &Client, backend: &Backend, record: &mut Record, response: &mut Response<Incoming>) {
+fn note_remote_error(client: &Client, backend: &Backend, record: &mut Record, response: &mut Response<Received>) {
     if client.direction == Direction::Inbound || backend.endpoint.identity.is_none() {
         response.headers_mut().remove(&ERROR_HEADER);
     } else if let Some(code) = response.headers().get(&ERROR_HEADER)

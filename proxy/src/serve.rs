@@ -1,12 +1,12 @@
 //! Client connections once it is clear what they carry: HTTP/1 and HTTP/2 served request by request, everything else
 //! carried as it is.
 
+use crate::body::Received;
 use crate::detect::{self, Spoken};
 use crate::drain::Phase;
 use crate::error::{Chain, Failure};
 use crate::guard::{Guard, Notes};
 use crate::limits;
-use crate::mux;
 use crate::proxy::Proxy;
 use crate::record::ConnectionRecord;
 use crate::request::{self, Client, choose};
@@ -18,9 +18,8 @@ use crate::tcp;
 use crate::tls::Alpn;
 use crate::upstream::{self, Flight};
 use bytes::{Bytes, BytesMut};
-use http::{Request, StatusCode};
+use http::StatusCode;
 use http::header::{self, HeaderValue};
-use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -44,7 +43,7 @@ pub async fn http1(client: Arc<Client>, stream: Stream) {
             let (client, notes) = (client.clone(), notes.clone());
             async move {
                 let leaves = Notes::leaves_http(&request).then(|| request.method().clone());
-                let mut response = request::serve(client.clone(), request).await;
+                let mut response = request::serve(client.clone(), request.map(Received::from)).await;
                 if let Some(method) = leaves {
                     notes.settle(&method, &mut response);
                 }
@@ -91,20 +90,11 @@ async fn settled(proxy: &Proxy) {
 
 /// Serves HTTP/2 until the client goes or the proxy ends.
 pub async fn http2(client: Arc<Client>, stream: Stream) {
-    streams(client, stream, |request| request).await;
-}
-
-/// Serves HTTP/1 exchanges that another proxy sends as streams.
-pub async fn http1_mux(client: Arc<Client>, stream: Stream) {
-    streams(client, stream, mux::unfold).await;
-}
-
-async fn streams(client: Arc<Client>, stream: Stream, prepare: fn(Request<Incoming>) -> Request<Incoming>) {
     let service = {
         let client = client.clone();
         service_fn(move |request| {
             let client = client.clone();
-            async move { Ok::<_, Infallible>(request::serve(client, prepare(request)).await) }
+            async move { Ok::<_, Infallible>(request::serve(client, request.map(Received::from)).await) }
         })
     };
     let connection = http2::Builder::new(TokioExecutor::new())

@@ -2,13 +2,14 @@
 //! the first pieces are kept beside it (they are shared, not copied), up to a limit. The body of a client that asks
 //! before it sends (`Expect: 100-continue`) is not read before the application has said yes.
 
+use crate::body::Received;
 use crate::error::BoxError;
 use crate::limits;
 use crate::tap::witness::Meter;
 use bytes::Bytes;
 use futures::task::AtomicWaker;
 use http::{HeaderMap, Request, StatusCode};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use tokio::time::Sleep;
 #[derive(Debug)]
 pub struct Upload {
     /// `None`: there is no body.
-    source: Option<Arc<Mutex<Source<Incoming>>>>,
+    source: Option<Arc<Mutex<Source<Received>>>>,
     cursor: Cursor,
     expected: Option<Expected>,
 }
@@ -90,8 +91,8 @@ enum Piece {
     Trailers(HeaderMap),
 }
 
-impl From<Incoming> for Upload {
-    fn from(body: Incoming) -> Self {
+impl From<Received> for Upload {
+    fn from(body: Received) -> Self {
         let source = (!body.is_end_stream()).then(|| Arc::new(Mutex::new(Source::new(body))));
         Self { source, cursor: Cursor::default(), expected: None }
     }
@@ -123,7 +124,7 @@ impl Upload {
     }
 
     /// The body of a client that asks before it sends.
-    pub fn on_request(body: Incoming) -> Self {
+    pub fn on_request(body: Received) -> Self {
         let mut upload = Self::from(body);
         upload.expected = upload.source.is_some().then(|| Expected { gate: Arc::default(), patience: None });
         upload

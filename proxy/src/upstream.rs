@@ -1,6 +1,7 @@
 //! The way to one endpoint: a connection, mutual TLS where the endpoint is meshed, and one attempt to have a request
 //! answered over it.
 
+use crate::body::Received;
 use crate::error::{BoxError, Chain, Failure};
 use crate::headers::connection_options;
 use crate::limits;
@@ -9,6 +10,7 @@ use crate::pool::{Http1, Http2, Shared};
 use crate::proxy::Proxy;
 use crate::state::Backend;
 use crate::stream::{Rewound, Stream};
+use crate::streams::Carrier;
 use crate::tls::Alpn;
 use crate::upload::{Upload, listen_for_continue};
 use bytes::Bytes;
@@ -75,18 +77,11 @@ pub async fn send(
     proxy: &Proxy,
     backend: &Arc<Backend>,
     request: Request<Upload>,
-) -> Result<(Response<Incoming>, Option<Lease>), Unanswered> {
+) -> Result<(Response<Received>, Option<Lease>), Unanswered> {
     match request.version() {
-        Version::HTTP_2 => send_http2(proxy, backend, Alpn::Http2, request).await.map(|response| (response, None)),
+        Version::HTTP_2 => send_http2(proxy, backend, request).await.map(|response| (response, None)),
         _ if backend.endpoint.identity.is_some() && proxy.offers_identity() && mux::carries(&request) => {
-            let sent = send_http2(proxy, backend, Alpn::Http1Mux, mux::fold(request)).await;
-            match sent {
-                Ok(mut response) => {
-                    *response.version_mut() = Version::HTTP_11;
-                    Ok((response, None))
-                }
-                Err(Unanswered { failure, request }) => Err(Unanswered { failure, request: request.map(mux::unfold) }),
-            }
+            send_stream(proxy, backend, mux::fold(request)).await.map(|response| (response, None))
         }
         _ => send_http1(proxy, backend, request).await,
     }
@@ -96,7 +91,7 @@ async fn send_http1(
     proxy: &Proxy,
     backend: &Arc<Backend>,
     mut request: Request<Upload>,
-) -> Result<(Response<Incoming>, Option<Lease>), Unanswered> {
+) -> Result<(Response<Received>, Option<Lease>), Unanswered> {
     let idempotent = is_idempotent(request.method());
     let meshed = backend.endpoint.identity.is_some();
     let repeatable = idempotent || meshed;
@@ -117,7 +112,7 @@ async fn send_http1(
             }
         }
     }
-    let mut sender = match open_http1(proxy, backend).await {
+    let mut sender = match Box::pin(open_http1(proxy, backend)).await {
         Ok(sender) => sender,
         Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
     };
@@ -132,11 +127,11 @@ async fn send_http1(
 
 /// The response with the connection it came over. If the server wants that closed, its other connections
 /// will not live for long either: closed from our side now, none of them is closed while a request is on its way.
-fn lease(backend: &Arc<Backend>, sender: Http1, response: Response<Incoming>) -> (Response<Incoming>, Option<Lease>) {
+fn lease(backend: &Arc<Backend>, sender: Http1, response: Response<Incoming>) -> (Response<Received>, Option<Lease>) {
     if connection_options(response.headers()).any(|option| option.eq_ignore_ascii_case("close")) {
         backend.pool.clear();
     }
-    (response, Some(Lease { sender, backend: backend.clone() }))
+    (response.map(Received::from), Some(Lease { sender, backend: backend.clone() }))
 }
 
 async fn open_http1(proxy: &Proxy, backend: &Backend) -> Result<Http1, Failure> {
@@ -160,28 +155,92 @@ async fn open_http1(proxy: &Proxy, backend: &Backend) -> Result<Http1, Failure> 
     Ok(sender)
 }
 
+/// Has a folded request answered over the connection to the endpoint's proxy.
+async fn send_stream(
+    proxy: &Proxy,
+    backend: &Arc<Backend>,
+    mut request: Request<Upload>,
+) -> Result<Response<Received>, Unanswered> {
+    let idempotent = is_idempotent(request.method());
+    for attempt in 1.. {
+        let carrier = match backend.pool.carrier(Instant::now()) {
+            Some(carrier) => carrier,
+            None => match Box::pin(open_carrier(proxy, backend)).await {
+                Ok(carrier) => carrier,
+                Err(failure) => return Err(Unanswered { failure, request: Some(mux::unfold(request)) }),
+            },
+        };
+        let id = carrier.id();
+        let copy = copy(&request);
+        let error = match carrier.exchange(request).await {
+            Ok(mut response) => {
+                *response.version_mut() = Version::HTTP_11;
+                return Ok(response);
+            }
+            Err(error) => error,
+        };
+        if !error.is_reset() {
+            backend.pool.retire_carrier(id); // more than this stream is broken
+        }
+        // Sent again if the other proxy did not look at it, or if it broke off and may safely be seen twice.
+        let refused = is_refused(&error);
+        let again = (refused || (idempotent && !error.is_reset())) && copy.body().is_whole();
+        if again && attempt < limits::MAX_ATTEMPTS {
+            request = copy;
+            continue;
+        }
+        let code = if is_tls(&error) { MeshError::TlsFailed } else { MeshError::ResetBeforeResponse };
+        return Err(if refused && again {
+            Unanswered { failure: Failure::undelivered(code, error), request: Some(mux::unfold(copy)) }
+        } else {
+            Unanswered { failure: Failure::delivered(code, error), request: None }
+        });
+    }
+    unreachable!("the last attempt returns")
+}
+
+/// The connection to the endpoint's proxy; whoever comes first opens it, the others wait for that.
+async fn open_carrier(proxy: &Proxy, backend: &Backend) -> Result<Carrier, Failure> {
+    let opened = tokio::time::timeout(limits::CONNECT_TIMEOUT + limits::HANDSHAKE_TIMEOUT, async {
+        let _opening = backend.pool.opening.lock().await;
+        if let Some(carrier) = backend.pool.carrier(Instant::now()) {
+            return Ok(carrier);
+        }
+        let stream = connect(proxy, backend, Alpn::Http1Mux).await?;
+        let carrier = Carrier::open(stream).await;
+        let carrier = carrier.map_err(|error| Failure::undelivered(MeshError::ConnectFailed, error))?;
+        backend.pool.set_carrier(carrier.clone(), Instant::now());
+        Ok(carrier)
+    });
+    opened.await.unwrap_or_else(|_| Err(too_late(backend)))
+}
+
+fn too_late(backend: &Backend) -> Failure {
+    let why = format!("no connection to {} in time", backend.endpoint.address);
+    Failure::undelivered(MeshError::ConnectTimeout, why)
+}
+
 async fn send_http2(
     proxy: &Proxy,
     backend: &Arc<Backend>,
-    alpn: Alpn,
     mut request: Request<Upload>,
-) -> Result<Response<Incoming>, Unanswered> {
+) -> Result<Response<Received>, Unanswered> {
     let mut attempts = 0;
     loop {
-        let (mut sender, opened) = match shared_http2(proxy, backend, alpn).await {
+        let (mut sender, opened) = match shared_http2(proxy, backend).await {
             Ok(shared) => shared,
             Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
         };
         attempts += 1;
         let copy = copy(&request);
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok(response),
+            Ok(response) => return Ok(response.map(Received::from)),
             Err(mut error) => {
                 // The connection closed before it took the request, or the server is leaving and did not look at it.
-                let unseen = is_refused(error.error()) && copy.body().is_whole();
+                let unseen = h2_error(error.error()).is_some_and(is_refused) && copy.body().is_whole();
                 let unsent = error.take_message().or(unseen.then_some(copy));
                 if !h2_error(error.error()).is_some_and(h2::Error::is_reset) {
-                    backend.pool.retire(alpn, opened).await; // more than this stream is broken
+                    backend.pool.retire(opened).await; // more than this stream is broken
                 }
                 match unsent {
                     Some(unsent) if attempts < limits::MAX_ATTEMPTS => request = unsent,
@@ -196,26 +255,29 @@ async fn send_http2(
 }
 
 /// A handle to the endpoint's HTTP/2 connection; whoever comes first opens it, the others wait for that.
-async fn shared_http2(proxy: &Proxy, backend: &Backend, alpn: Alpn) -> Result<(Http2, Instant), Failure> {
+async fn shared_http2(proxy: &Proxy, backend: &Backend) -> Result<(Http2, Instant), Failure> {
+    if let Ok(mut shared) = backend.pool.http2.try_lock()
+        && let Some(shared) = shared.as_mut().filter(|shared| !shared.sender.is_closed())
+    {
+        shared.used = Instant::now();
+        return Ok((shared.sender.clone(), shared.opened));
+    }
     let taken = tokio::time::timeout(limits::CONNECT_TIMEOUT + limits::HANDSHAKE_TIMEOUT, async {
-        let mut shared = backend.pool.shared(alpn).lock().await;
+        let mut shared = backend.pool.http2.lock().await;
         if let Some(shared) = shared.as_mut().filter(|shared| !shared.sender.is_closed()) {
             shared.used = Instant::now();
             return Ok((shared.sender.clone(), shared.opened));
         }
-        let sender = open_http2(proxy, backend, alpn).await?;
+        let sender = open_http2(proxy, backend).await?;
         let now = Instant::now();
         *shared = Some(Shared { sender: sender.clone(), opened: now, used: now });
         Ok((sender, now))
     });
-    taken.await.unwrap_or_else(|_| {
-        let why = format!("no connection to {} in time", backend.endpoint.address);
-        Err(Failure::undelivered(MeshError::ConnectTimeout, why))
-    })
+    Box::pin(taken).await.unwrap_or_else(|_| Err(too_late(backend)))
 }
 
-async fn open_http2(proxy: &Proxy, backend: &Backend, alpn: Alpn) -> Result<Http2, Failure> {
-    let stream = connect(proxy, backend, alpn).await?;
+async fn open_http2(proxy: &Proxy, backend: &Backend) -> Result<Http2, Failure> {
+    let stream = connect(proxy, backend, Alpn::Http2).await?;
     let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(limits::HTTP2_STREAM_WINDOW)
@@ -337,23 +399,27 @@ fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
 
 /// True if the server says that it has not processed the request (RFC 9113, section 8.7): it is leaving and the
 /// stream came too late, or it refused the stream.
-fn is_refused(error: &hyper::Error) -> bool {
-    h2_error(error).is_some_and(|error| {
-        let leaving = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
-        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-        error.is_remote() && (leaving || refused)
-    })
+fn is_refused(error: &h2::Error) -> bool {
+    let leaving = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (leaving || refused)
 }
 
 /// True if the other proxy refused our certificate: with TLS 1.3 a client learns that only on its first read.
-fn is_tls(error: &hyper::Error) -> bool {
-    let mut cause = std::error::Error::source(error);
+fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
     while let Some(inner) = cause {
         if inner.is::<rustls::Error>() {
             return true;
         }
         if let Some(io) = inner.downcast_ref::<io::Error>()
             && io.get_ref().is_some_and(|e| e.is::<rustls::Error>())
+        {
+            return true;
+        }
+        // The HTTP/2 library keeps only the kind of what its connection met, and TLS alone has this one.
+        if let Some(io) = inner.downcast_ref::<h2::Error>().and_then(h2::Error::get_io)
+            && io.kind() == io::ErrorKind::InvalidData
         {
             return true;
         }

@@ -2,6 +2,7 @@
 
 use super::Tap;
 use super::matcher::{End, Head, HttpHead, Way};
+use crate::body::Received;
 use crate::drain::Phase;
 use crate::golden::{Finished, Scope, Subject};
 use crate::limits;
@@ -10,7 +11,7 @@ use crate::request::Client;
 use crate::state::Backend;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Uri, Version, header};
-use hyper::body::{Frame, Incoming};
+use hyper::body::Frame;
 use mesh_api::golden::{Carried, Direction, TlsStatus};
 use mesh_api::tap::secrets::{REDACTED, is_secret};
 use mesh_api::tap::{BODY_BYTES, TapBody, TapEnd, TapEnding, TapEvent, TapHttp, TapKind};
@@ -75,12 +76,12 @@ impl Meter {
 
 impl Witness {
     /// A witness, if any tap may be interested.
-    pub fn of(client: &Arc<Client>, subject: &Subject, request: &Request<Incoming>) -> Option<Box<Self>> {
+    pub fn of(client: &Arc<Client>, subject: &Subject, request: &Request<Received>) -> Option<Box<Self>> {
         if client.proxy.taps.on() { Self::called(client, subject, request) } else { None }
     }
 
     #[cold]
-    fn called(client: &Arc<Client>, subject: &Subject, request: &Request<Incoming>) -> Option<Box<Self>> {
+    fn called(client: &Arc<Client>, subject: &Subject, request: &Request<Received>) -> Option<Box<Self>> {
         let http = HttpHead {
             method: request.method().as_str(),
             path: request.uri().path(),
