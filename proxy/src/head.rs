@@ -180,9 +180,10 @@ fn form(method: &[u8], target: &[u8]) -> Result<Form, Refusal> {
         if target.contains(&b'#') {
             return Err(Refusal::bad("a fragment in the target"));
         }
+        // The codec will take it for the same, or not at all.
         let parsed = http::Uri::try_from(target).map_err(|_| Refusal::bad("the target is no URI"))?;
         match form {
-            Form::Absolute if parsed.scheme().is_none() || !is_host(authority(target)) => {
+            Form::Absolute if !has_scheme(target) || !is_host(authority(target)) => {
                 return Err(Refusal::bad("the target is neither a path nor a URI with a plain host"));
             }
             Form::Authority if parsed.port_u16().is_none() || !is_host(target) => {
@@ -197,6 +198,15 @@ fn form(method: &[u8], target: &[u8]) -> Result<Form, Refusal> {
         (_, b"CONNECT") => Err(Refusal::bad("the target of CONNECT is not a host and a port")),
         _ => Ok(form),
     }
+}
+
+/// True if the target begins with a scheme and its slashes (RFC 3986, section 3.1).
+fn has_scheme(target: &[u8]) -> bool {
+    memchr::memmem::find(target, b"://").is_some_and(|at| {
+        let scheme = &target[..at];
+        scheme.first().is_some_and(u8::is_ascii_alphabetic)
+            && scheme.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'))
+    })
 }
 
 /// The authority of an absolute-form target.

@@ -103,6 +103,10 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     };
 
     // Answer: pass the response on, if it can be read in one way only; the account closes with its end.
+    let unasked = response.status() == StatusCode::SWITCHING_PROTOCOLS && upgrade.is_none();
+    if unasked {
+        return refuse(record, MeshError::InvalidResponse, "it switches protocols unasked");
+    }
     if response.version() != Version::HTTP_2
         && let Some(why) = response_ambiguity(response.headers())
     {
@@ -310,6 +314,12 @@ fn tunnel(client: &Arc<Client>, backend: &Arc<Backend>, theirs: OnUpgrade, ours:
             Err(error) => tracing::debug!(%error, "upgrade was not completed"),
         }
     });
+}
+
+/// True for an answer to a client whose next bytes are not to be trusted either.
+pub fn is_distrusted<B>(response: &Response<B>) -> bool {
+    response.status() == StatusCode::BAD_REQUEST
+        && response.headers().get(&ERROR_HEADER).is_some_and(|e| e == MeshError::InvalidRequest.code())
 }
 
 /// Counts what came instead of a request.

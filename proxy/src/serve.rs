@@ -47,7 +47,7 @@ pub async fn http1(client: Arc<Client>, stream: Stream) {
                 if let Some(method) = leaves {
                     notes.settle(&method, &mut response);
                 }
-                let leaving = client.proxy.drain.phase() >= Phase::Leaving;
+                let leaving = client.proxy.drain.phase() >= Phase::Leaving || request::is_distrusted(&response);
                 if leaving && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }

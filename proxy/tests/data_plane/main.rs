@@ -8,6 +8,7 @@ mod control;
 mod drain;
 mod http;
 mod identity;
+mod smuggling;
 mod tap;
 mod tcp;
 mod world;
