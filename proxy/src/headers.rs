@@ -1,7 +1,7 @@
 //! What happens to header fields on the way through: fields of one hop are taken off, ambiguous framing is refused.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 
 /// Fields that concern one connection only (RFC 9110, section 7.6.1), beside those that `Connection` names.
 const HOP_BY_HOP: [HeaderName; 6] = [
@@ -49,7 +49,11 @@ pub fn wants_upgrade<B>(request: &Request<B>) -> bool {
 }
 
 /// Why a response is refused: its end could be found in two places, or its coding would be lost on the way.
-pub fn response_ambiguity(headers: &HeaderMap) -> Option<&'static str> {
+pub fn response_ambiguity<B>(response: &Response<B>, asked_for_upgrade: bool) -> Option<&'static str> {
+    let headers = response.headers();
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !asked_for_upgrade {
+        return Some("it switches protocols unasked");
+    }
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let Some(coding) = codings.next() else {
         let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
@@ -139,6 +143,24 @@ mod tests {
         let h2 = |fields: &[(&str, &str)]| ambiguity(&request(Version::HTTP_2, fields)).is_some();
         assert!(!h2(&[]) && !h2(&[("host", "A")]) && h2(&[("host", "b")]));
         assert!(ambiguity(&request(Version::HTTP_10, &[])).is_none());
+    }
+
+    #[test]
+    fn an_answer_with_two_ends_is_refused() {
+        let refused = |status: u16, asked: bool, fields: &[(&str, &str)]| {
+            let mut response = Response::new(());
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            *response.headers_mut() = request(Version::HTTP_11, fields).headers().clone();
+            response_ambiguity(&response, asked).is_some()
+        };
+        assert!(!refused(200, false, &[]) && !refused(200, false, &[("content-length", "5")]));
+        assert!(!refused(200, false, &[("transfer-encoding", "Chunked")]));
+        assert!(refused(200, false, &[("transfer-encoding", "gzip, chunked")]));
+        assert!(refused(200, false, &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]));
+        assert!(refused(200, false, &[("transfer-encoding", "chunked"), ("content-length", "5")]));
+        assert!(refused(200, false, &[("content-length", "5"), ("content-length", "5")]));
+        assert!(refused(200, false, &[("content-length", "+5")]));
+        assert!(refused(101, false, &[]) && !refused(101, true, &[]));
     }
 
     #[test]

@@ -103,13 +103,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     };
 
     // Answer: pass the response on, if it can be read in one way only; the account closes with its end.
-    let unasked = response.status() == StatusCode::SWITCHING_PROTOCOLS && upgrade.is_none();
-    if unasked {
-        return refuse(record, MeshError::InvalidResponse, "it switches protocols unasked");
-    }
-    if response.version() != Version::HTTP_2
-        && let Some(why) = response_ambiguity(response.headers())
-    {
+    if let Some(why) = response_ambiguity(&response, upgrade.is_some()) {
         return refuse(record, MeshError::InvalidResponse, why);
     }
     let unwanted = gate.filter(|gate| gate.answered());
