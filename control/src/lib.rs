@@ -54,6 +54,7 @@ pub mod run;
 pub mod serve;
 pub mod stream;
 pub mod subscriptions;
+pub mod tap;
 pub mod tls;
 pub mod watch;
 pub mod webhook;

@@ -88,6 +88,33 @@ pub const WAITING_FRAMES: usize = 3;
 /// Seconds without a frame after which a connected proxy is called silent.
 pub const SILENT_AFTER: Duration = Duration::from_secs(4);
 
+// Taps.
+
+/// Taps at once.
+pub const TAPS: usize = 64;
+/// Events a second of one tap.
+pub const TAP_MAX_RPS: u32 = 10_000;
+/// Events a second of one tap unless asked otherwise.
+pub const TAP_DEFAULT_RPS: u32 = 100;
+/// Events of one tap waiting to be read; further ones are counted as left out.
+pub const TAP_QUEUE: usize = 8_192;
+/// Events told at once.
+pub const TAP_BATCH: usize = 256;
+/// How long a tap waits for proxies, before its first line and before its last one.
+pub const TAP_WAIT: Duration = Duration::from_millis(1_000);
+/// Interval at which it is looked whose proxies a tap means.
+pub const TAP_LOOK: Duration = Duration::from_secs(1);
+/// Shortest time between two lines about how a tap is doing.
+pub const TAP_STATUS: Duration = Duration::from_millis(250);
+/// Longest time between two lines: whoever no longer reads is noticed by it.
+pub const TAP_SILENCE: Duration = Duration::from_secs(5);
+/// Reasons told why proxies do not tap.
+pub const TAP_REFUSALS: usize = 4;
+/// Addresses that a filter's place may mean.
+pub const TAP_ADDRESSES: usize = 10_000;
+/// Resources that a tap may be narrowed down to by name.
+pub const TAP_ONLY: usize = 500;
+
 // The Kubernetes API.
 
 /// First pause after a failed list or watch.

@@ -40,6 +40,10 @@ pub struct Metrics {
     pub subscriptions_refused: Counter,
     /// Golden observers right now.
     pub observers: Gauge,
+    /// Taps right now.
+    pub taps: Gauge,
+    /// Events received from proxies.
+    pub tap_events: Counter,
     /// Frames received from proxies.
     pub frames: Counter,
     /// End of the issuer's validity.
@@ -67,6 +71,8 @@ impl Metrics {
             new.subscriptions_refused.clone(),
         );
         r.register("mesh_control_observers", "Observers of golden metrics", new.observers.clone());
+        r.register("mesh_control_taps", "Taps on", new.taps.clone());
+        r.register("mesh_control_tap_events", "Tap events received from proxies", new.tap_events.clone());
         r.register("mesh_control_golden_frames", "Golden frames received from proxies", new.frames.clone());
         r.register(
             "mesh_control_issuer_expiry_timestamp_seconds",

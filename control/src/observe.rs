@@ -1,13 +1,16 @@
-//! The observe API, aggregated into the cluster's own: discovery, and golden metrics as a stream of JSON lines.
+//! The observe API, aggregated into the cluster's own: discovery, golden metrics and taps as streams of JSON lines.
 //!
 //! The API server authenticates the user and forwards the request; whether the user may look is asked of the cluster
-//! (SubjectAccessReview on `workloads/golden`), so that its RBAC decides.
+//! (SubjectAccessReview on `workloads/golden`, `workloads/tap` and so on), so that its RBAC decides.
+
+mod tap;
 
 use crate::golden::{Golden, Scope, Watch};
 use crate::limits;
 use crate::listen::{self, Body, Peer};
 use crate::requestheader::{RequestHeader, Unauthenticated, User};
 use crate::subscriptions::Subscriptions;
+use crate::tap::Taps;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, Uri, header};
@@ -33,6 +36,8 @@ pub struct Observe {
     pub observers: Arc<Observers>,
     /// Golden metrics.
     pub golden: Arc<Golden>,
+    /// Single requests and connections.
+    pub taps: Arc<Taps>,
     /// The world.
     pub subscriptions: Arc<Subscriptions>,
     /// Ends every stream.
@@ -112,26 +117,23 @@ impl Observe {
     pub async fn answer(&self, peer: &Peer, method: &Method, uri: &Uri, headers: &HeaderMap) -> Response<Body> {
         if *method != Method::GET && *method != Method::HEAD {
             let failure =
-                Failure::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "golden metrics can only be read");
+                Failure::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "what is observed can only be read");
             return failure.response();
         }
         if let Some(document) = discovery(uri.path()) {
             return listen::json(StatusCode::OK, &document);
         }
-        match self.open(peer, uri, headers).await {
-            Ok((watch, frames)) => self.stream(watch, frames),
-            Err(failure) => failure.response(),
-        }
+        let answer = match uri.path().ends_with("/tap") {
+            true => self.open_tap(peer, uri, headers).await,
+            false => self.open(peer, uri, headers).await.map(|(watch, frames)| self.stream(watch, frames)),
+        };
+        answer.unwrap_or_else(|failure| failure.response())
     }
 
     async fn open(&self, peer: &Peer, uri: &Uri, headers: &HeaderMap) -> Result<(Watch, Option<u32>), Failure> {
         let question = parse(uri.path(), uri.query().unwrap_or_default())?;
-        let user = match self.observers.current() {
-            Some(believed) => believed.user(peer, headers),
-            None => Err(Unauthenticated::NoCertificate),
-        };
-        let user = user.map_err(|error| Failure::new(StatusCode::UNAUTHORIZED, "Unauthorized", error.to_string()))?;
-        self.authorize(&user, &question).await?;
+        let user = self.who(peer, headers)?;
+        self.authorize(&user, question.namespace.as_deref(), &question.name, "golden").await?;
         let scope = Scope { namespace: question.namespace, workload: question.workload };
         let watch = self.golden.watch(scope, question.window_s, question.pods, Instant::now());
         let watch = watch.ok_or_else(|| {
@@ -141,8 +143,24 @@ impl Observe {
         Ok((watch, question.frames))
     }
 
-    async fn authorize(&self, user: &User, question: &Question) -> Result<(), Failure> {
-        let review = SubjectAccessReview { spec: review(user, question), ..Default::default() };
+    fn who(&self, peer: &Peer, headers: &HeaderMap) -> Result<User, Failure> {
+        let user = match self.observers.current() {
+            Some(believed) => believed.user(peer, headers),
+            None => Err(Unauthenticated::NoCertificate),
+        };
+        user.map_err(|error| Failure::new(StatusCode::UNAUTHORIZED, "Unauthorized", error.to_string()))
+    }
+
+    /// Asks the cluster whether a user may get `workloads/{subresource}` of a workload or, under the name `all`, of a
+    /// namespace or the cluster.
+    async fn authorize(
+        &self,
+        user: &User,
+        namespace: Option<&str>,
+        name: &str,
+        subresource: &'static str,
+    ) -> Result<(), Failure> {
+        let review = SubjectAccessReview { spec: review(user, namespace, name, subresource), ..Default::default() };
         let post = PostParams::default();
         let answer = tokio::time::timeout(limits::API_TIMEOUT, self.reviews.create(&post, &review)).await;
         let unavailable = |why: String| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", why);
@@ -152,15 +170,15 @@ impl Observe {
         if status.allowed {
             return Ok(());
         }
-        let place = match &question.namespace {
+        let place = match namespace {
             Some(namespace) => format!("in the namespace \"{namespace}\""),
             None => "at the cluster scope".to_owned(),
         };
         let why = status.reason.filter(|why| !why.is_empty()).map(|why| format!(": {why}")).unwrap_or_default();
         let message = format!(
-            "workloads.{OBSERVE_GROUP} \"{}\" is forbidden: User \"{}\" cannot get resource \"workloads/golden\" in API \
-             group \"{OBSERVE_GROUP}\" {place}{why}",
-            question.name, user.name,
+            "workloads.{OBSERVE_GROUP} \"{name}\" is forbidden: User \"{}\" cannot get resource \
+             \"workloads/{subresource}\" in API group \"{OBSERVE_GROUP}\" {place}{why}",
+            user.name,
         );
         Err(Failure::new(StatusCode::FORBIDDEN, "Forbidden", message))
     }
@@ -185,11 +203,17 @@ impl Observe {
                 Some((line.map_err(std::io::Error::other), (watch, left.map(|left| left - 1))))
             }
         });
-        let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
-        let content_type = header::HeaderValue::from_static("application/x-ndjson");
-        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
-        response
+        stream_of(lines)
     }
+}
+
+fn stream_of(
+    lines: impl futures::Stream<Item = Result<Frame<Bytes>, std::io::Error>> + Send + 'static,
+) -> Response<Body> {
+    let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
+    let content_type = header::HeaderValue::from_static("application/x-ndjson");
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
 }
 
 fn unix_ms() -> u64 {
@@ -198,7 +222,7 @@ fn unix_ms() -> u64 {
 }
 
 /// What to ask the cluster about a user.
-fn review(user: &User, question: &Question) -> SubjectAccessReviewSpec {
+fn review(user: &User, namespace: Option<&str>, name: &str, subresource: &str) -> SubjectAccessReviewSpec {
     SubjectAccessReviewSpec {
         user: Some(user.name.clone()),
         groups: Some(user.groups.clone()),
@@ -208,10 +232,10 @@ fn review(user: &User, question: &Question) -> SubjectAccessReviewSpec {
             group: Some(OBSERVE_GROUP.to_owned()),
             version: Some(OBSERVE_VERSION.to_owned()),
             resource: Some("workloads".to_owned()),
-            subresource: Some("golden".to_owned()),
+            subresource: Some(subresource.to_owned()),
             verb: Some("get".to_owned()),
-            namespace: question.namespace.clone(),
-            name: Some(question.name.clone()),
+            namespace: namespace.map(str::to_owned),
+            name: Some(name.to_owned()),
             ..ResourceAttributes::default()
         }),
         non_resource_attributes: None,
@@ -222,7 +246,7 @@ fn review(user: &User, question: &Question) -> SubjectAccessReviewSpec {
 fn parse(path: &str, query: &str) -> Result<Question, Failure> {
     let not_found = || {
         let message = format!(
-            "{path} is not there; golden metrics are at /apis/{OBSERVE_GROUP}/{OBSERVE_VERSION}[/namespaces/NAMESPACE]/workloads/{{all|KIND.NAME}}/golden"
+            "{path} is not there; golden metrics are at /apis/{OBSERVE_GROUP}/{OBSERVE_VERSION}[/namespaces/NAMESPACE]/workloads/{{all|KIND.NAME}}/golden, taps beside them at /tap"
         );
         Failure::new(StatusCode::NOT_FOUND, "NotFound", message)
     };
@@ -289,7 +313,8 @@ fn discovery(path: &str) -> Option<Value> {
         ["apis", OBSERVE_GROUP, OBSERVE_VERSION] => {
             let resource = |name: &str, kind: &str| json!({"name": name, "singularName": "", "namespaced": true, "kind": kind, "verbs": ["get"]});
             Some(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version,
-                "resources": [resource("workloads", "Workload"), resource("workloads/golden", "GoldenFrame")]}))
+                "resources": [resource("workloads", "Workload"), resource("workloads/golden", "GoldenFrame"),
+                    resource("workloads/tap", "TapMessage")]}))
         }
         _ => None,
     }

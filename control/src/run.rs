@@ -13,6 +13,7 @@ use crate::observe::{Observe, Observers};
 use crate::serve;
 use crate::stream::Streams;
 use crate::subscriptions::Subscriptions;
+use crate::tap::Taps;
 use crate::watch::{self, Audience};
 use crate::webhook::{INJECT_PATH, Webhook};
 use crate::webhook_cert::{Keeper, WebhookTls, server_names};
@@ -36,6 +37,7 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
     let metrics = Arc::new(Metrics::new());
     let subscriptions = Subscriptions::new(config.clone());
     let golden = Golden::new(metrics.clone(), &config.trust_domain);
+    let taps = Taps::new(metrics.clone());
     let observers = Arc::new(Observers::default());
     let issuer = Arc::new(IssuerKeeper {
         identity: config.control_identity(),
@@ -47,6 +49,7 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
     let streams = Arc::new(Streams {
         subscriptions: subscriptions.clone(),
         golden: golden.clone(),
+        taps: taps.clone(),
         metrics: metrics.clone(),
         stop: stop.clone(),
     });
@@ -55,6 +58,7 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
         reviews: Api::all(client.clone()),
         observers: observers.clone(),
         golden,
+        taps,
         subscriptions: subscriptions.clone(),
         stop: stop.clone(),
     };

@@ -10,6 +10,7 @@ use crate::lines::Lines;
 use crate::listen::{self, Body, Peer};
 use crate::metrics::Metrics;
 use crate::subscriptions::{Follower, Subscriptions};
+use crate::tap::{self, Taps};
 use crate::tls;
 use crate::world::view::Name;
 use bytes::Bytes;
@@ -31,6 +32,8 @@ pub struct Streams {
     pub subscriptions: Arc<Subscriptions>,
     /// Golden metrics.
     pub golden: Arc<Golden>,
+    /// Single requests and connections.
+    pub taps: Arc<Taps>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Ends every conversation.
@@ -95,14 +98,15 @@ impl Streams {
     async fn converse(&self, hello: &Hello, lines: Lines<Incoming>, sender: mpsc::Sender<Bytes>) -> String {
         let follower = self.subscriptions.follow(hello.pod.clone());
         let link = self.golden.link(&hello.pod, follower.todo.clone(), Instant::now());
+        let tapped = self.taps.link(&hello.pod, follower.todo.clone());
         tokio::select! {
-            why = self.listen(&follower, &link, lines) => why,
+            why = self.listen(&follower, &link, &tapped, lines) => why,
             why = self.tell(&follower, sender) => why.to_owned(),
         }
     }
 
     /// Takes in what the proxy says, until it ends.
-    async fn listen(&self, follower: &Follower, link: &Link, mut lines: Lines<Incoming>) -> String {
+    async fn listen(&self, follower: &Follower, link: &Link, tapped: &tap::Link, mut lines: Lines<Incoming>) -> String {
         let pod = follower.pod();
         let mut refused = 0u64;
         loop {
@@ -134,7 +138,11 @@ impl Streams {
                     self.metrics.rejects.inc();
                     tracing::warn!(%pod, version, reason, "the proxy cannot use an update");
                 }
-                Ok(ProxyMessage::Tap { .. } | ProxyMessage::TapEnded { .. }) => {}
+                Ok(ProxyMessage::Tap { id, mut events, left_out }) => {
+                    self.subscriptions.read(|world| tap::name_ends(world, pod, &mut events));
+                    tapped.receive(id, events, &left_out, Instant::now());
+                }
+                Ok(ProxyMessage::TapEnded { id, refusal }) => tapped.ended(id, refusal),
                 Ok(ProxyMessage::Heartbeat {} | ProxyMessage::Hello { .. } | ProxyMessage::Unknown) => {}
                 Err(error) => return format!("it sent what is no message: {error}"),
             }
@@ -201,6 +209,10 @@ impl Told {
     fn catch_up(&mut self, subscriptions: &Subscriptions, follower: &Follower, messages: &mut Vec<ControlMessage>) {
         let due = follower.todo.take();
         messages.extend(due.orders);
+        messages.extend(due.taps.into_iter().map(|(id, order)| match order {
+            Some(order) => ControlMessage::Tap { order },
+            None => ControlMessage::StopTap { id },
+        }));
         if due.inbound {
             let policy = subscriptions.inbound(follower.pod());
             if self.inbound.as_ref() != Some(&policy) {

@@ -9,10 +9,11 @@ use crate::limits;
 use crate::world::view::Name;
 use crate::world::{Kept, Touched, World};
 use mesh_api::InboundPolicy;
+use mesh_api::tap::TapOrder;
 use mesh_api::wire::ControlMessage;
 use mesh_manifests::config::MeshConfig;
 use parking_lot::{Mutex, RwLock};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
@@ -53,6 +54,8 @@ pub struct Due {
     pub inbound: bool,
     /// Orders about golden metrics.
     pub orders: Vec<ControlMessage>,
+    /// Taps to begin or change; `None`: to end.
+    pub taps: BTreeMap<u64, Option<TapOrder>>,
 }
 
 impl Todo {

@@ -121,6 +121,11 @@ impl World {
         self.pods.iter()
     }
 
+    /// Every service.
+    pub fn services(&self) -> impl Iterator<Item = (&Name, &ServiceView)> {
+        self.services.iter()
+    }
+
     /// The service that has a cluster IP.
     pub fn service_at(&self, ip: IpAddr) -> Option<(&Name, &ServiceView)> {
         let name = self.services_by_ip.get(&ip)?.first()?;

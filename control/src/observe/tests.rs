@@ -12,18 +12,24 @@ use std::collections::BTreeMap;
 
 const GOLDEN: &str = "/apis/observe.meshctl.dev/v1alpha1/namespaces/shop/workloads/all/golden";
 
-/// An observe API in a cluster where alice may look at the namespace shop, and nobody else at anything.
-fn observe() -> Observe {
+/// An observe API in a cluster where alice may look at the namespace shop and tap there, carol may see bodies and
+/// secrets too, and nobody else may do anything.
+pub(super) fn observe() -> Observe {
     let service = tower::service_fn(|request: http::Request<kube::client::Body>| async move {
         assert_eq!(request.uri().path(), "/apis/authorization.k8s.io/v1/subjectaccessreviews");
         let asked = request.into_body().collect_bytes().await.unwrap();
         let asked: Value = serde_json::from_slice(&asked).unwrap();
         let attributes = &asked["spec"]["resourceAttributes"];
         assert_eq!(
-            (&attributes["group"], &attributes["resource"], &attributes["subresource"], &attributes["verb"]),
-            (&json!("observe.meshctl.dev"), &json!("workloads"), &json!("golden"), &json!("get"))
+            (&attributes["group"], &attributes["resource"], &attributes["verb"]),
+            (&json!("observe.meshctl.dev"), &json!("workloads"), &json!("get"))
         );
-        let allowed = asked["spec"]["user"] == "alice"
+        let rights: &[&str] = match asked["spec"]["user"].as_str().unwrap() {
+            "alice" => &["golden", "tap"],
+            "carol" => &["golden", "tap", "tapbodies", "tapsecrets"],
+            _ => &[],
+        };
+        let allowed = rights.contains(&attributes["subresource"].as_str().unwrap())
             && asked["spec"]["groups"] == json!(["dev"])
             && attributes["namespace"] == "shop";
         let answer = json!({"kind": "SubjectAccessReview", "apiVersion": "authorization.k8s.io/v1",
@@ -38,13 +44,14 @@ fn observe() -> Observe {
     Observe {
         reviews: Api::all(kube::Client::new(service, "default")),
         observers: Arc::new(observers),
-        golden: Golden::new(metrics, "cluster.local"),
+        golden: Golden::new(metrics.clone(), "cluster.local"),
+        taps: Taps::new(metrics),
         subscriptions: Subscriptions::new(Arc::new(MeshConfig::default())),
         stop: CancellationToken::new(),
     }
 }
 
-async fn ask(observe: &Observe, uri: &str, user: &str, forwarded: bool) -> (u16, String) {
+pub(super) async fn ask(observe: &Observe, uri: &str, user: &str, forwarded: bool) -> (u16, String) {
     let certificate = forwarded.then(|| tls::certificates(&root("front-proxy").0, "test").unwrap().remove(0));
     let peer = Peer { address: ([127, 0, 0, 1], 1).into(), certificate };
     let mut headers = HeaderMap::new();

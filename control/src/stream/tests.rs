@@ -50,6 +50,7 @@ impl Control {
         let streams = Arc::new(Streams {
             subscriptions: Subscriptions::new(Arc::new(MeshConfig::default())),
             golden: Golden::new(metrics.clone(), "cluster.local"),
+            taps: Taps::new(metrics.clone()),
             metrics,
             stop: CancellationToken::new(),
         });

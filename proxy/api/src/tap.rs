@@ -4,6 +4,7 @@
 //! secret headers redacted ([`secrets`]). A request is one event, told at its end; a connection is two. Whatever
 //! matched and is not told is counted in [`TapLeftOut`].
 
+pub mod bucket;
 pub mod filter;
 pub mod pattern;
 pub mod secrets;

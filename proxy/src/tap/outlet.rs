@@ -3,6 +3,7 @@
 
 use crate::balance::Random;
 use crate::limits;
+use mesh_api::tap::bucket::Bucket;
 use mesh_api::tap::{TapBody, TapEvent, TapLeftOut};
 use std::time::Instant;
 
@@ -72,29 +73,6 @@ fn size(event: &TapEvent) -> usize {
     let body = |body: &Option<TapBody>| body.as_ref().map_or(0, |body| text(&body.text) + text(&body.hex));
     let headers: usize = fields.map(|(name, value)| name.len() + value.len()).sum();
     headers + http.path.len() + body(&http.request_body) + body(&http.response_body)
-}
-
-/// A token bucket: a second's worth at once, then evenly.
-#[derive(Debug)]
-struct Bucket {
-    rate: f64,
-    tokens: f64,
-    filled: Instant,
-}
-
-impl Bucket {
-    fn new(rate: u32, now: Instant) -> Self {
-        Self { rate: rate.into(), tokens: rate.into(), filled: now }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.filled).as_secs_f64();
-        self.filled = self.filled.max(now);
-        self.tokens = (self.tokens + passed * self.rate).min(self.rate);
-        let some = self.tokens >= 1.0;
-        self.tokens -= f64::from(u8::from(some));
-        some
-    }
 }
 
 #[cfg(test)]
