@@ -1,4 +1,4 @@
-//! Who may do what: the control plane's rights, each with its reason, and the right to look at golden metrics.
+//! Who may do what: the control plane's rights, each with its reason, and the rights to look at golden metrics and to tap.
 
 use crate::install::Names;
 use mesh_api::names;
@@ -6,6 +6,14 @@ use serde_json::{Value, json};
 
 /// ClusterRole that lets its subjects read golden metrics; aggregated into `view`, `edit` and `admin`.
 pub const VIEWER_ROLE: &str = "mesh-viewer";
+
+/// ClusterRole that lets its subjects tap requests and connections too. Aggregated into nothing: what requests look like
+/// is for those whom somebody trusts with it.
+pub const TAPPER_ROLE: &str = "mesh-tapper";
+/// ClusterRole that adds the beginning of bodies to a tap.
+pub const TAPPER_BODIES_ROLE: &str = "mesh-tapper-bodies";
+/// ClusterRole that adds secret header fields to a tap.
+pub const TAPPER_SECRETS_ROLE: &str = "mesh-tapper-secrets";
 
 /// All roles and bindings, in the order of applying.
 pub(crate) fn objects(names: &Names<'_>) -> Vec<Value> {
@@ -23,6 +31,9 @@ pub(crate) fn objects(names: &Names<'_>) -> Vec<Value> {
     vec![
         cluster_role(names),
         viewer_role(names),
+        observer_role(names, TAPPER_ROLE, &["workloads", "workloads/golden", "workloads/tap"]),
+        observer_role(names, TAPPER_BODIES_ROLE, &["workloads/tapbodies"]),
+        observer_role(names, TAPPER_SECRETS_ROLE, &["workloads/tapsecrets"]),
         binding("ClusterRoleBinding", "ClusterRole", &control, names.cluster_metadata(&control)),
         role(names),
         binding("RoleBinding", "Role", names::CONTROL_NAME, names.metadata(names::CONTROL_NAME)),
@@ -81,6 +92,15 @@ fn viewer_role(names: &Names<'_>) -> Value {
         "kind": "ClusterRole",
         "metadata": metadata,
         "rules": [rule(&[names::OBSERVE_GROUP], &["workloads", "workloads/golden"], &["get", "list"])],
+    })
+}
+
+fn observer_role(names: &Names<'_>, name: &str, resources: &[&str]) -> Value {
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": names.cluster_metadata(name),
+        "rules": [rule(&[names::OBSERVE_GROUP], resources, &["get"])],
     })
 }
 
