@@ -23,6 +23,7 @@ mod real_programs;
 mod redirect;
 mod resilience;
 mod sandbox;
+mod tap;
 mod tidy;
 
 use std::process::ExitCode;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         node::tests(),
         install::tests(),
         explain::tests(),
+        tap::tests(),
         interception::tests(),
         real_programs::tests(),
         resilience::tests(),

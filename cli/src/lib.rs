@@ -9,6 +9,7 @@
 //! - [`apply`]: objects to a cluster, and the wait until they work.
 //! - [`check`]: what is checked of cluster and mesh.
 //! - [`golden`], [`routes`], [`edges`]: from frames to rows, pure; [`top`]: the live screen.
+//! - [`tap`]: single requests and connections from the cluster.
 //! - [`proxies`]: what the proxies' admin ports say; [`shown`]: the world as the control plane sees it.
 //! - [`resource`], [`selector`], [`known`]: resources as kubectl writes and selects them, and what there is instead of those
 //!   that are not there.
@@ -29,6 +30,7 @@ pub mod resource;
 pub mod routes;
 pub mod selector;
 pub mod shown;
+pub mod tap;
 #[cfg(test)]
 mod testing;
 pub mod top;

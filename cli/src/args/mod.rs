@@ -5,6 +5,7 @@ pub mod install;
 pub mod look;
 pub mod read;
 pub mod sandbox;
+pub mod tap;
 
 pub use explain::{
     Diagnostics, DiagnosticsWhat, Explain, ExplainError, ExplainPod, ExplainRequest, ExplainWhat, Identity, Proxies,
@@ -13,6 +14,7 @@ pub use explain::{
 pub use install::{Check, CheckFormat, Inject, Install, ManifestFormat, Uninject};
 pub use look::{EdgeFormat, Edges, Routes, Stat, Top};
 pub use sandbox::{Demo, ImageCommand, Sandbox, SandboxCommand, SandboxUp};
+pub use tap::{Tap, TapFormat};
 
 use crate::output::ColorChoice;
 use clap::builder::StyledStr;
@@ -146,6 +148,12 @@ pub enum Command {
     ///
     /// A row for each route: rate, success, latency, mutual TLS, and the last minute as bars. Without a terminal it prints one table and ends. `?` shows the keys.
     Top(Top),
+    /// Requests and connections as they come to their end
+    ///
+    /// The proxies beside the resource evaluate the filters, all of which must hold, and tell what matches: one line for a request when it has ended,
+    /// two for a TCP connection. Secret header fields are redacted. What is left out, because there is too much or only a sample is wanted, is counted
+    /// and told at the end. Who taps whom is in the control plane's log.
+    Tap(Box<Tap>),
     /// Why a request, a pod or an error is as it is, step by step
     Explain(Explain),
     /// What proxies and control plane know and count
@@ -166,7 +174,7 @@ pub enum Command {
 const GROUPS: &[(&str, &[&str])] = &[
     ("Trying it", &["demo", "sandbox"]),
     ("Installing", &["install", "inject", "uninject", "check"]),
-    ("Looking", &["stat", "routes", "edges", "top", "explain", "diagnostics", "identity"]),
+    ("Looking", &["stat", "routes", "edges", "top", "tap", "explain", "diagnostics", "identity"]),
     ("Other", &["version", "completion"]),
 ];
 

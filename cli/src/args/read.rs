@@ -30,6 +30,19 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     if text.is_empty() { Err(say()) } else { Ok(total) }
 }
 
+/// Reads a share as people write it: `10%`, `0.1`, `1/10`.
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    let number = |text: &str| text.trim().parse::<f64>().ok();
+    let share = match (text.strip_suffix('%'), text.split_once('/')) {
+        (Some(percent), _) => number(percent).map(|percent| percent / 100.0),
+        (None, Some((part, whole))) => number(part).zip(number(whole)).map(|(part, whole)| part / whole),
+        (None, None) => number(text),
+    };
+    share
+        .filter(|share| *share > 0.0 && *share <= 1.0)
+        .ok_or_else(|| format!("`{text}` is not a share above 0 and at most 1; write for instance 10%, 0.1 or 1/10"))
+}
+
 /// Reads a sandbox's name: it becomes a part of paths and of a context's name.
 pub(super) fn sandbox_name(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -56,6 +69,18 @@ mod tests {
     fn windows_are_what_proxies_remember() {
         for (text, fits) in [("1s", true), ("10m", true), ("90", true), ("999ms", false), ("601s", false)] {
             assert_eq!(window(text).is_ok(), fits, "{text}");
+        }
+    }
+
+    #[test]
+    fn shares_are_read_as_people_write_them() {
+        let check = |text: &str, expect: Option<f64>| assert_eq!(share(text).ok(), expect, "{text}");
+        check("10%", Some(0.1));
+        check("100%", Some(1.0));
+        check("0.25", Some(0.25));
+        check("1/4", Some(0.25));
+        for wrong in ["0", "-1", "101%", "2", "1/0", "NaN", "%", "", "a/b"] {
+            check(wrong, None);
         }
     }
 

@@ -17,6 +17,7 @@ pub mod sandbox;
 pub mod sandbox_context;
 pub mod sources;
 pub mod stat;
+pub mod tap;
 pub mod top;
 pub mod version;
 
@@ -38,6 +39,7 @@ pub async fn run(cli: Cli, printer: &Printer) -> Result<Outcome> {
         Command::Routes(args) => routes::run(global, &args, printer).await,
         Command::Edges(args) => edges::run(global, &args, printer).await,
         Command::Top(args) => top::run(global, &args, printer).await,
+        Command::Tap(args) => tap::run(global, &args, printer).await,
         Command::Explain(args) => explain::run(global, &args, printer).await,
         Command::Diagnostics(args) => diagnostics::run(global, &args, printer).await,
         Command::Identity(args) => identity::run(global, &args, printer).await,
