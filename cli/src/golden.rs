@@ -8,7 +8,7 @@
 use crate::resource::{Kind, Resource};
 use mesh_api::WorkloadRef;
 use mesh_api::golden::{Carried, Direction, GoldenFrame, Series, SeriesKey, TlsStatus, WorkloadSeries, WorkloadStatus};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -82,7 +82,7 @@ impl Default for Query {
 }
 
 /// What tells a row from the others.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RowId {
     /// Namespace; of a namespace's row, its own name.
     pub namespace: String,
@@ -168,8 +168,9 @@ impl Row {
 
 /// Sums of series, from which a row's numbers are made.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Tally {
-    sum: Series,
+pub(crate) struct Tally {
+    /// Everything added up.
+    pub(crate) sum: Series,
     mutual_requests: u64,
     /// Connections that were open at some time of the span: those closed during it, and those open at its end.
     connections: u64,
@@ -177,7 +178,8 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, key: &SeriesKey, series: &Series, is_last_frame: bool) {
+    /// Adds a series of a frame; levels count only as of the last one.
+    pub(crate) fn add(&mut self, key: &SeriesKey, series: &Series, is_last_frame: bool) {
         let open = if is_last_frame { series.tcp_open } else { 0 };
         let mut part = series.clone();
         part.tcp_open = open;
@@ -191,7 +193,8 @@ impl Tally {
         }
     }
 
-    fn fill(&self, row: &mut Row, seconds: f64) {
+    /// Writes the numbers over so many seconds into a row.
+    pub(crate) fn fill(&self, row: &mut Row, seconds: f64) {
         let per_second = |count: u64| if seconds > 0.0 { round(count as f64 / seconds, 3) } else { 0.0 };
         let share = |part: u64, whole: u64| (whole > 0).then(|| round(part as f64 / whole as f64, 6));
         let quantile = |q: f64| self.sum.latency.quantile_ms(q).map(|ms| round(ms, 3));
@@ -407,21 +410,16 @@ fn ids(
     ids
 }
 
-/// Requests in a frame by row, for a history of rates; TCP rows count bytes.
-pub fn volume(frame: &GoldenFrame, query: &Query) -> BTreeMap<RowId, u64> {
+/// Gives every series of a frame that a query counts to `take`, with the row it counts into (as if rows were routes).
+pub(crate) fn each<'a>(frame: &'a GoldenFrame, query: &Query, mut take: impl FnMut(RowId, &'a WorkloadSeries)) {
     let statuses: BTreeMap<&WorkloadRef, &WorkloadStatus> = frame.workloads.iter().map(|s| (&s.workload, s)).collect();
-    let mut volumes = BTreeMap::new();
     for entry in frame.series.iter().filter(|entry| wanted(query, entry, &statuses)) {
         for mut id in ids(query, subject(query, entry), pod(query, entry), &statuses) {
             id.route.clone_from(&entry.key.route);
             id.method.clone_from(&entry.key.method);
-            *volumes.entry(id).or_default() += match entry.key.carried {
-                Carried::Tcp => entry.series.tcp_read_bytes + entry.series.tcp_write_bytes,
-                Carried::Http | Carried::Grpc => entry.series.requests,
-            };
+            take(id, entry);
         }
     }
-    volumes
 }
 
 #[cfg(test)]

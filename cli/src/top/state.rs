@@ -1,20 +1,70 @@
-//! What the screen knows: plain data, without a terminal or a clock.
+//! What the screens know: plain data, without a terminal or a clock.
 
-use crate::golden::{self, Query, Row, RowId, Window, rows, total};
-use crate::top::filter::Filter;
-use crate::top::theme::{HISTORY, Theme};
+use crate::golden::{Query, Row, RowId, Window, rows, total};
+use crate::top::account::{Account, Key, Lines};
+use crate::top::details::{Details, details};
+use crate::top::edges;
+use crate::top::filter::{Facts, Filter, Wrong};
+use crate::top::tap::Tap;
+use crate::top::theme::Theme;
+use mesh_api::WorkloadRef;
 use mesh_api::golden::GoldenFrame;
+use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// A column that rows can be sorted by.
+/// A screen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Screen {
+    /// A line for each route.
+    Routes,
+    /// A line for each workload.
+    Workloads,
+    /// Who talks to whom, drawn.
+    Edges,
+    /// Single requests of what was selected.
+    Tap,
+    /// Everything about what was selected.
+    Details,
+}
+
+impl Screen {
+    /// Those that have a number, in its order.
+    pub const TABS: [Screen; 4] = [Screen::Routes, Screen::Workloads, Screen::Edges, Screen::Tap];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Screen::Routes => "routes",
+            Screen::Workloads => "workloads",
+            Screen::Edges => "edges",
+            Screen::Tap => "tap",
+            Screen::Details => "details",
+        }
+    }
+
+    /// What its lines stand for, if it has lines of numbers.
+    pub fn lines(self) -> Option<Lines> {
+        match self {
+            Screen::Routes => Some(Lines::Routes),
+            Screen::Workloads => Some(Lines::Workloads),
+            Screen::Edges => Some(Lines::Edges),
+            Screen::Tap | Screen::Details => None,
+        }
+    }
+}
+
+/// A column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Column {
+    /// Who calls (edges).
+    From,
     /// Who answered.
     Workload,
     /// Method and route.
     Route,
+    /// Pods with a proxy, and pods.
+    Meshed,
     /// Requests a second.
     Rps,
     /// Share that went well.
@@ -32,24 +82,14 @@ pub enum Column {
 }
 
 impl Column {
-    /// Columns in the order of the screen.
-    pub const ALL: [Column; 9] = [
-        Column::Workload,
-        Column::Route,
-        Column::Rps,
-        Column::Success,
-        Column::P50,
-        Column::P95,
-        Column::P99,
-        Column::Mtls,
-        Column::History,
-    ];
-
     /// Its head.
-    pub fn head(self) -> &'static str {
+    pub fn head(self, lines: Lines) -> &'static str {
         match self {
+            Column::From => "FROM",
+            Column::Workload if lines == Lines::Edges => "TO",
             Column::Workload => "WORKLOAD",
             Column::Route => "ROUTE",
+            Column::Meshed => "MESHED",
             Column::Rps => "RPS",
             Column::Success => "SUCCESS",
             Column::P50 => "P50",
@@ -69,62 +109,61 @@ impl Column {
     pub fn sorts(self) -> bool {
         self != Column::History
     }
+
+    /// True if it holds numbers, which stand at its right side.
+    pub fn is_number(self) -> bool {
+        !matches!(self, Column::From | Column::Workload | Column::Route | Column::History)
+    }
 }
 
 /// A row with what only the screen shows of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Line {
     /// What tells it from others.
-    pub id: RowId,
+    pub key: Key,
     /// The numbers.
     pub row: Row,
     /// Requests (TCP: bytes) a second, a value a second, newest last.
     pub history: Vec<f32>,
 }
 
-/// What frames added up to: all that the rows are made of.
+/// How one screen's lines are arranged.
 #[derive(Clone, Debug)]
-pub struct Account {
-    /// The last seconds, for numbers.
-    pub window: Window,
-    /// The last minute, for sparklines.
-    history: BTreeMap<RowId, VecDeque<f32>>,
-    last_at_ms: Option<u64>,
-    restart: bool,
+pub struct Table {
+    /// Sort column.
+    pub sort: Column,
+    /// Highest first.
+    pub descending: bool,
+    /// The line under the cursor; none: the first one.
+    pub selected: Option<Key>,
+    /// The first line on the screen.
+    pub offset: usize,
 }
 
-impl Account {
-    fn new(window: Duration) -> Self {
-        Self { window: Window::new(window), history: BTreeMap::new(), last_at_ms: None, restart: false }
+/// What details and taps are about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// The line it was.
+    pub key: Key,
+    /// Of which kind.
+    pub lines: Lines,
+}
+
+impl Subject {
+    /// The workload that answers.
+    pub fn workload(&self) -> WorkloadRef {
+        edges::workload_of(&self.key.id)
     }
 
-    /// The next frame begins a new stream and covers a window of its own; until then the old numbers stay.
-    pub fn restart(&mut self) {
-        self.restart = true;
-    }
-
-    /// Adds a frame.
-    pub fn push(&mut self, frame: GoldenFrame, query: &Query) {
-        let seconds = |ms: u64| (ms as f64 / 1000.0).round().clamp(1.0, HISTORY as f64) as usize;
-        let covered = seconds(frame.span_ms);
-        // A frame may repeat seconds already known (after a reconnect), or leave some out.
-        let passed = self.last_at_ms.map_or(covered, |last| seconds(frame.at_ms.saturating_sub(last)));
-        let volumes = golden::volume(&frame, query);
-        for id in volumes.keys() {
-            self.history.entry(id.clone()).or_default();
+    /// In words.
+    pub fn name(&self, arrow: &str) -> String {
+        let RowId { name, route, method, .. } = &self.key.id;
+        match (self.lines, &self.key.from) {
+            (Lines::Edges, Some(from)) => format!("{} {arrow} {name}", from.name),
+            (Lines::Routes, _) if route.is_empty() => format!("{name}  tcp"),
+            (Lines::Routes, _) => format!("{name}  {}", format!("{method} {route}").trim()),
+            _ => name.clone(),
         }
-        for (id, values) in &mut self.history {
-            let rate = volumes.get(id).map_or(0.0, |&count| count as f32 / (frame.span_ms.max(1) as f32 / 1000.0));
-            values.extend(std::iter::repeat_n(0.0, passed.saturating_sub(covered)));
-            values.extend(std::iter::repeat_n(rate, passed.min(covered)));
-            values.drain(..values.len().saturating_sub(HISTORY));
-        }
-        self.history.retain(|_, values| values.iter().any(|&value| value > 0.0));
-        self.last_at_ms = Some(frame.at_ms);
-        if std::mem::take(&mut self.restart) {
-            self.window.clear();
-        }
-        self.window.push(frame);
     }
 }
 
@@ -150,12 +189,58 @@ pub struct Typing {
     /// So far.
     pub text: String,
     /// What is wrong with it.
-    pub error: Option<String>,
+    pub wrong: Option<Wrong>,
     /// The filter before, for Esc.
     pub before: String,
 }
 
-/// Everything the screen shows.
+/// What is held still while the stream goes on.
+#[derive(Clone, Debug)]
+pub struct Paused {
+    /// What had been counted.
+    pub account: Account,
+    /// What had been counted by pod.
+    pub pods: Option<Window>,
+    /// What had been tapped.
+    pub tap: Tap,
+    /// When, Unix milliseconds.
+    pub since_ms: u64,
+}
+
+/// How far a recording has been played.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Replay {
+    /// Its name.
+    pub name: String,
+    /// Its beginning, Unix milliseconds.
+    pub from_ms: u64,
+    /// Its end, Unix milliseconds.
+    pub to_ms: u64,
+    /// Seconds of the recording that pass in a second.
+    pub speed: f64,
+    /// It goes on.
+    pub playing: bool,
+    /// What is wrong with the file, told when its end is reached.
+    pub damage: Option<String>,
+}
+
+impl Replay {
+    /// True if its end has been reached.
+    pub fn at_end(&self, now_ms: u64) -> bool {
+        now_ms >= self.to_ms
+    }
+}
+
+/// How a recording being made fares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// So many bytes are in the file.
+    Bytes(u64),
+    /// It could not go on.
+    Failed(String),
+}
+
+/// Everything the screens show.
 #[derive(Clone, Debug)]
 pub struct State {
     /// What is looked at, in words.
@@ -166,39 +251,55 @@ pub struct State {
     pub theme: Theme,
     /// Columns and rows of the terminal.
     pub size: (u16, u16),
-    /// What is asked of the frames.
+    /// What is asked of the frames; rows are routes.
     pub query: Query,
     /// Seconds that numbers look back.
     pub window: Duration,
     /// What has been counted.
     pub account: Account,
-    /// What had been counted when the view was paused, and when that was (Unix milliseconds).
-    pub paused: Option<(Account, u64)>,
-    /// The rows shown: filtered and sorted.
+    /// The same of the subject's pods, while they are asked for.
+    pub pods: Option<Window>,
+    /// The view, held still.
+    pub paused: Option<Box<Paused>>,
+    /// The screen shown.
+    pub screen: Screen,
+    /// Screens to go back to, the last one first.
+    pub trail: Vec<Screen>,
+    /// How the lines of routes, workloads and edges are arranged.
+    pub tables: [Table; 3],
+    /// Edges as a list, although a map would fit.
+    pub as_list: bool,
+    /// The lines shown: filtered and sorted.
     pub lines: Vec<Line>,
     /// The sum over all rows, shown or not.
     pub total: Row,
-    /// Rows come from more than one namespace.
+    /// Lines come from more than one namespace.
     pub many_namespaces: bool,
-    /// How many rows there are without the filter.
+    /// How many lines there are without the filter.
     pub unfiltered: usize,
-    /// Sort column.
-    pub sort: Column,
-    /// Highest first.
-    pub descending: bool,
-    /// What is let through.
+    /// What is let through, of lines.
     pub filter: Filter,
+    /// What is let through, of single requests.
+    pub tap_filter: Filter,
     /// The filter being typed.
     pub typing: Option<Typing>,
-    /// The row under the cursor; none: the first one.
-    pub selected: Option<RowId>,
-    /// The first row on the screen.
-    pub offset: usize,
-    /// The help is open.
-    pub help: bool,
+    /// What details are about.
+    pub subject: Option<Subject>,
+    /// What is known of it.
+    pub details: Option<Box<Details>>,
+    /// The first line of the details on the screen.
+    pub scroll: usize,
+    /// Single requests.
+    pub tap: Tap,
+    /// The help is open, from this line on.
+    pub help: Option<usize>,
     /// The link to the control plane.
     pub link: Link,
-    /// Now, Unix milliseconds.
+    /// The recording played.
+    pub replay: Option<Replay>,
+    /// The recording made.
+    pub recorded: Option<Recorded>,
+    /// Now, Unix milliseconds; in a recording, its time.
     pub now_ms: u64,
 }
 
@@ -206,6 +307,7 @@ impl State {
     /// A screen that has seen nothing yet.
     pub fn new(cluster: &str, query: Query, window: Duration, theme: Theme) -> Self {
         let scope = query.namespace.as_ref().map_or("all namespaces".to_owned(), |name| format!("namespace {name}"));
+        let table = Table { sort: Column::Rps, descending: true, selected: None, offset: 0 };
         Self {
             scope,
             cluster: cluster.to_owned(),
@@ -214,56 +316,120 @@ impl State {
             query: Query { routes: true, tcp_routes: true, ..query },
             window,
             account: Account::new(window),
+            pods: None,
             paused: None,
+            screen: Screen::Routes,
+            trail: Vec::new(),
+            tables: [table.clone(), table.clone(), table],
+            as_list: false,
             lines: Vec::new(),
             total: Row::default(),
             many_namespaces: false,
             unfiltered: 0,
-            sort: Column::Rps,
-            descending: true,
             filter: Filter::default(),
+            tap_filter: Filter::default(),
             typing: None,
-            selected: None,
-            offset: 0,
-            help: false,
+            subject: None,
+            details: None,
+            scroll: 0,
+            tap: Tap::default(),
+            help: None,
             link: Link::Connecting,
+            replay: None,
+            recorded: None,
             now_ms: 0,
         }
     }
 
     /// The account that the rows are made from.
     pub fn shown_account(&self) -> &Account {
-        self.paused.as_ref().map_or(&self.account, |(account, _)| account)
+        self.paused.as_ref().map_or(&self.account, |paused| &paused.account)
     }
 
-    /// Makes the rows anew: after a frame, and after whatever changes their choice or order.
+    /// The taps shown.
+    pub fn shown_tap(&self) -> &Tap {
+        self.paused.as_ref().map_or(&self.tap, |paused| &paused.tap)
+    }
+
+    /// The filter of the screen shown.
+    pub fn shown_filter(&self) -> &Filter {
+        if self.screen == Screen::Tap { &self.tap_filter } else { &self.filter }
+    }
+
+    /// How the lines of the screen shown are arranged; screens without lines share those of the routes.
+    pub fn table(&self) -> &Table {
+        &self.tables[self.screen.lines().unwrap_or(Lines::Routes) as usize]
+    }
+
+    /// The same, to change it.
+    pub fn table_mut(&mut self) -> &mut Table {
+        &mut self.tables[self.screen.lines().unwrap_or(Lines::Routes) as usize]
+    }
+
+    /// Proxies of the scope that are connected but silent, as of the last frame.
+    pub fn silent_proxies(&self) -> u32 {
+        self.shown_account().window.frames().back().map_or(0, |frame: &GoldenFrame| frame.silent_proxies)
+    }
+
+    /// Makes the lines anew: after a frame, and after whatever changes their choice or order.
     pub fn refresh(&mut self) {
+        self.total = total(self.shown_account().window.frames(), &self.query);
+        if let Some(kind) = self.screen.lines() {
+            self.refresh_lines(kind);
+        }
+        if self.screen == Screen::Details {
+            let pods = match &self.paused {
+                Some(paused) => paused.pods.as_ref(),
+                None => self.pods.as_ref(),
+            };
+            self.details = self.subject.as_ref().map(|subject| {
+                let account = self.shown_account();
+                Box::new(details(account, pods, subject, &self.query))
+            });
+        }
+    }
+
+    fn refresh_lines(&mut self, kind: Lines) {
         let account = self.shown_account();
         let frames = account.window.frames();
-        let rows = rows(frames, &self.query);
-        let unfiltered = rows.len();
-        let mut lines: Vec<Line> = rows
-            .into_iter()
-            .filter(|row| self.filter.passes(row))
-            .map(|row| {
-                let id = row.id();
-                let history = account.history.get(&id).map(|values| values.iter().copied().collect());
-                Line { id, row, history: history.unwrap_or_default() }
-            })
-            .collect();
-        lines.sort_by(|a, b| compare(a, b, self.sort, self.descending));
-        self.total = total(frames, &self.query);
-        self.many_namespaces = lines.windows(2).any(|pair| pair[0].id.namespace != pair[1].id.namespace);
+        let plain = |row: Row| (Key { id: row.id(), from: None }, row);
+        let all: Vec<(Key, Row)> = match kind {
+            Lines::Routes => rows(frames, &self.query).into_iter().map(plain).collect(),
+            Lines::Workloads => {
+                let query = Query { routes: false, ..self.query.clone() };
+                rows(frames, &query).into_iter().map(plain).collect()
+            }
+            Lines::Edges => edges::rows(frames, &self.query),
+        };
+        let unfiltered = all.len();
+        let passes = |(key, row): &(Key, Row)| self.filter.passes(Facts::Row(row, key.from.as_ref()));
+        let line = |(key, row): (Key, Row)| Line { history: account.history(kind, &key), key, row };
+        let mut lines: Vec<Line> = all.into_iter().filter(passes).map(line).collect();
+        let Table { sort, descending, .. } = *self.table();
+        lines.sort_by(|a, b| compare(a, b, sort, descending));
+        let mut namespaces = lines
+            .iter()
+            .flat_map(|line| [Some(&line.key.id.namespace), line.key.from.as_ref().map(|from| &from.namespace)])
+            .flatten();
+        let first = namespaces.next();
+        self.many_namespaces = namespaces.any(|name| Some(name) != first);
         (self.lines, self.unfiltered) = (lines, unfiltered);
     }
 
-    /// Position of the row under the cursor.
+    /// Position of the line under the cursor.
     pub fn cursor(&self) -> usize {
-        self.selected.as_ref().and_then(|id| self.lines.iter().position(|line| line.id == *id)).unwrap_or(0)
+        let selected = self.table().selected.as_ref();
+        selected.and_then(|key| self.lines.iter().position(|line| line.key == *key)).unwrap_or(0)
+    }
+
+    /// What the line under the cursor is.
+    pub fn under_cursor(&self) -> Option<Subject> {
+        let lines = self.screen.lines()?;
+        self.lines.get(self.cursor()).map(|line| Subject { key: line.key.clone(), lines })
     }
 }
 
-/// Order of two rows; rows without a value come last, ties are settled by name, so that nothing jumps.
+/// Order of two lines; those without a value come last, ties are settled by name, so that nothing jumps.
 fn compare(a: &Line, b: &Line, column: Column, descending: bool) -> Ordering {
     let turn = |order: Ordering| if descending { order.reverse() } else { order };
     let value = |line: &Line| match column {
@@ -273,11 +439,14 @@ fn compare(a: &Line, b: &Line, column: Column, descending: bool) -> Ordering {
         Column::P95 => line.row.latency_p95_ms,
         Column::P99 => line.row.latency_p99_ms,
         Column::Mtls => line.row.mtls_rate,
-        Column::Workload | Column::Route | Column::History => None,
+        Column::Meshed => (line.row.pods > 0).then(|| f64::from(line.row.meshed_pods) / f64::from(line.row.pods)),
+        Column::From | Column::Workload | Column::Route | Column::History => None,
     };
+    let (left, right) = (&a.key.id, &b.key.id);
     let order = match column {
-        Column::Workload => turn((&a.id.namespace, &a.id.name).cmp(&(&b.id.namespace, &b.id.name))),
-        Column::Route => turn((&a.id.route, &a.id.method).cmp(&(&b.id.route, &b.id.method))),
+        Column::From => turn(a.key.from.cmp(&b.key.from)),
+        Column::Workload => turn((&left.namespace, &left.name).cmp(&(&right.namespace, &right.name))),
+        Column::Route => turn((&left.route, &left.method).cmp(&(&right.route, &right.method))),
         _ => match (value(a), value(b)) {
             (Some(a), Some(b)) => turn(a.total_cmp(&b)),
             (Some(_), None) => Ordering::Less,
@@ -285,5 +454,5 @@ fn compare(a: &Line, b: &Line, column: Column, descending: bool) -> Ordering {
             (None, None) => Ordering::Equal,
         },
     };
-    order.then_with(|| a.id.cmp(&b.id))
+    order.then_with(|| a.key.cmp(&b.key))
 }

@@ -2,6 +2,7 @@
 //!
 //! Colour never alone carries meaning: every coloured cell says the same in characters.
 
+use crate::top::layout::cells_of;
 use ratatui::style::{Color, Modifier, Style};
 
 /// How things look.
@@ -100,6 +101,75 @@ impl Theme {
         if self.unicode { '…' } else { '~' }
     }
 
+    /// Cuts a text to so many cells, with a mark where something is missing.
+    pub fn cut(self, text: &str, width: usize) -> String {
+        if cells_of(text) <= width {
+            return text.to_owned();
+        }
+        let mut kept = String::new();
+        let mut cells = 0;
+        for letter in text.chars() {
+            cells += cells_of(letter.encode_utf8(&mut [0; 4]));
+            if cells + 1 > width {
+                break;
+            }
+            kept.push(letter);
+        }
+        if width > 0 {
+            kept.push(self.ellipsis());
+        }
+        kept
+    }
+
+    /// Corners (top left, top right, bottom left, bottom right) and sides (horizontal, vertical, twice) of a box.
+    pub fn frame(self) -> [[char; 4]; 2] {
+        if self.unicode {
+            [['╭', '╮', '╰', '╯'], ['─', '│', '─', '│']]
+        } else {
+            [['+', '+', '+', '+'], ['-', '|', '-', '|']]
+        }
+    }
+
+    /// Ends an arrow to the right.
+    pub fn arrow_right(self) -> &'static str {
+        if self.unicode { "▶" } else { ">" }
+    }
+
+    /// Ends an arrow to the left.
+    pub fn arrow_left(self) -> &'static str {
+        if self.unicode { "◀" } else { "<" }
+    }
+
+    /// Stands between caller and callee.
+    pub fn calls(self) -> &'static str {
+        if self.unicode { "→" } else { "->" }
+    }
+
+    /// Stands before what a workload sends to itself.
+    pub fn loop_mark(self) -> &'static str {
+        if self.unicode { "↻" } else { "@" }
+    }
+
+    /// Stands before what is wrong.
+    pub fn cross(self) -> &'static str {
+        if self.unicode { "✗" } else { "!" }
+    }
+
+    /// A part (0 to 1) of so many cells as a bar.
+    pub fn bar(self, part: f64, width: usize) -> String {
+        let eighths = (part.clamp(0.0, 1.0) * width as f64 * 8.0).round() as usize;
+        // What is there at all is seen.
+        let eighths = if part > 0.0 { eighths.max(1) } else { eighths };
+        if !self.unicode {
+            return "#".repeat(eighths.div_ceil(8));
+        }
+        let mut bar = "█".repeat(eighths / 8);
+        if let Some(rest) = ['▏', '▎', '▍', '▌', '▋', '▊', '▉'].get((eighths % 8).wrapping_sub(1)) {
+            bar.push(*rest);
+        }
+        bar
+    }
+
     /// Values as a row of bars, the highest of them at full height; the newest stands at the right.
     pub fn sparkline(self, values: &[f32], width: usize) -> String {
         const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
@@ -150,6 +220,15 @@ mod tests {
         assert!(theme(&[]).unicode);
         assert!(!theme(&[("LANG", "de_DE.ISO-8859-1")]).unicode);
         assert!(!theme(&[("LC_ALL", "C.UTF-8"), ("TERM", "linux")]).unicode);
+    }
+
+    #[test]
+    fn texts_are_cut_and_bars_are_filled() {
+        let (rich, plain) = (Theme { color: true, unicode: true }, Theme { color: false, unicode: false });
+        assert_eq!([rich.cut("catalog", 7), rich.cut("catalog", 4), plain.cut("catalog", 1)], ["catalog", "cat…", "~"]);
+        assert_eq!(rich.cut("日本語", 5), "日本…");
+        assert_eq!([rich.bar(0.5, 4), rich.bar(0.001, 4), rich.bar(0.3, 4)], ["██", "▏", "█▎"]);
+        assert_eq!([plain.bar(0.5, 4), plain.bar(0.0, 4)], ["##", ""]);
     }
 
     #[test]

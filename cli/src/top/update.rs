@@ -1,11 +1,14 @@
-//! What happens to the screen's state when something arrives; pure, so that tests can type.
+//! What happens to the screens' state when something arrives; pure, so that tests can type.
 
-use crate::golden::RowId;
+use crate::golden::Window;
+use crate::top::account::{Account, Lines};
 use crate::top::filter::{Filter, MAX_LENGTH};
 use crate::top::keys::{self, Command};
 use crate::top::layout;
-use crate::top::state::{Column, Link, State, Typing};
-use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers, MouseButton, MouseEvent, MouseEventKind};
+use crate::top::mouse;
+use crate::top::state::{Column, Link, Paused, Recorded, Screen, State, Subject, Typing};
+use crate::top::tap::{Item, Tap, TapLink};
+use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers, MouseEvent};
 use mesh_api::golden::GoldenFrame;
 
 /// Something that arrived.
@@ -23,7 +26,21 @@ pub enum Msg {
     Frame(Box<GoldenFrame>),
     /// Frames no longer arrive.
     Lost(String),
-    /// Time has passed; Unix milliseconds.
+    /// A frame that tells the subject's pods apart; with `true`, the first one.
+    Pods(Box<GoldenFrame>, bool),
+    /// The stream of taps is open.
+    TapConnected,
+    /// The taps that follow are about this.
+    TapOf(Subject),
+    /// A stream of taps brought this.
+    Tapped(Item),
+    /// The stream of taps broke: why, and what to do.
+    TapLost(String, Option<String>),
+    /// The recording is played from another place: everything is counted anew.
+    Rewound,
+    /// How the recording being made fares.
+    Recorded(Recorded),
+    /// Time has passed; Unix milliseconds, in a recording its own.
     Tick(u64),
 }
 
@@ -32,36 +49,29 @@ pub enum Msg {
 pub enum Action {
     /// Leave.
     Quit,
+    /// Play the recording from there, Unix milliseconds.
+    Seek(u64),
 }
 
-/// Rows that one notch of the wheel moves.
-const WHEEL_ROWS: isize = 3;
+/// Slowest and fastest speed of a recording.
+const SPEEDS: (f64, f64) = (0.25, 64.0);
 
 /// Takes a message in.
 pub fn update(state: &mut State, msg: Msg) -> Option<Action> {
-    let action = match msg {
-        Msg::Key(key) if key.kind == KeyEventKind::Release => None,
-        Msg::Key(key) if state.typing.is_some() => type_key(state, key),
-        Msg::Key(key) => keys::command(key).and_then(|command| obey(state, command)),
-        Msg::Mouse(mouse) => {
-            on_mouse(state, mouse);
-            None
-        }
-        Msg::Resize(width, height) => {
-            state.size = (width, height);
-            None
-        }
-        Msg::Connected => {
-            state.account.restart();
-            None
-        }
+    let mut action = None;
+    match msg {
+        Msg::Key(key) if key.kind == KeyEventKind::Release => {}
+        Msg::Key(key) if state.typing.is_some() => action = type_key(state, key),
+        Msg::Key(key) => action = keys::command(state, key).and_then(|command| obey(state, command)),
+        Msg::Mouse(event) => mouse::update(state, event),
+        Msg::Resize(width, height) => state.size = (width, height),
+        Msg::Connected => state.account.restart(),
         Msg::Frame(frame) => {
             state.link = Link::Live;
             state.account.push(*frame, &state.query);
             if state.paused.is_none() {
                 state.refresh();
             }
-            None
         }
         Msg::Lost(why) => {
             let since_ms = match &state.link {
@@ -69,50 +79,183 @@ pub fn update(state: &mut State, msg: Msg) -> Option<Action> {
                 Link::Connecting | Link::Live => state.now_ms,
             };
             state.link = Link::Lost { since_ms, why };
-            None
         }
+        Msg::Pods(frame, first) => {
+            let window = state.pods.get_or_insert_with(|| Window::new(state.window));
+            if first {
+                window.clear();
+            }
+            window.push(*frame);
+            if state.paused.is_none() && state.screen == Screen::Details {
+                state.refresh();
+            }
+        }
+        Msg::TapConnected => state.tap.link = TapLink::Live,
+        Msg::TapOf(subject) => {
+            state.tap.begin(subject);
+            state.tap.link = TapLink::Live;
+        }
+        Msg::Tapped(item) => state.tap.push(item),
+        Msg::TapLost(why, hint) => state.tap.link = TapLink::Failed(why, hint),
+        Msg::Rewound => {
+            state.account = Account::new(state.window);
+            state.link = Link::Connecting;
+            state.tap = Tap::default();
+            state.refresh();
+        }
+        Msg::Recorded(recorded) => state.recorded = Some(recorded),
         Msg::Tick(now_ms) => {
             state.now_ms = now_ms;
-            None
+            if let Some(replay) = &mut state.replay
+                && replay.at_end(now_ms)
+            {
+                replay.playing = false;
+            }
         }
-    };
+    }
     keep_cursor_visible(state);
     action
 }
 
-fn obey(state: &mut State, command: Command) -> Option<Action> {
-    let page = isize::try_from(layout::lines(state.size.1).count.max(1)).unwrap_or(1);
+/// Does what a key or a click asks for.
+pub(super) fn obey(state: &mut State, command: Command) -> Option<Action> {
+    let page = isize::try_from(layout::rows(state).count.max(1)).unwrap_or(1);
     match command {
         Command::Quit => return Some(Action::Quit),
-        Command::Help => state.help = !state.help,
-        Command::Back if state.help => state.help = false,
-        Command::Back => set_filter(state, Filter::default()),
+        Command::Help => state.help = if state.help.is_some() { None } else { Some(0) },
+        Command::Back => back(state),
         Command::Up => step(state, -1),
         Command::Down => step(state, 1),
         Command::PageUp => step(state, -page),
         Command::PageDown => step(state, page),
-        Command::First => state.selected = None,
-        Command::Last => select(state, state.lines.len().saturating_sub(1)),
+        Command::First => step(state, isize::MIN),
+        Command::Last => step(state, isize::MAX),
+        Command::Open => open(state),
+        Command::Show(Screen::Tap) => {
+            // What was tapped last, if anything; else the line under the cursor.
+            let subject = state.tap.subject.clone();
+            show_tap(state, subject);
+        }
+        Command::Show(screen) => show(state, screen),
+        Command::NextScreen => {
+            let at = Screen::TABS.iter().position(|screen| *screen == state.screen);
+            let next = Screen::TABS[at.map_or(0, |at| (at + 1) % Screen::TABS.len())];
+            return obey(state, Command::Show(next));
+        }
+        Command::Tap => show_tap(state, None),
         Command::Filter => {
-            let text = state.filter.text().to_owned();
-            state.help = false;
-            state.typing = Some(Typing { before: text.clone(), text, error: None });
+            let text = state.shown_filter().text().to_owned();
+            state.help = None;
+            state.typing = Some(Typing { before: text.clone(), text, wrong: None });
         }
         Command::NextColumn => sort_by_neighbour(state, 1),
         Command::PreviousColumn => sort_by_neighbour(state, -1),
         Command::Reverse => {
-            state.descending = !state.descending;
+            let table = state.table_mut();
+            table.descending = !table.descending;
             state.refresh();
         }
-        Command::Pause => {
-            state.paused = match state.paused.take() {
-                None => Some((state.account.clone(), state.now_ms)),
-                Some(_) => None,
-            };
-            state.refresh();
+        Command::MapOrList => state.as_list = !state.as_list,
+        Command::Pause => return pause(state),
+        Command::Seek(seconds) => {
+            let to = state.now_ms.saturating_add_signed(seconds * 1000);
+            return state.replay.as_ref().map(|replay| Action::Seek(to.clamp(replay.from_ms, replay.to_ms)));
         }
+        Command::ToStart => return state.replay.as_ref().map(|replay| Action::Seek(replay.from_ms)),
+        Command::ToEnd => return state.replay.as_ref().map(|replay| Action::Seek(replay.to_ms)),
+        Command::Slower => change_speed(state, 0.5),
+        Command::Faster => change_speed(state, 2.0),
     }
     None
+}
+
+fn back(state: &mut State) {
+    if state.help.take().is_some() {
+        return;
+    }
+    if state.screen == Screen::Tap && std::mem::take(&mut state.tap.open) {
+        return;
+    }
+    match state.trail.pop() {
+        Some(screen) => {
+            state.screen = screen;
+            state.refresh();
+        }
+        None => set_filter(state, Filter::default()),
+    }
+}
+
+fn show(state: &mut State, screen: Screen) {
+    state.help = None;
+    state.trail.clear();
+    state.screen = screen;
+    state.refresh();
+}
+
+/// Opens a screen from which Esc leads back.
+fn enter(state: &mut State, screen: Screen) {
+    if state.screen != screen {
+        state.trail.push(state.screen);
+        state.screen = screen;
+    }
+    state.refresh();
+}
+
+fn open(state: &mut State) {
+    match state.screen {
+        Screen::Tap => state.tap.open = !state.tap.open && !state.tap.events.is_empty(),
+        Screen::Details => show_tap(state, None),
+        Screen::Routes | Screen::Workloads | Screen::Edges => {
+            if let Some(subject) = state.under_cursor() {
+                if state.subject.as_ref() != Some(&subject) {
+                    state.pods = None;
+                }
+                state.subject = Some(subject);
+                state.scroll = 0;
+                enter(state, Screen::Details);
+            }
+        }
+    }
+}
+
+/// Shows the taps of a subject: this one, else what is under the cursor.
+fn show_tap(state: &mut State, subject: Option<Subject>) {
+    let here = match state.screen {
+        Screen::Details => state.subject.clone(),
+        Screen::Tap => state.tap.subject.clone(),
+        _ => state.under_cursor(),
+    };
+    state.help = None;
+    // A recording holds the taps that it holds.
+    if let (Some(subject), None) = (subject.or(here), &state.replay) {
+        state.tap.begin(subject);
+    }
+    enter(state, Screen::Tap);
+}
+
+fn pause(state: &mut State) -> Option<Action> {
+    if let Some(replay) = &mut state.replay {
+        let at_end = replay.at_end(state.now_ms);
+        replay.playing = at_end || !replay.playing;
+        return at_end.then_some(Action::Seek(replay.from_ms));
+    }
+    state.paused = match state.paused.take() {
+        Some(_) => None,
+        None => Some(Box::new(Paused {
+            account: state.account.clone(),
+            pods: state.pods.clone(),
+            tap: state.tap.clone(),
+            since_ms: state.now_ms,
+        })),
+    };
+    state.refresh();
+    None
+}
+
+fn change_speed(state: &mut State, by: f64) {
+    if let Some(replay) = &mut state.replay {
+        replay.speed = (replay.speed * by).clamp(SPEEDS.0, SPEEDS.1);
+    }
 }
 
 fn type_key(state: &mut State, key: KeyEvent) -> Option<Action> {
@@ -120,7 +263,7 @@ fn type_key(state: &mut State, key: KeyEvent) -> Option<Action> {
     let control = key.modifiers.contains(KeyModifiers::CONTROL);
     match key.code {
         KeyCode::Char('c') if control => return Some(Action::Quit),
-        KeyCode::Enter if typing.error.is_none() => return None,
+        KeyCode::Enter if typing.wrong.is_none() => return None,
         KeyCode::Esc => {
             set_filter(state, Filter::read(&typing.before).unwrap_or_default());
             return None;
@@ -134,237 +277,120 @@ fn type_key(state: &mut State, key: KeyEvent) -> Option<Action> {
             let kept = typing.text.trim_end().rfind(' ').map_or(0, |at| at + 1);
             typing.text.truncate(kept);
         }
-        KeyCode::Char(letter) if !control && typing.text.len() < MAX_LENGTH => typing.text.push(letter),
+        KeyCode::Char(letter) if !control && typing.text.len() + letter.len_utf8() <= MAX_LENGTH => {
+            typing.text.push(letter);
+        }
         _ => {}
     }
     match Filter::read(&typing.text) {
         Ok(filter) => {
-            typing.error = None;
+            typing.wrong = None;
             set_filter(state, filter);
         }
         // What is half typed may well be wrong; the rows stay as they were.
-        Err(error) => typing.error = Some(error),
+        Err(wrong) => typing.wrong = Some(wrong),
     }
     state.typing = Some(typing);
     None
 }
 
-fn on_mouse(state: &mut State, mouse: MouseEvent) {
-    match mouse.kind {
-        MouseEventKind::ScrollUp => step(state, -WHEEL_ROWS),
-        MouseEventKind::ScrollDown => step(state, WHEEL_ROWS),
-        MouseEventKind::Down(MouseButton::Left) if state.help => state.help = false,
-        MouseEventKind::Down(MouseButton::Left) => {
-            let lines = layout::lines(state.size.1);
-            if mouse.row == lines.head {
-                let places = layout::columns(state, state.size.0);
-                // The gap before a column belongs to it.
-                let hit = places.iter().find(|place| mouse.column < place.x + place.width);
-                match hit.map(|place| place.column) {
-                    Some(column) if column == state.sort => {
-                        state.descending = !state.descending;
-                        state.refresh();
-                    }
-                    Some(column) if column.sorts() => sort_by(state, column),
-                    _ => {}
-                }
-            } else if (lines.rows..lines.rows + lines.count).contains(&mouse.row) {
-                let at = state.offset + usize::from(mouse.row - lines.rows);
-                if at < state.lines.len() {
-                    select(state, at);
-                }
-            }
-        }
-        _ => {}
-    }
-}
-
 fn sort_by_neighbour(state: &mut State, by: isize) {
-    let places = layout::columns(state, state.size.0);
+    let places = layout::columns(state);
     let shown: Vec<Column> = places.iter().map(|place| place.column).filter(|column| column.sorts()).collect();
     if shown.is_empty() {
         return;
     }
     let count = isize::try_from(shown.len()).unwrap_or(1);
-    let at = shown.iter().position(|column| *column == state.sort).and_then(|at| isize::try_from(at).ok());
+    let sort = state.table().sort;
+    let at = shown.iter().position(|column| *column == sort).and_then(|at| isize::try_from(at).ok());
     let next = (at.unwrap_or(0) + by).rem_euclid(count);
     sort_by(state, shown[usize::try_from(next).unwrap_or(0)]);
 }
 
-fn sort_by(state: &mut State, column: Column) {
-    state.sort = column;
-    state.descending = column.starts_descending();
+/// Sorts by a column, or turns the order round if that is the one already.
+pub(super) fn sort_by(state: &mut State, column: Column) {
+    let table = state.table_mut();
+    if table.sort == column {
+        table.descending = !table.descending;
+    } else {
+        (table.sort, table.descending) = (column, column.starts_descending());
+    }
     state.refresh();
 }
 
 fn set_filter(state: &mut State, filter: Filter) {
-    state.filter = filter;
+    if state.screen == Screen::Tap {
+        state.tap_filter = filter;
+    } else {
+        state.filter = filter;
+    }
     state.refresh();
 }
 
-fn step(state: &mut State, by: isize) {
-    let last = state.lines.len().saturating_sub(1);
-    select(state, state.cursor().saturating_add_signed(by).min(last));
+/// Moves the cursor, or what is scrolled.
+pub(super) fn step(state: &mut State, by: isize) {
+    if let Some(from) = &mut state.help {
+        *from = from.saturating_add_signed(by);
+        return;
+    }
+    match state.screen {
+        Screen::Details => state.scroll = state.scroll.saturating_add_signed(by),
+        Screen::Tap => {
+            let tap = state.shown_tap();
+            let lines = tap.lines(&state.tap_filter);
+            let last = lines.len().saturating_sub(1);
+            let at = tap.cursor(&lines).saturating_add_signed(by).min(last);
+            // The first place, whoever holds it.
+            let selected = lines.get(at).map(|tapped| tapped.number).filter(|_| at > 0);
+            match &mut state.paused {
+                Some(paused) => paused.tap.selected = selected,
+                None => state.tap.selected = selected,
+            }
+        }
+        Screen::Routes | Screen::Workloads | Screen::Edges => {
+            let last = state.lines.len().saturating_sub(1);
+            select(state, state.cursor().saturating_add_signed(by).min(last));
+        }
+    }
 }
 
-fn select(state: &mut State, at: usize) {
-    state.selected = state.lines.get(at).map(|line| line.id.clone()).filter(|_| at > 0);
-    if at == 0 {
-        // The first place, whoever holds it.
-        state.selected = None::<RowId>;
-    }
+/// Puts the cursor on a line.
+pub(super) fn select(state: &mut State, at: usize) {
+    // The first place, whoever holds it.
+    state.table_mut().selected = state.lines.get(at).map(|line| line.key.clone()).filter(|_| at > 0);
 }
 
 fn keep_cursor_visible(state: &mut State) {
-    let height = usize::from(layout::lines(state.size.1).count).max(1);
-    let cursor = state.cursor();
-    let last_offset = state.lines.len().saturating_sub(height);
-    state.offset = state.offset.min(last_offset).min(cursor).max((cursor + 1).saturating_sub(height));
+    let height = usize::from(layout::rows(state).count).max(1);
+    let keep = |offset: usize, cursor: usize, count: usize| {
+        offset.min(count.saturating_sub(height)).min(cursor).max((cursor + 1).saturating_sub(height))
+    };
+    match state.screen.lines() {
+        Some(Lines::Routes | Lines::Workloads | Lines::Edges) => {
+            let cursor = state.cursor();
+            let count = state.lines.len();
+            let table = state.table_mut();
+            table.offset = keep(table.offset, cursor, count);
+        }
+        None if state.screen == Screen::Tap => {
+            let tap = state.shown_tap();
+            let lines = tap.lines(&state.tap_filter);
+            let offset = keep(tap.offset, tap.cursor(&lines), lines.len());
+            match &mut state.paused {
+                Some(paused) => paused.tap.offset = offset,
+                None => state.tap.offset = offset,
+            }
+        }
+        None => {
+            let lines = crate::top::view::details_height(state);
+            state.scroll = state.scroll.min(lines.saturating_sub(height));
+        }
+    }
+    if let Some(from) = &mut state.help {
+        *from = (*from).min(crate::top::view::help_height(state.replay.is_some(), state.size));
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::golden::Query;
-    use crate::golden::tests::{SHOP, frame};
-    use crate::top::theme::Theme;
-    use std::time::Duration;
-
-    fn state() -> State {
-        let theme = Theme { color: true, unicode: true };
-        let mut state = State::new("test", Query::default(), Duration::from_secs(10), theme);
-        update(&mut state, Msg::Resize(120, 40));
-        for second in 1..=3 {
-            update(&mut state, Msg::Frame(Box::new(frame(SHOP, second * 1000, 1000))));
-        }
-        state
-    }
-
-    fn press(state: &mut State, keys: &str) -> Option<Action> {
-        let key = |c| match c {
-            '\n' => KeyCode::Enter,
-            '\x1b' => KeyCode::Esc,
-            '\x08' => KeyCode::Backspace,
-            c => KeyCode::Char(c),
-        };
-        keys.chars().map(|c| update(state, Msg::Key(KeyEvent::from(key(c))))).last().flatten()
-    }
-
-    fn names(state: &State) -> Vec<String> {
-        (0..state.lines.len()).map(|at| layout::route_text(state, at)).collect()
-    }
-
-    #[test]
-    fn rows_come_sorted_by_rate() {
-        let expect =
-            ["GET /products/{id}", "GET /products/{id}/reviews", "GET /", "/shop.Cart/Add", "POST /orders", "tcp"];
-        assert_eq!(names(&state()), expect);
-    }
-
-    #[test]
-    fn sorting_goes_through_the_columns_and_round() {
-        let mut state = state();
-        press(&mut state, "s");
-        assert_eq!((state.sort, state.descending), (Column::Success, false));
-        assert_eq!(names(&state)[0], "GET /products/{id}/reviews");
-        press(&mut state, "sss");
-        assert_eq!(state.sort, Column::P99);
-        press(&mut state, "sss");
-        assert_eq!(state.sort, Column::Route);
-        press(&mut state, "SSr");
-        assert_eq!((state.sort, state.descending), (Column::Mtls, true));
-    }
-
-    #[test]
-    fn a_filter_works_while_it_is_typed_and_escape_brings_the_old_one_back() {
-        let mut state = state();
-        press(&mut state, "/web");
-        assert_eq!(state.lines.len(), 2);
-        press(&mut state, " rps>");
-        assert!(state.typing.as_ref().unwrap().error.is_some());
-        assert_eq!(state.lines.len(), 0, "a broken filter changes nothing: `rps` was the last that could be read");
-        press(&mut state, "10\n");
-        assert_eq!((names(&state), state.typing.is_none()), (vec!["GET /".to_owned()], true));
-        press(&mut state, "/\x08\x08\x08\x08\x08\x08\x1b");
-        assert_eq!(state.filter.text(), "web rps>10");
-        press(&mut state, "\x1b");
-        assert_eq!(state.lines.len(), 6);
-        assert_eq!(press(&mut state, "/q"), None, "letters are text while typing");
-    }
-
-    #[test]
-    fn a_paused_view_stands_while_counting_goes_on() {
-        let mut state = state();
-        press(&mut state, " ");
-        let before = state.lines.clone();
-        update(&mut state, Msg::Frame(Box::new(frame(&SHOP[..1], 4000, 1000))));
-        assert_eq!(state.lines, before);
-        press(&mut state, "/web\n");
-        assert_eq!(state.lines.len(), 2, "a paused view can be searched");
-        press(&mut state, "\x1b ");
-        assert_ne!(state.lines, before);
-        assert_eq!(state.account.window.frames().len(), 4);
-    }
-
-    #[test]
-    fn the_cursor_stays_on_its_row() {
-        let mut state = state();
-        press(&mut state, "j");
-        assert_eq!(state.cursor(), 1);
-        press(&mut state, "r");
-        assert_eq!(names(&state)[state.cursor()], "GET /products/{id}/reviews");
-        press(&mut state, "G");
-        assert_eq!(state.cursor(), 5);
-        press(&mut state, "g");
-        assert_eq!(state.cursor(), 0);
-        update(&mut state, Msg::Resize(80, 7));
-        press(&mut state, "G");
-        assert_eq!(state.offset, 3, "three rows fit");
-        press(&mut state, "k");
-        assert_eq!(state.offset, 3);
-    }
-
-    #[test]
-    fn the_mouse_selects_and_sorts() {
-        let mut state = state();
-        let mouse = |kind, column, row| Msg::Mouse(MouseEvent { kind, column, row, modifiers: KeyModifiers::NONE });
-        let click = MouseEventKind::Down(MouseButton::Left);
-        update(&mut state, mouse(click, 5, 6));
-        assert_eq!(state.cursor(), 2);
-        update(&mut state, mouse(click, 5, 30));
-        assert_eq!(state.cursor(), 2);
-        update(&mut state, mouse(click, 2, 3));
-        assert_eq!((state.sort, state.descending), (Column::Workload, false));
-        update(&mut state, mouse(click, 2, 3));
-        assert!(state.descending);
-        update(&mut state, mouse(MouseEventKind::ScrollDown, 0, 0));
-        assert!(state.cursor() > 0);
-    }
-
-    #[test]
-    fn a_lost_link_keeps_the_time_it_was_lost() {
-        let mut state = state();
-        update(&mut state, Msg::Tick(5000));
-        update(&mut state, Msg::Lost("reset".into()));
-        update(&mut state, Msg::Tick(9000));
-        update(&mut state, Msg::Lost("refused".into()));
-        assert_eq!(state.link, Link::Lost { since_ms: 5000, why: "refused".into() });
-        assert_eq!(state.lines.len(), 6, "the last values stay");
-        update(&mut state, Msg::Connected);
-        update(&mut state, Msg::Frame(Box::new(frame(SHOP, 12_000, 10_000))));
-        assert_eq!(state.link, Link::Live);
-        assert_eq!(state.account.window.covered_ms(), 10_000);
-        assert_eq!(state.lines[0].history.len(), 12);
-    }
-
-    #[test]
-    fn quitting_works_from_everywhere() {
-        for keys in ["q", "?q"] {
-            assert_eq!(press(&mut state(), keys), Some(Action::Quit), "{keys}");
-        }
-        let mut state = state();
-        press(&mut state, "/x");
-        let ctrl_c = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
-        assert_eq!(update(&mut state, Msg::Key(ctrl_c)), Some(Action::Quit));
-    }
-}
+#[path = "update_tests.rs"]
+mod tests;
