@@ -68,7 +68,8 @@ struct Tally<'a> {
     passthrough: u64,
 }
 
-type Statuses<'a> = BTreeMap<&'a WorkloadRef, &'a WorkloadStatus>;
+/// What is known of workloads.
+pub(crate) type Statuses<'a> = BTreeMap<&'a WorkloadRef, &'a WorkloadStatus>;
 
 /// The edges that answer a query, by caller and called.
 pub fn edges(frames: &VecDeque<GoldenFrame>, query: &Query) -> Vec<Edge> {
@@ -89,7 +90,10 @@ pub fn edges(frames: &VecDeque<GoldenFrame>, query: &Query) -> Vec<Edge> {
 }
 
 /// Caller and called of a series, unless another series tells the same better.
-fn ends<'a>(entry: &'a WorkloadSeries, statuses: &Statuses<'_>) -> Option<(&'a WorkloadRef, &'a WorkloadRef)> {
+pub(crate) fn ends<'a>(
+    entry: &'a WorkloadSeries,
+    statuses: &Statuses<'_>,
+) -> Option<(&'a WorkloadRef, &'a WorkloadRef)> {
     let peer = &entry.key.peer;
     match entry.key.direction {
         Direction::Outbound => Some((&entry.workload, peer)),

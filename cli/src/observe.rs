@@ -6,6 +6,7 @@ use futures::stream::{self, BoxStream, StreamExt};
 use futures::{AsyncBufReadExt, AsyncReadExt};
 use mesh_api::golden::GoldenFrame;
 use mesh_api::names::{OBSERVE_GROUP, OBSERVE_VERSION};
+use serde::de::DeserializeOwned;
 use std::time::Duration;
 
 /// The longest line that is believed to be a frame.
@@ -28,10 +29,8 @@ pub struct Ask {
 
 impl Ask {
     fn path(&self) -> String {
-        let namespace = self.namespace.as_ref().map(|name| format!("/namespaces/{name}")).unwrap_or_default();
         let window = self.window.min(MAX_WINDOW).as_secs().max(1);
-        let mut path =
-            format!("/apis/{OBSERVE_GROUP}/{OBSERVE_VERSION}{namespace}/workloads/all/golden?window={window}");
+        let mut path = path(self.namespace.as_deref(), "all", &format!("golden?window={window}"));
         if let Some(frames) = self.frames {
             path.push_str(&format!("&frames={frames}"));
         }
@@ -42,15 +41,30 @@ impl Ask {
     }
 }
 
+/// Where the observe API has something of workloads (`all` or `KIND.NAME`) of one namespace, or of all.
+pub fn path(namespace: Option<&str>, workloads: &str, asked: &str) -> String {
+    let namespace = namespace.map(|name| format!("/namespaces/{name}")).unwrap_or_default();
+    format!("/apis/{OBSERVE_GROUP}/{OBSERVE_VERSION}{namespace}/workloads/{workloads}/{asked}")
+}
+
 /// Opens a stream of frames.
 pub async fn stream(cluster: &Cluster, ask: &Ask) -> Result<BoxStream<'static, Result<GoldenFrame>>> {
-    let request = http::Request::get(ask.path()).body(Vec::new()).during(|| "ask for golden metrics")?;
-    let lines = cluster.client.request_stream(request).await.during(|| "read golden metrics").hint(
+    lines(cluster, ask.path(), "golden metrics").await
+}
+
+/// Opens a stream of JSON objects, one a line; `what` they are is for messages.
+pub async fn lines<T: DeserializeOwned + Send + 'static>(
+    cluster: &Cluster,
+    path: String,
+    what: &'static str,
+) -> Result<BoxStream<'static, Result<T>>> {
+    let request = http::Request::get(path).body(Vec::new()).during(|| format!("ask for {what}"))?;
+    let lines = cluster.client.request_stream(request).await.during(|| format!("read {what}")).hint(
         || "run `meshctl check`; without a mesh in this cluster there is nothing to see (`meshctl install --apply`)",
     )?;
-    Ok(stream::unfold(Some(Box::pin(lines)), |lines| async move {
+    Ok(stream::unfold(Some(Box::pin(lines)), move |lines| async move {
         let mut lines = lines?;
-        match read_frame(&mut lines).await {
+        match read_line(&mut lines, what).await {
             Ok(Some(frame)) => Some((Ok(frame), Some(lines))),
             Ok(None) => None,
             // After a broken line nothing can be trusted: this was the last.
@@ -76,15 +90,18 @@ pub async fn once(cluster: &Cluster, ask: &Ask, deadline: Duration) -> Result<Go
     })
 }
 
-async fn read_frame<R: futures::AsyncBufRead + Unpin>(lines: &mut R) -> Result<Option<GoldenFrame>> {
+async fn read_line<T: DeserializeOwned>(
+    lines: &mut (impl futures::AsyncBufRead + Unpin),
+    what: &str,
+) -> Result<Option<T>> {
     loop {
         let mut line = Vec::new();
         let length = (&mut *lines).take(MAX_FRAME_BYTES).read_until(b'\n', &mut line).await;
-        if length.during(|| "read golden metrics")? == 0 {
+        if length.during(|| format!("read {what}"))? == 0 {
             return Ok(None);
         }
         if !line.trim_ascii().is_empty() {
-            return serde_json::from_slice(&line).map(Some).during(|| "understand the control plane's golden metrics");
+            return serde_json::from_slice(&line).map(Some).during(|| format!("understand the control plane's {what}"));
         }
     }
 }
@@ -138,7 +155,7 @@ mod tests {
         #[test]
         fn nonsense_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut reader = futures::io::Cursor::new(bytes);
-            let _ = futures::executor::block_on(read_frame(&mut reader));
+            let _ = futures::executor::block_on(read_line::<GoldenFrame>(&mut reader, "golden metrics"));
         }
     }
 }

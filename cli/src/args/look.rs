@@ -1,10 +1,11 @@
 //! What can be typed to look at golden metrics.
 
 use super::Namespaces;
-use super::read::window;
+use super::read::{screen_size, window};
 use crate::output::RowFormat;
 use clap::{Args, ValueEnum};
 use mesh_api::golden::SUCCESS_RULE;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Examples, and below them the one rule by which every command tells success from failure.
@@ -53,10 +54,13 @@ pub struct Stat {
 
 /// `meshctl top`
 #[derive(Debug, Args)]
-#[command(after_long_help = "Examples:\n  \
+#[command(after_long_help = with_rule("Examples:\n  \
     meshctl top -n shop\n  \
     meshctl top deploy/web -w 30s\n  \
-    meshctl top -A")]
+    meshctl top -A --screen edges\n  \
+    meshctl top -n shop -o json                 # the routes once, for scripts\n  \
+    meshctl top -n shop --record incident.rec   # keep what is seen, to replay it later\n  \
+    meshctl top --replay incident.rec"))]
 pub struct Top {
     /// What to show: deploy, deploy/web, po, svc/books; everything that runs pods unless given
     #[arg(value_name = "KIND[/NAME]", num_args = 0..=2)]
@@ -70,6 +74,35 @@ pub struct Top {
     /// How far the numbers look back, 10m at most
     #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = window)]
     pub window: Duration,
+    /// The screen to begin with
+    #[arg(long, value_name = "SCREEN", default_value = "routes")]
+    pub screen: TopScreen,
+    /// Write what arrives to a new file, for --replay
+    #[arg(long, value_name = "FILE", conflicts_with = "output")]
+    pub record: Option<PathBuf>,
+    /// Show a recording instead of a cluster
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["record", "resource", "selector"])]
+    pub replay: Option<PathBuf>,
+    /// Print the screen as text, as it is at the end of the recording, and exit
+    #[arg(long, value_name = "COLUMNSxROWS", requires = "replay", conflicts_with = "output", value_parser = screen_size)]
+    pub screenshot: Option<(u16, u16)>,
+    /// Print the routes once, and exit; without a terminal this is so anyway
+    #[arg(short, long, value_name = "FORMAT")]
+    pub output: Option<RowFormat>,
+}
+
+/// A screen that `meshctl top` can begin with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum TopScreen {
+    /// A line for each route
+    #[default]
+    Routes,
+    /// A line for each workload
+    Workloads,
+    /// Who talks to whom, drawn
+    Edges,
+    /// Details of the busiest route
+    Details,
 }
 
 /// `meshctl routes`

@@ -12,7 +12,7 @@ pub use explain::{
     ProxyRows,
 };
 pub use install::{Check, CheckFormat, Inject, Install, ManifestFormat, Uninject};
-pub use look::{EdgeFormat, Edges, Routes, Stat, Top};
+pub use look::{EdgeFormat, Edges, Routes, Stat, Top, TopScreen};
 pub use sandbox::{Demo, ImageCommand, Sandbox, SandboxCommand, SandboxUp};
 pub use tap::{Tap, TapFormat};
 

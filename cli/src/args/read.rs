@@ -61,6 +61,13 @@ pub(super) fn window(text: &str) -> Result<Duration, String> {
     Ok(window)
 }
 
+/// Reads the size of a screen: `120x40`.
+pub(super) fn screen_size(text: &str) -> Result<(u16, u16), String> {
+    let read = |text: &str| text.parse().ok().filter(|cells| (1..=500).contains(cells));
+    let size = text.split_once('x').and_then(|(columns, rows)| Some((read(columns)?, read(rows)?)));
+    size.ok_or_else(|| format!("`{text}` is not a size; write columns and rows, at most 500 each, as in 120x40"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
 //! What frames add up to: the last seconds for numbers, the last minute for sparklines.
 
-use crate::golden::{self, Query, RowId, Window};
-use crate::top::edges::{self, Pair};
+use crate::golden::{self, Query, RowId, Tally, Window};
+use crate::top::edges;
 use crate::top::theme::HISTORY;
 use mesh_api::WorkloadRef;
 use mesh_api::golden::{Carried, GoldenFrame, WorkloadSeries};
@@ -106,11 +106,10 @@ fn volumes(frame: &GoldenFrame, query: &Query) -> [BTreeMap<Key, (u64, u64)>; 3]
         count(&mut routes, Key { id, from: None }, entry);
         count(&mut workloads, Key { id: whole, from: None }, entry);
     });
-    let mut pairs: BTreeMap<Key, (u64, u64)> = BTreeMap::new();
-    for (key, Pair { sent, arrived }) in edges::pairs(std::iter::once(frame), query) {
-        let tally = if sent.is_empty() { arrived } else { sent };
-        pairs.insert(key, (tally.sum.requests, tally.sum.tcp_read_bytes + tally.sum.tcp_write_bytes));
-    }
+    let pairs = edges::tallies(std::iter::once(frame), query)
+        .into_iter()
+        .map(|(key, Tally { sum, .. })| (key, (sum.requests, sum.tcp_read_bytes + sum.tcp_write_bytes)))
+        .collect();
     [routes, workloads, pairs]
 }
 

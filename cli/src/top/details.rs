@@ -1,6 +1,6 @@
 //! Everything that frames say about one line: of a route, a workload or an edge.
 
-use crate::golden::{self, Query, Row, RouteColumns, RowId, Tally, Window};
+use crate::golden::{self, Query, RouteColumns, Row, RowId, Tally, Window};
 use crate::top::account::{Account, Key, Lines};
 use crate::top::state::Subject;
 use mesh_api::WorkloadRef;
@@ -84,8 +84,7 @@ fn finish(
     seconds: f64,
 ) -> Details {
     let RowId { namespace, kind, name, route, method } = &subject.key.id;
-    let mut row =
-        Row { namespace: namespace.clone(), kind: kind.clone(), name: name.clone(), ..Row::default() };
+    let mut row = Row { namespace: namespace.clone(), kind: kind.clone(), name: name.clone(), ..Row::default() };
     let by_caller = subject.lines == Lines::Edges;
     let (first, second) = if by_caller { (&sums.sent, &sums.arrived) } else { (&sums.arrived, &sums.sent) };
     if subject.lines == Lines::Routes {
@@ -202,8 +201,7 @@ mod tests {
 
     #[test]
     fn a_workload_has_callers_routes_and_what_its_callers_saw() {
-        let subject =
-            Subject { key: Key { id: id_of(&workload("catalog")), from: None }, lines: Lines::Workloads };
+        let subject = Subject { key: Key { id: id_of(&workload("catalog")), from: None }, lines: Lines::Workloads };
         let details = of(&subject, |frame| {
             for entry in frame.series.iter_mut().filter(|e| e.key.direction == Direction::Outbound) {
                 entry.series.retries = 2;
@@ -240,10 +238,8 @@ mod tests {
 
     #[test]
     fn an_edge_is_seen_by_its_caller() {
-        let subject = Subject {
-            key: Key { id: id_of(&workload("web")), from: Some(workload("load")) },
-            lines: Lines::Edges,
-        };
+        let subject =
+            Subject { key: Key { id: id_of(&workload("web")), from: Some(workload("load")) }, lines: Lines::Edges };
         let details = of(&subject, |frame| {
             for entry in frame.series.iter_mut().filter(|e| e.key.direction == Direction::Outbound) {
                 entry.series.requests += 1;

@@ -1,23 +1,13 @@
-//! Who talks to whom, from frames: a line for each pair of workloads.
-//!
-//! Both proxies of a pair count. The caller's own numbers are shown where its proxy is in the frames (they have what
-//! the callee never saw: failed connections, timeouts); else those of the callee.
+//! Edges as lines of the screen: a pair of workloads that talk, with the numbers of the way between them. Which of
+//! the two proxies is believed is decided where `meshctl edges` decides it, in [`crate::edges`].
 
+use crate::edges::{Statuses, ends};
 use crate::golden::{Query, Row, RowId, Tally};
 use crate::resource::Kind;
 use crate::top::account::Key;
 use mesh_api::WorkloadRef;
-use mesh_api::golden::{Direction, GoldenFrame};
+use mesh_api::golden::GoldenFrame;
 use std::collections::{BTreeMap, VecDeque};
-
-/// What both ends of a pair counted.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Pair {
-    /// By the caller.
-    pub(crate) sent: Tally,
-    /// By the callee.
-    pub(crate) arrived: Tally,
-}
 
 impl Tally {
     /// True if nothing was counted and nothing is open.
@@ -28,40 +18,32 @@ impl Tally {
 }
 
 /// The pairs in some frames, oldest first, that a query asks for.
-pub(crate) fn pairs<'a>(
-    frames: impl DoubleEndedIterator<Item = &'a GoldenFrame> + ExactSizeIterator,
+pub(crate) fn tallies<'a>(
+    frames: impl DoubleEndedIterator<Item = &'a GoldenFrame> + ExactSizeIterator + Clone,
     query: &Query,
-) -> BTreeMap<Key, Pair> {
-    let mut by_ends: BTreeMap<(&WorkloadRef, &WorkloadRef), Pair> = BTreeMap::new();
+) -> BTreeMap<Key, Tally> {
+    let mut by_ends: BTreeMap<(&WorkloadRef, &WorkloadRef), Tally> = BTreeMap::new();
+    let Some(last) = frames.clone().next_back() else { return BTreeMap::new() };
+    let statuses: Statuses<'_> = last.workloads.iter().map(|status| (&status.workload, status)).collect();
     let count = frames.len();
     for (index, frame) in frames.enumerate() {
         for entry in &frame.series {
-            let (from, to) = match entry.key.direction {
-                Direction::Outbound => (&entry.workload, &entry.key.peer),
-                Direction::Inbound => (&entry.key.peer, &entry.workload),
-            };
-            if !(is_meant(query, from) || is_meant(query, to)) {
-                continue;
+            let Some((from, to)) = ends(entry, &statuses) else { continue };
+            if is_meant(query, from) || is_meant(query, to) {
+                by_ends.entry((from, to)).or_default().add(&entry.key, &entry.series, index + 1 == count);
             }
-            let pair = by_ends.entry((from, to)).or_default();
-            let tally = match entry.key.direction {
-                Direction::Outbound => &mut pair.sent,
-                Direction::Inbound => &mut pair.arrived,
-            };
-            tally.add(&entry.key, &entry.series, index + 1 == count);
         }
     }
     let key = |from: &WorkloadRef, to: &WorkloadRef| Key { id: id_of(to), from: Some(from.clone()) };
-    by_ends.into_iter().map(|((from, to), pair)| (key(from, to), pair)).collect()
+    by_ends.into_iter().map(|((from, to), tally)| (key(from, to), tally)).collect()
 }
 
-/// The pairs that talked, as rows: numbers of the way between them, in order of callee and caller.
+/// The pairs that talked, as rows, in order of callee and caller.
 pub fn rows(frames: &VecDeque<GoldenFrame>, query: &Query) -> Vec<(Key, Row)> {
     let seconds = frames.iter().map(|frame| frame.span_ms).sum::<u64>() as f64 / 1000.0;
-    pairs(frames.iter(), query)
+    tallies(frames.iter(), query)
         .into_iter()
-        .filter_map(|(key, Pair { sent, arrived })| {
-            let tally = if sent.is_empty() { arrived } else { sent };
+        .filter_map(|(key, tally)| {
             let id = &key.id;
             let mut row = Row {
                 namespace: id.namespace.clone(),
@@ -106,6 +88,7 @@ mod tests {
     use super::*;
     use crate::golden::tests::{SHOP, frame, shop};
     use crate::resource::Resource;
+    use mesh_api::golden::Direction;
 
     fn names(rows: &[(Key, Row)]) -> Vec<String> {
         rows.iter()
@@ -121,9 +104,10 @@ mod tests {
     }
 
     #[test]
-    fn one_end_is_enough() {
+    fn what_a_caller_without_a_proxy_sent_is_known_from_what_arrived() {
         let mut one = frame(SHOP, 1000, 1000);
         one.series.retain(|entry| entry.key.direction == Direction::Inbound);
+        one.workloads.iter_mut().for_each(|status| status.meshed_pods = 0);
         let rows = rows(&VecDeque::from([one]), &Query::default());
         assert_eq!(names(&rows), ["web>cart 10", "web>catalog 70", "web>ledger 0", "load>web 25"]);
     }

@@ -5,6 +5,7 @@
 //! [`FIELDS`] is the one table of what can be asked: it drives reading, messages and help.
 
 use crate::golden::Row;
+use crate::top::tap::{name_of, peer};
 use mesh_api::WorkloadRef;
 use mesh_api::tap::TapEvent;
 use regex::{Regex, RegexBuilder};
@@ -56,16 +57,21 @@ pub const FIELDS: &[Field] = &[
     number("p95", |f| f.row(|row| row.latency_p95_ms), TIME, "p95>50ms"),
     number("p99", |f| f.row(|row| row.latency_p99_ms), TIME, "p99>100ms"),
     number("mtls", |f| f.row(|row| row.mtls_rate.map(hundred)), PERCENT, "mtls<100"),
-    number("conns", |f| f.row(|row| (row.connections > 0).then_some(row.tcp_open_connections as f64)), COUNT, "conns>5"),
+    number(
+        "conns",
+        |f| f.row(|row| (row.connections > 0).then_some(row.tcp_open_connections as f64)),
+        COUNT,
+        "conns>5",
+    ),
     number("latency", |f| f.event(|event| Some(event.duration_us as f64 / 1000.0)), TIME, "latency>100ms"),
-    number("status", |f| f.event(|event| event.status.map(f64::from)), PLAIN, "status>=500"),
+    number("status", |f| f.event(|event| event.http.as_ref()?.status.map(f64::from)), PLAIN, "status>=500"),
     text("ns", |f| Some(f.namespace()), "ns:shop"),
     text("name", |f| f.row(|row| Some(row.name.clone())), "name:web"),
     text("kind", |f| f.row(|row| Some(row.kind.clone())), "kind:deployment"),
-    text("route", Facts::route, "route:^/orders"),
-    text("method", Facts::method, "method:POST"),
-    text("from", Facts::from, "from:web"),
-    text("path", |f| f.event(|event| Some(event.path.clone())), "path:^/cart"),
+    text("route", |f| f.route(), "route:^/orders"),
+    text("method", |f| f.method(), "method:POST"),
+    text("from", |f| f.from(), "from:web"),
+    text("path", |f| f.event(|event| event.http.as_ref().map(|http| http.path.clone())), "path:^/cart"),
     text("error", |f| f.event(|event| event.error.map(|error| error.code().to_owned())), "error:timeout"),
 ];
 
@@ -104,28 +110,28 @@ impl Facts<'_> {
     fn namespace(self) -> String {
         match self {
             Facts::Row(row, _) => row.namespace.clone(),
-            Facts::Event(event) => event.peer.namespace.clone(),
+            Facts::Event(event) => peer(event).workload.as_ref().map(|peer| peer.namespace.clone()).unwrap_or_default(),
         }
     }
 
     fn route(self) -> Option<String> {
         match self {
             Facts::Row(row, _) => row.route.as_ref().map(|route| route.route.clone()),
-            Facts::Event(event) => Some(event.route.clone()),
+            Facts::Event(event) => event.http.as_ref().map(|http| http.route.clone()),
         }
     }
 
     fn method(self) -> Option<String> {
         match self {
             Facts::Row(row, _) => row.route.as_ref().map(|route| route.method.clone()),
-            Facts::Event(event) => Some(event.method.clone()),
+            Facts::Event(event) => event.http.as_ref().map(|http| http.method.clone()),
         }
     }
 
     fn from(self) -> Option<String> {
         match self {
             Facts::Row(_, from) => from.map(|from| from.name.clone()),
-            Facts::Event(event) => Some(event.peer.name.clone()),
+            Facts::Event(event) => Some(name_of(&event.source)),
         }
     }
 
@@ -147,11 +153,13 @@ impl Facts<'_> {
                     || (row.is_tcp() && regex.is_match("tcp"))
             }
             Facts::Event(event) => {
-                regex.is_match(&event.path)
-                    || regex.is_match(&event.method)
-                    || regex.is_match(&event.route)
-                    || regex.is_match(&event.peer.name)
-                    || event.status.is_some_and(|status| regex.is_match(&status.to_string()))
+                event.http.as_ref().is_some_and(|http| {
+                    regex.is_match(&http.path)
+                        || regex.is_match(&http.method)
+                        || regex.is_match(&http.route)
+                        || http.status.is_some_and(|status| regex.is_match(&status.to_string()))
+                }) || regex.is_match(&name_of(peer(event)))
+                    || (event.http.is_none() && regex.is_match("tcp"))
                     || event.error.is_some_and(|error| regex.is_match(error.code()))
             }
         }

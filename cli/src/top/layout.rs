@@ -45,15 +45,9 @@ pub fn rows(state: &State) -> Rows {
     let mut rows = match height {
         0..=5 => Rows { head: 1.min(height.saturating_sub(1)), count: height.saturating_sub(2), ..row },
         6..=9 => Rows { total: Some(1), head: 2, body: 3, count: height - 4, footer: Some(height - 1), ..row },
-        _ => Rows {
-            total: Some(1),
-            tabs: Some(2),
-            head: 3,
-            body: 4,
-            count: height - 5,
-            footer: Some(height - 1),
-            ..row
-        },
+        _ => {
+            Rows { total: Some(1), tabs: Some(2), head: 3, body: 4, count: height - 5, footer: Some(height - 1), ..row }
+        }
     };
     if notice {
         // Where there is no room for it, the title gives way.
@@ -122,9 +116,7 @@ pub fn columns(state: &State) -> Vec<Place> {
     let second_wish = second.map_or(0, wish);
     // Both get what they wish if there is room; else the first gives way down to a third.
     let first_width = match second {
-        Some(_) => {
-            first_wish.min(names.saturating_sub(second_wish + 1).max(names / 3)).min(names.saturating_sub(2))
-        }
+        Some(_) => first_wish.min(names.saturating_sub(second_wish + 1).max(names / 3)).min(names.saturating_sub(2)),
         None => names,
     };
     let room = names.saturating_sub(first_width + u16::from(second.is_some()));

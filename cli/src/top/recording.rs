@@ -12,7 +12,7 @@
 //! Every other line is something that arrived: when it did (Unix milliseconds, never falling), and one of
 //!
 //! - `golden`: a frame of golden metrics, as the observe API sends it;
-//! - `tap`: a single request; `left_out`: how many more were left out (while the tap screen was open);
+//! - `tap`: a single request, or how the tap fares, as the observe API sends it (while the tap screen was open);
 //! - `tapped`: what the taps after it are about;
 //! - `connected`: `true` when a new stream of frames began; `lost`: why the stream broke.
 //!
@@ -28,7 +28,7 @@ use flate2::Compression;
 use flate2::bufread::GzDecoder;
 use flate2::write::GzEncoder;
 use mesh_api::golden::GoldenFrame;
-use mesh_api::tap::TapEvent;
+use mesh_api::tap::TapMessage;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -88,12 +88,9 @@ pub struct Entry {
     /// A frame.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub golden: Option<Box<GoldenFrame>>,
-    /// A single request.
+    /// A single request, or how the tap fares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tap: Option<Box<TapEvent>>,
-    /// So many more requests were left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub left_out: Option<u64>,
+    pub tap: Option<TapMessage>,
     /// What the taps from here on are about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tapped: Option<Subject>,
@@ -108,13 +105,8 @@ pub struct Entry {
 impl Entry {
     /// True if the line says something that is known.
     fn is_known(&self) -> bool {
-        let Entry { at_ms: _, golden, tap, left_out, tapped, connected, lost } = self;
-        golden.is_some()
-            || tap.is_some()
-            || left_out.is_some()
-            || tapped.is_some()
-            || connected.is_some()
-            || lost.is_some()
+        let Entry { at_ms: _, golden, tap, tapped, connected, lost } = self;
+        golden.is_some() || tap.is_some() || tapped.is_some() || connected.is_some() || lost.is_some()
     }
 }
 
@@ -131,7 +123,9 @@ impl Writer {
     /// Begins a file; one that is there already is not overwritten.
     pub fn create(path: &Path, header: &Header) -> Result<Self> {
         let tried = || format!("record to {}", path.display());
-        let file = File::create_new(path).during(tried).hint(|| "choose the name of a new file in a folder you may write to")?;
+        let file = File::create_new(path)
+            .during(tried)
+            .hint(|| "choose the name of a new file in a folder you may write to")?;
         let encoder = Some(GzEncoder::new(file, Compression::default()));
         let mut writer = Self { path: path.to_owned(), encoder, written: 0, member_since_ms: None, last_ms: 0 };
         writer.line(header)?;
@@ -231,12 +225,13 @@ impl Recording {
         };
         let mut lines = Members::new(bytes.clone(), 0);
         let header = match lines.next_line() {
-            Ok(Some((_, line))) => serde_json::from_slice::<Header>(&line).map_err(|_| not_one("its first line is no header"))?,
+            Ok(Some((_, line))) => {
+                serde_json::from_slice::<Header>(&line).map_err(|_| not_one("its first line is no header"))?
+            }
             Ok(None) => return Err(not_one("it is empty")),
             Err(why) => return Err(not_one(&why)),
         };
-        let mut recording =
-            Self { bytes, header, members: Vec::new(), from_ms: 0, to_ms: 0, entries: 0, damage: None };
+        let mut recording = Self { bytes, header, members: Vec::new(), from_ms: 0, to_ms: 0, entries: 0, damage: None };
         let mut unknown = 0u64;
         let cut_off = loop {
             match lines.next_line() {
@@ -325,7 +320,8 @@ impl Members {
             match reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
                 Ok(0) => {
                     // The decoder takes no more than its member: what it left begins the next one.
-                    let left = self.reader.take().map_or(0, |reader| reader.into_inner().into_inner().into_inner().len());
+                    let left =
+                        self.reader.take().map_or(0, |reader| reader.into_inner().into_inner().into_inner().len());
                     self.offset = self.bytes.len() - left;
                 }
                 Ok(_) if line.ends_with(b"\n") => return Ok(Some((self.offset, line))),

@@ -1,7 +1,6 @@
 //! Plays a recording: turns the passing of its time into the messages that arrived then. Pure.
 
 use crate::top::recording::{Entries, Entry, Recording};
-use crate::top::tap::Item;
 use crate::top::update::Msg;
 
 /// How far back numbers and sparklines reach: so much is replayed before the place sought, milliseconds.
@@ -65,14 +64,13 @@ impl Player {
 
 /// What an entry says.
 fn said(entry: Entry) -> Vec<Msg> {
-    let Entry { at_ms: _, golden, tap, left_out, tapped, connected, lost } = entry;
+    let Entry { at_ms: _, golden, tap, tapped, connected, lost } = entry;
     let mut messages = Vec::new();
     messages.extend(connected.filter(|connected| *connected).map(|_| Msg::Connected));
     messages.extend(golden.map(Msg::Frame));
     messages.extend(lost.map(Msg::Lost));
     messages.extend(tapped.map(Msg::TapOf));
-    messages.extend(tap.map(|event| Msg::Tapped(Item::Event(event))));
-    messages.extend(left_out.map(|count| Msg::Tapped(Item::LeftOut(count))));
+    messages.extend(tap.map(Msg::Tapped));
     messages
 }
 
@@ -111,13 +109,14 @@ mod tests {
         let theme = Theme { color: true, unicode: true };
         let mut state = State::new("demo", Query::default(), Duration::from_secs(10), theme);
         let (from_ms, to_ms) = (player.recording().from_ms, player.recording().to_ms);
-        state.replay =
-            Some(Replay { name: "shop".into(), from_ms, to_ms, speed: 1.0, playing: true, damage: None });
+        state.replay = Some(Replay { name: "shop".into(), from_ms, to_ms, speed: 1.0, playing: true, damage: None });
         state
     }
 
     fn take(state: &mut State, messages: Vec<Msg>) {
-        messages.into_iter().for_each(|msg| drop(update(state, msg)));
+        for message in messages {
+            update(state, message);
+        }
     }
 
     #[test]
@@ -170,7 +169,9 @@ mod tests {
         press(&mut state, KeyCode::Char('>'));
         press(&mut state, KeyCode::Char('>'));
         assert_eq!(state.replay.as_ref().unwrap().speed, 4.0);
-        (0..9).for_each(|_| drop(press(&mut state, KeyCode::Char('<'))));
+        for _ in 0..9 {
+            press(&mut state, KeyCode::Char('<'));
+        }
         assert_eq!(state.replay.as_ref().unwrap().speed, 0.25);
     }
 }

@@ -1,63 +1,91 @@
-//! The part of `top` that waits: terminal, signals, frames, clock. Everything it learns goes through [`update`].
+//! The loop of `top`: everything that is learned goes through [`update`], everything that is seen comes from [`view`].
 
 use crate::cluster::Cluster;
-use crate::error::{Context, Error, Hint, Result};
-use crate::observe::{self, Ask};
-use crate::top::state::State;
+use crate::error::{Context, Result};
+use crate::observe::Ask;
+use crate::top::recording::{Entry, Writer};
+use crate::top::replay::Player;
+use crate::top::source::{Extras, follow, open, wants};
+use crate::top::state::{Recorded, State};
+use crate::top::terminal::Guard;
 use crate::top::update::{Action, Msg, update};
 use crate::top::view::view;
-use crossterm::cursor::Show;
-use crossterm::event::{DisableMouseCapture, EnableMouseCapture, Event, EventStream};
-use crossterm::execute;
-use crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
+use crossterm::event::{Event, EventStream};
 use futures::StreamExt;
-use futures::stream::BoxStream;
-use mesh_api::golden::GoldenFrame;
-use ratatui::Terminal;
-use ratatui::backend::CrosstermBackend;
-use std::io::{IsTerminal, Stdout, stdout};
-use std::sync::Once;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::{Instant, MissedTickBehavior};
 
 /// The least time between two drawings: about twelve a second.
 const DRAW_EVERY: Duration = Duration::from_millis(80);
-/// A control plane that is silent for so long is taken for lost.
-const SILENCE: Duration = Duration::from_secs(5);
-/// How long opening a stream may take.
-const OPENING: Duration = Duration::from_secs(10);
-/// Waits between attempts to get the stream back: doubling from the first to the last.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// How often the clock is looked at.
+const TICK_EVERY: Duration = Duration::from_secs(1);
+/// How often a recording is played on.
+const PLAY_EVERY: Duration = Duration::from_millis(100);
 /// Messages that may wait for the screen.
-const QUEUE: usize = 16;
+const QUEUE: usize = 64;
 
-/// True if there is somebody to look and to type.
-pub fn has_terminal() -> bool {
-    stdout().is_terminal() && std::io::stdin().is_terminal()
+pub use crate::top::terminal::is_there as has_terminal;
+
+/// Where messages come from.
+enum Source {
+    Cluster { cluster: Box<Cluster>, extras: Extras, to_screen: Sender<Msg>, writer: Option<Writer> },
+    Recording(Box<Player>),
 }
 
-type Frames = BoxStream<'static, Result<GoldenFrame>>;
-
-/// Shows live routes until somebody leaves. The terminal is as before afterwards, whatever happens. What cannot even
-/// begin (no mesh, no permission) is an error and not a screen; what breaks later is a banner.
-pub async fn run(cluster: &Cluster, ask: Ask, mut state: State) -> Result<()> {
+/// Shows the mesh until somebody leaves. The terminal is as before afterwards, whatever happens. What cannot even
+/// begin (no mesh, no permission) is an error and not a screen; what breaks later is a notice.
+pub async fn run(cluster: &Cluster, ask: Ask, mut state: State, writer: Option<Writer>) -> Result<()> {
     let first = open(cluster, &ask).await?;
     let (to_screen, mut messages) = mpsc::channel(QUEUE);
-    let source = tokio::spawn(follow(cluster.clone(), ask, first, to_screen));
-    let shown = show(&mut state, &mut messages).await;
-    source.abort();
+    let frames = tokio::spawn(follow(cluster.clone(), ask, first, to_screen.clone()));
+    let cluster = Box::new(cluster.clone());
+    let mut source = Source::Cluster { cluster, extras: Extras::default(), to_screen, writer };
+    let shown = show(&mut state, &mut messages, &mut source).await;
+    frames.abort();
+    if let Source::Cluster { writer: Some(writer), .. } = source {
+        writer.finish()?;
+    }
     shown
 }
 
-async fn show(state: &mut State, messages: &mut mpsc::Receiver<Msg>) -> Result<()> {
-    let mut on_term = signal(SignalKind::terminate()).during(|| "listen for signals")?;
-    let mut on_hangup = signal(SignalKind::hangup()).during(|| "listen for signals")?;
-    let mut on_interrupt = signal(SignalKind::interrupt()).during(|| "listen for signals")?;
-    let mut screen = Screen::open()?;
+/// Shows a recording until somebody leaves.
+pub async fn replay(player: Player, mut state: State) -> Result<()> {
+    // Nothing is sent: a recording is played by the loop itself. The sender is kept so that the channel stays open.
+    let (_keep, mut messages) = mpsc::channel(1);
+    show(&mut state, &mut messages, &mut Source::Recording(Box::new(player))).await
+}
+
+/// Signals that end the screen in good order.
+struct Ending([Signal; 3]);
+
+impl Ending {
+    fn listen() -> Result<Self> {
+        let listen = |kind| signal(kind).during(|| "listen for signals");
+        let kinds = [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()];
+        let [one, two, three] = kinds.map(listen);
+        Ok(Self([one?, two?, three?]))
+    }
+
+    async fn recv(&mut self) {
+        let [one, two, three] = &mut self.0;
+        tokio::select! {
+            _ = one.recv() => {}
+            _ = two.recv() => {}
+            _ = three.recv() => {}
+        }
+    }
+}
+
+async fn show(state: &mut State, messages: &mut Receiver<Msg>, source: &mut Source) -> Result<()> {
+    let mut ending = Ending::listen()?;
+    let mut screen = Guard::open()?;
     let mut input = EventStream::new();
-    let mut clock = tokio::time::interval(Duration::from_secs(1));
+    let mut clock = tokio::time::interval(match source {
+        Source::Cluster { .. } => TICK_EVERY,
+        Source::Recording(_) => PLAY_EVERY,
+    });
     clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
     if let Ok((width, height)) = crossterm::terminal::size() {
         update(state, Msg::Resize(width, height));
@@ -70,121 +98,96 @@ async fn show(state: &mut State, messages: &mut mpsc::Receiver<Msg>) -> Result<(
         let message = tokio::select! {
             biased;
             event = input.next() => match event {
-                Some(Ok(Event::Key(key))) => Msg::Key(key),
-                Some(Ok(Event::Mouse(mouse))) => Msg::Mouse(mouse),
-                Some(Ok(Event::Resize(width, height))) => Msg::Resize(width, height),
-                Some(Ok(_)) => continue,
+                Some(Ok(Event::Key(key))) => Some(Msg::Key(key)),
+                Some(Ok(Event::Mouse(mouse))) => Some(Msg::Mouse(mouse)),
+                Some(Ok(Event::Resize(width, height))) => Some(Msg::Resize(width, height)),
+                Some(Ok(_)) => None,
                 // The terminal is gone.
                 Some(Err(_)) | None => return Ok(()),
             },
-            _ = on_term.recv() => return Ok(()),
-            _ = on_hangup.recv() => return Ok(()),
-            _ = on_interrupt.recv() => return Ok(()),
+            () = ending.recv() => return Ok(()),
             () = tokio::time::sleep_until(draw_at), if stale => {
-                screen.draw(state)?;
+                screen.draw(|frame| view(state, frame))?;
                 (last_drawn, stale) = (Some(Instant::now()), false);
                 continue;
             }
-            Some(message) = messages.recv() => message,
-            _ = clock.tick() => Msg::Tick(now_ms()),
+            Some(message) = messages.recv() => Some(message),
+            _ = clock.tick() => source.tick(state),
         };
-        if update(state, message) == Some(Action::Quit) {
-            return Ok(());
-        }
+        let Some(message) = message else { continue };
+        source.record(state, &message);
+        let action = update(state, message);
         stale = true;
+        match action {
+            Some(Action::Quit) => return Ok(()),
+            Some(Action::Seek(to)) => source.seek(state, to),
+            None => {}
+        }
+        source.keep(state);
     }
 }
 
-/// Opens a stream of frames, under a deadline.
-async fn open(cluster: &Cluster, ask: &Ask) -> Result<Frames> {
-    tokio::time::timeout(OPENING, observe::stream(cluster, ask)).await.unwrap_or_else(|_| {
-        Err(Error::new(format!("no answer within {} s", OPENING.as_secs())).during("read golden metrics"))
-            .hint(|| "run `meshctl check`")
-    })
-}
+impl Source {
+    /// Time has passed.
+    fn tick(&mut self, state: &mut State) -> Option<Msg> {
+        let Source::Recording(player) = self else { return Some(Msg::Tick(now_ms())) };
+        let replay = state.replay.as_ref().filter(|replay| replay.playing)?;
+        // Speeds are small and positive: nothing is lost by the conversion.
+        let passed = (PLAY_EVERY.as_millis() as f64 * replay.speed) as u64;
+        let mut messages = player.advance(player.at_ms() + passed);
+        let last = messages.pop();
+        for message in messages {
+            update(state, message);
+        }
+        last
+    }
 
-/// Frames, for as long as somebody looks: when the stream breaks, opens another.
-async fn follow(cluster: Cluster, ask: Ask, first: Frames, to_screen: mpsc::Sender<Msg>) {
-    let mut pause = RETRY.0;
-    let mut opened = Ok(first);
-    loop {
-        let why = match opened {
-            Err(error) => error,
-            Ok(mut frames) => {
-                if to_screen.send(Msg::Connected).await.is_err() {
-                    return;
-                }
-                loop {
-                    match tokio::time::timeout(SILENCE, frames.next()).await {
-                        Ok(Some(Ok(frame))) => {
-                            pause = RETRY.0;
-                            if to_screen.send(Msg::Frame(Box::new(frame))).await.is_err() {
-                                return;
-                            }
-                        }
-                        Ok(Some(Err(error))) => break error,
-                        Ok(None) => break Error::new("the control plane ended the stream"),
-                        Err(_) => break Error::new(format!("no numbers for {} s", SILENCE.as_secs())),
-                    }
-                }
+    fn seek(&mut self, state: &mut State, to_ms: u64) {
+        if let Source::Recording(player) = self {
+            for message in player.seek(to_ms) {
+                update(state, message);
+            }
+        }
+    }
+
+    /// Opens and ends streams as the screen needs them.
+    fn keep(&mut self, state: &State) {
+        if let Source::Cluster { cluster, extras, to_screen, .. } = self {
+            extras.keep(cluster, state.window, wants(state), to_screen);
+        }
+    }
+
+    /// Writes down what has arrived. A recording that fails is told and given up; the screen goes on.
+    fn record(&mut self, state: &mut State, message: &Msg) {
+        let Source::Cluster { writer: place, .. } = self else { return };
+        let (Some(writer), Some(entry)) = (place.as_mut(), entry(state, message)) else { return };
+        let recorded = writer.add(entry);
+        let told = match recorded {
+            Ok(bytes) => Recorded::Bytes(bytes),
+            Err(error) => {
+                *place = None;
+                Recorded::Failed(error.to_string())
             }
         };
-        if to_screen.send(Msg::Lost(why.cause().to_owned())).await.is_err() {
-            return;
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RETRY.1);
-        opened = open(&cluster, &ask).await;
+        update(state, Msg::Recorded(told));
     }
+}
+
+/// What a recording says of a message.
+fn entry(state: &State, message: &Msg) -> Option<Entry> {
+    let now = Entry { at_ms: now_ms(), ..Entry::default() };
+    Some(match message {
+        Msg::Frame(frame) => Entry { golden: Some(frame.clone()), ..now },
+        Msg::Connected => Entry { connected: Some(true), ..now },
+        Msg::Lost(why) => Entry { lost: Some(why.clone()), ..now },
+        Msg::TapConnected => Entry { tapped: Some(state.tap.subject.clone()?), ..now },
+        Msg::Tapped(message) => Entry { tap: Some(message.clone()), ..now },
+        _ => return None,
+    })
 }
 
 /// Unix milliseconds.
 pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The terminal in its other mode; dropping it gives the old one back.
-struct Screen {
-    terminal: Terminal<CrosstermBackend<Stdout>>,
-}
-
-impl Screen {
-    fn open() -> Result<Self> {
-        static HOOK: Once = Once::new();
-        HOOK.call_once(|| {
-            let before = std::panic::take_hook();
-            std::panic::set_hook(Box::new(move |panic| {
-                restore();
-                before(panic);
-            }));
-        });
-        enable_raw_mode().during(|| "take over the terminal")?;
-        // From here on the guard restores, also if what follows fails.
-        let terminal = Terminal::new(CrosstermBackend::new(stdout()));
-        let entered = execute!(stdout(), EnterAlternateScreen, EnableMouseCapture);
-        match (terminal, entered) {
-            (Ok(terminal), Ok(())) => Ok(Self { terminal }),
-            (Err(cause), _) | (_, Err(cause)) => {
-                restore();
-                Err(cause).during(|| "take over the terminal")
-            }
-        }
-    }
-
-    fn draw(&mut self, state: &State) -> Result<()> {
-        self.terminal.draw(|frame| view(state, frame)).map(drop).during(|| "draw on the terminal")
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        restore();
-    }
-}
-
-/// Gives the terminal back; harmless if it was never taken. Nothing can be done if the terminal refuses.
-fn restore() {
-    let _ = execute!(stdout(), DisableMouseCapture, LeaveAlternateScreen, Show);
-    let _ = disable_raw_mode();
 }

@@ -11,6 +11,7 @@ use mesh_api::WorkloadRef;
 use mesh_api::golden::GoldenFrame;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// A screen.
@@ -407,12 +408,12 @@ impl State {
         let mut lines: Vec<Line> = all.into_iter().filter(passes).map(line).collect();
         let Table { sort, descending, .. } = *self.table();
         lines.sort_by(|a, b| compare(a, b, sort, descending));
-        let mut namespaces = lines
-            .iter()
-            .flat_map(|line| [Some(&line.key.id.namespace), line.key.from.as_ref().map(|from| &from.namespace)])
-            .flatten();
-        let first = namespaces.next();
-        self.many_namespaces = namespaces.any(|name| Some(name) != first);
+        let both = |line: &Line| {
+            let from = line.key.from.as_ref().map(|from| from.namespace.clone());
+            [Some(line.key.id.namespace.clone()), from].into_iter().flatten()
+        };
+        let namespaces: BTreeSet<String> = lines.iter().flat_map(both).collect();
+        self.many_namespaces = namespaces.len() > 1;
         (self.lines, self.unfiltered) = (lines, unfiltered);
     }
 

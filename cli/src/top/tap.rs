@@ -3,22 +3,15 @@
 use crate::top::account::Lines;
 use crate::top::filter::{Facts, Filter};
 use crate::top::state::Subject;
-use mesh_api::golden::Direction;
-use mesh_api::tap::TapEvent;
+use mesh_api::golden::{Carried, Direction};
+use mesh_api::tap::filter::{KINDS, Place, TapFilter};
+use mesh_api::tap::pattern::Glob;
+use mesh_api::tap::{TapEnd, TapEvent, TapMessage, TapStatus};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Requests that are kept; older ones are forgotten.
 pub const KEPT: usize = 1000;
-
-/// What a stream of taps brings.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Item {
-    /// A request or connection has ended.
-    Event(Box<TapEvent>),
-    /// So many more were left out.
-    LeftOut(u64),
-}
 
 /// How the stream fares.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,8 +47,8 @@ pub struct Tap {
     pub events: VecDeque<Arc<Tapped>>,
     /// How many came.
     pub seen: u64,
-    /// How many more were left out, by the proxies or on the way.
-    pub left_out: u64,
+    /// How the tap itself fares, as control says.
+    pub status: TapStatus,
     /// The request under the cursor, by number; none: the newest.
     pub selected: Option<u64>,
     /// The first line on the screen.
@@ -73,10 +66,11 @@ impl Tap {
     }
 
     /// Takes in what came.
-    pub fn push(&mut self, item: Item) {
-        match item {
-            Item::LeftOut(count) => self.left_out += count,
-            Item::Event(event) => {
+    pub fn push(&mut self, message: TapMessage) {
+        match message {
+            TapMessage::Unknown => {}
+            TapMessage::Status(status) => self.status = status,
+            TapMessage::Event(event) => {
                 if self.subject.as_ref().is_some_and(|subject| concerns(&event, subject)) {
                     self.seen += 1;
                     self.events.push_front(Arc::new(Tapped { number: self.seen, event: *event }));
@@ -99,22 +93,53 @@ impl Tap {
     }
 }
 
+/// The end of an event at which the tapped proxy does not stand.
+pub fn peer(event: &TapEvent) -> &TapEnd {
+    match event.direction {
+        Direction::Inbound => &event.source,
+        Direction::Outbound => &event.destination,
+    }
+}
+
+/// What an end is called: its workload, else its address.
+pub fn name_of(end: &TapEnd) -> String {
+    end.workload.as_ref().map_or_else(|| end.address.to_string(), |workload| workload.name.clone())
+}
 
 /// True if what the subject's workload saw concerns the subject.
 fn concerns(event: &TapEvent, subject: &Subject) -> bool {
     let id = &subject.key.id;
+    let inbound = event.direction == Direction::Inbound;
     match subject.lines {
         Lines::Workloads => true,
-        Lines::Edges => {
-            event.direction == Direction::Inbound && subject.key.from.as_ref().is_none_or(|from| *from == event.peer)
+        Lines::Edges => inbound && subject.key.from == event.source.workload,
+        Lines::Routes => match &event.http {
+            // gRPC's rows have no method, its requests are all POST.
+            Some(http) => inbound && http.route == id.route && (id.method.is_empty() || http.method == id.method),
+            None => inbound && id.route.is_empty(),
+        },
+    }
+}
+
+/// What control is asked to tell of a subject.
+pub fn filter_of(subject: &Subject) -> TapFilter {
+    let id = &subject.key.id;
+    let mut filter = TapFilter::default();
+    match (subject.lines, &subject.key.from) {
+        (Lines::Workloads, _) => return filter,
+        (Lines::Edges, Some(from)) if KINDS.contains(&from.kind.as_str()) => {
+            let namespace = Some(from.namespace.clone());
+            filter.from = Some(Place::Resource { namespace, kind: from.kind.clone(), name: from.name.clone() });
         }
-        Lines::Routes => {
-            event.direction == Direction::Inbound
-                && event.route == id.route
-                // gRPC's rows have no method, its requests are all POST.
-                && (id.method.is_empty() || event.method == id.method)
+        (Lines::Edges, _) => {}
+        (Lines::Routes, _) if id.route.is_empty() => filter.protocols = vec![Carried::Tcp],
+        (Lines::Routes, _) => {
+            filter.route = Some(Glob::new(id.route.clone()));
+            filter.methods.extend(Some(id.method.clone()).filter(|method| !method.is_empty()));
         }
     }
+    filter.direction = Some(Direction::Inbound);
+    filter
 }
 
 #[cfg(test)]
@@ -123,26 +148,38 @@ pub(crate) mod tests {
     use crate::golden::RowId;
     use crate::top::account::Key;
     use mesh_api::WorkloadRef;
-    use mesh_api::golden::{Carried, TlsStatus};
+    use mesh_api::golden::TlsStatus;
+    use mesh_api::tap::{TapEnding, TapHttp, TapKind, TapLeftOut};
 
     /// A request that web sent to catalog.
     pub(crate) fn event(at_ms: u64, path: &str, status: u16, duration_us: u64) -> TapEvent {
+        let end = |name: &str, address: [u8; 4], port: u16| TapEnd {
+            address: (address, port).into(),
+            workload: Some(WorkloadRef::new("shop", "deployment", name)),
+            pod: Some(format!("{name}-5d4f-x2x")),
+            identity: Some(mesh_api::SpiffeId::new("cluster.local", "shop", name)),
+        };
         TapEvent {
             at_ms,
+            event: TapKind::Request,
             direction: Direction::Inbound,
             carried: Carried::Http,
-            source: ([10, 244, 0, 7], 41_000).into(),
-            destination: ([10, 244, 0, 9], 8080).into(),
-            peer: WorkloadRef::new("shop", "deployment", "web"),
-            peer_identity: Some(mesh_api::SpiffeId::new("cluster.local", "shop", "web")),
+            source: end("web", [10, 244, 0, 7], 41_000),
+            destination: end("catalog", [10, 244, 0, 9], 8080),
             service: None,
             tls: TlsStatus::Mutual,
-            method: "GET".into(),
-            path: path.into(),
-            route: "/products/{id}".into(),
-            status: Some(status),
-            grpc_status: None,
+            http: Some(TapHttp {
+                method: "GET".into(),
+                authority: "catalog".into(),
+                path: path.into(),
+                version: "HTTP/1.1".into(),
+                route: "/products/{id}".into(),
+                status: Some(status),
+                first_byte_us: Some(duration_us / 2),
+                ..TapHttp::default()
+            }),
             error: None,
+            ending: Some(TapEnding::Orderly),
             duration_us,
             read_bytes: 0,
             write_bytes: 812,
@@ -159,23 +196,24 @@ pub(crate) mod tests {
         let mut tap = Tap::default();
         tap.begin(subject("/products/{id}"));
         for number in 0..1200 {
-            tap.push(Item::Event(Box::new(event(number, "/products/1", 200, 900))));
+            tap.push(TapMessage::Event(Box::new(event(number, "/products/1", 200, 900))));
         }
-        tap.push(Item::LeftOut(7));
-        assert_eq!((tap.seen, tap.events.len(), tap.left_out), (1200, KEPT, 7));
+        let left_out = TapLeftOut { rate_limited: 7, ..TapLeftOut::default() };
+        tap.push(TapMessage::Status(TapStatus { left_out, ..TapStatus::default() }));
+        assert_eq!((tap.seen, tap.events.len(), tap.status.left_out.total()), (1200, KEPT, 7));
         assert_eq!(tap.events[0].number, 1200, "the newest comes first");
         tap.begin(subject("/products/{id}"));
         assert_eq!(tap.seen, 1200, "the same subject goes on");
         tap.begin(subject("/other"));
-        tap.push(Item::Event(Box::new(event(1, "/products/1", 200, 900))));
-        assert_eq!((tap.seen, tap.left_out), (0, 0));
+        tap.push(TapMessage::Event(Box::new(event(1, "/products/1", 200, 900))));
+        assert_eq!((tap.seen, tap.status.left_out.total()), (0, 0));
     }
 
     #[test]
     fn the_cursor_stays_with_its_request() {
         let mut tap = Tap::default();
         tap.begin(subject("/products/{id}"));
-        let push = |tap: &mut Tap, status| tap.push(Item::Event(Box::new(event(1, "/products/1", status, 900))));
+        let push = |tap: &mut Tap, status| tap.push(TapMessage::Event(Box::new(event(1, "/products/1", status, 900))));
         push(&mut tap, 200);
         push(&mut tap, 500);
         tap.selected = Some(2);
@@ -184,5 +222,17 @@ pub(crate) mod tests {
         assert_eq!(tap.cursor(&tap.lines(&all)), 1);
         let failed = Filter::read("status>=500").unwrap();
         assert_eq!((tap.lines(&failed).len(), tap.cursor(&tap.lines(&failed))), (1, 0));
+    }
+
+    #[test]
+    fn control_is_asked_for_no_more_than_is_shown() {
+        let asked = |subject: &Subject| filter_of(subject).to_string();
+        assert_eq!(asked(&subject("/products/{id}")), "direction=inbound method=GET route=/products/{id}");
+        let edge = Subject {
+            key: Key { from: Some(WorkloadRef::new("shop", "deployment", "web")), ..subject("").key },
+            lines: Lines::Edges,
+        };
+        assert_eq!(asked(&edge), "direction=inbound from=shop/deployment/web");
+        assert_eq!(asked(&Subject { lines: Lines::Workloads, ..edge }), "");
     }
 }

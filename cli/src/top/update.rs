@@ -7,9 +7,10 @@ use crate::top::keys::{self, Command};
 use crate::top::layout;
 use crate::top::mouse;
 use crate::top::state::{Column, Link, Paused, Recorded, Screen, State, Subject, Typing};
-use crate::top::tap::{Item, Tap, TapLink};
+use crate::top::tap::{Tap, TapLink};
 use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers, MouseEvent};
 use mesh_api::golden::GoldenFrame;
+use mesh_api::tap::TapMessage;
 
 /// Something that arrived.
 #[derive(Clone, Debug)]
@@ -33,7 +34,7 @@ pub enum Msg {
     /// The taps that follow are about this.
     TapOf(Subject),
     /// A stream of taps brought this.
-    Tapped(Item),
+    Tapped(TapMessage),
     /// The stream of taps broke: why, and what to do.
     TapLost(String, Option<String>),
     /// The recording is played from another place: everything is counted anew.
@@ -69,6 +70,12 @@ pub fn update(state: &mut State, msg: Msg) -> Option<Action> {
         Msg::Frame(frame) => {
             state.link = Link::Live;
             state.account.push(*frame, &state.query);
+            if state.screen == Screen::Details && state.subject.is_none() {
+                // Begun with details of nothing in particular: then those of the busiest route.
+                state.screen = Screen::Routes;
+                state.refresh();
+                open(state);
+            }
             if state.paused.is_none() {
                 state.refresh();
             }
@@ -95,7 +102,7 @@ pub fn update(state: &mut State, msg: Msg) -> Option<Action> {
             state.tap.begin(subject);
             state.tap.link = TapLink::Live;
         }
-        Msg::Tapped(item) => state.tap.push(item),
+        Msg::Tapped(message) => state.tap.push(message),
         Msg::TapLost(why, hint) => state.tap.link = TapLink::Failed(why, hint),
         Msg::Rewound => {
             state.account = Account::new(state.window);
@@ -113,6 +120,13 @@ pub fn update(state: &mut State, msg: Msg) -> Option<Action> {
             }
         }
     }
+    keep_cursor_visible(state);
+    action
+}
+
+/// Does what a key would ask for.
+pub fn command(state: &mut State, command: Command) -> Option<Action> {
+    let action = obey(state, command);
     keep_cursor_visible(state);
     action
 }

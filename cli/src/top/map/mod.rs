@@ -112,7 +112,8 @@ pub fn place(lines: &[Line], width: u16, height: u16, theme: Theme, namespaces: 
         .filter_map(|(at, line)| Some((line.key.from.clone()?, crate::top::edges::workload_of(&line.key.id), at)))
         .collect();
     // In order of names, so that the map stands still while numbers change.
-    let nodes: Vec<&WorkloadRef> = ends.iter().flat_map(|(from, to, _)| [from, to]).collect::<BTreeSet<_>>().into_iter().collect();
+    let nodes: Vec<&WorkloadRef> =
+        ends.iter().flat_map(|(from, to, _)| [from, to]).collect::<BTreeSet<_>>().into_iter().collect();
     if nodes.is_empty() || nodes.len() > MOST_NODES {
         return None;
     }
@@ -139,7 +140,6 @@ pub fn place(lines: &[Line], width: u16, height: u16, theme: Theme, namespaces: 
 
 /// A map being made in one form.
 struct Sheet<'a> {
-    lines: &'a [Line],
     graph: &'a Graph<'a>,
     layered: &'a Layered,
     form: Form,
@@ -187,7 +187,7 @@ impl<'a> Sheet<'a> {
             arriving[link.right].push(index);
             leaving[link.left].push(index);
         }
-        Self { lines, graph, layered, form, theme, names, labels, arriving, leaving }
+        Self { graph, layered, form, theme, names, labels, arriving, leaving }
     }
 
     /// Rows that a slot takes: a row for each arrow that comes, and for each that comes back from the right.
@@ -231,7 +231,15 @@ impl<'a> Sheet<'a> {
                 x += gap.width;
             }
         }
-        Some(self.paint((width, height), &tops, &rows, &lefts, &widths, &gaps))
+        let mut map = self.paint((width, height), &tops, &rows, &lefts, &widths, &gaps);
+        // In the middle of what is left below, a little above.
+        let used = map.runs.iter().map(|run| run.y + 1).max().unwrap_or(0);
+        let first = map.runs.iter().map(|run| run.y).min().unwrap_or(0);
+        let free = u16::try_from(height).unwrap_or(u16::MAX).saturating_sub(used - first) / 3;
+        for run in &mut map.runs {
+            run.y = run.y - first + free;
+        }
+        Some(map)
     }
 
     fn layer_width(&self, slots: &[usize]) -> usize {
@@ -274,7 +282,8 @@ impl<'a> Sheet<'a> {
                     } else {
                         self.leaving[slot].iter().map(|link| middles[self.layered.links[*link].right]).collect()
                     };
-                    let middle = if ends.is_empty() { middles[slot] } else { ends.iter().sum::<f64>() / ends.len() as f64 };
+                    let middle =
+                        if ends.is_empty() { middles[slot] } else { ends.iter().sum::<f64>() / ends.len() as f64 };
                     middle - self.height(slot) as f64 / 2.0
                 };
                 let wishes: Vec<f64> = slots.iter().map(wish).collect();
@@ -423,11 +432,9 @@ impl<'a> Sheet<'a> {
                     canvas.join(bundle, x, start, LEFT | RIGHT);
                 }
                 canvas.join(bundle, last, end, RIGHT);
-                for at in from..=turn {
-                    owners.insert((at, start), line);
-                }
-                (start.min(end)..=start.max(end)).for_each(|y| drop(owners.insert((turn, y), line)));
-                (turn..=last).for_each(|at| drop(owners.insert((at, end), line)));
+                owners.extend((from..=turn).map(|at| ((at, start), line)));
+                owners.extend((start.min(end)..=start.max(end)).map(|y| ((turn, y), line)));
+                owners.extend((turn..=last).map(|at| ((at, end), line)));
                 let arrives = matches!(self.layered.slots[link.right], Slot::Node(_));
                 if arrives {
                     let text = format!(" {} ", self.labels[link.edge]);

@@ -20,11 +20,7 @@ fn lines(edges: &[&str]) -> Vec<Line> {
                 latency_p99_ms: Some(4.0),
                 ..Row::default()
             };
-            Line {
-                key: Key { id, from: Some(WorkloadRef::new("shop", "deployment", from)) },
-                row,
-                history: Vec::new(),
-            }
+            Line { key: Key { id, from: Some(WorkloadRef::new("shop", "deployment", from)) }, row, history: Vec::new() }
         })
         .collect()
 }

@@ -107,10 +107,8 @@ fn head(state: &State, details: &Details, width: usize) -> Vec<Line<'static>> {
     let (mark, style) = theme.mtls(row.mtls_rate);
     fact("mTLS", mark, style);
     let spark = theme.sparkline(&details.history, 30.min(width.saturating_sub(12)));
-    let minute = Line::from(vec![
-        Span::styled("last minute ", theme.faint()),
-        Span::styled(spark, theme.fg(Color::Cyan)),
-    ]);
+    let minute =
+        Line::from(vec![Span::styled("last minute ", theme.faint()), Span::styled(spark, theme.fg(Color::Cyan))]);
     vec![Line::from(who), numbers, minute]
 }
 
@@ -123,7 +121,7 @@ fn histogram(state: &State, latencies: &Histogram, first_byte: &Histogram) -> Ve
     let theme = state.theme;
     let total = latencies.count();
     if total == 0 {
-        return vec![Line::styled("LATENCY  no requests", theme.faint())];
+        return vec![Line::styled("LATENCY", theme.faint()), Line::raw("no requests")];
     }
     let mut bars: BTreeMap<usize, u64> = BTreeMap::new();
     let bar_of = |us: f64| bounds().position(|bound| us <= bound).unwrap_or(usize::MAX);
@@ -174,12 +172,20 @@ fn bound_text(us: f64) -> String {
 /// Statuses, retries, errors.
 fn facts(state: &State, details: &Details, series: &Series) -> Vec<Line<'static>> {
     let theme = state.theme;
+    if series.requests == 0 && (series.tcp_opened > 0 || series.tcp_closed > 0 || series.tcp_open > 0) {
+        let mut lines = connections(state, series);
+        lines.extend(errors(state, details));
+        return lines;
+    }
     let mut lines = vec![Line::styled("STATUS", theme.faint())];
     let all = series.requests.max(1) as f64;
     let mut line = |name: String, count: u64, bad: bool| {
         let style = if bad { theme.fg(Color::Red) } else { Style::new() };
         let share = percent(count as f64 / all);
-        lines.push(Line::styled(format!("{}{}{}", left(state, &name, 22), right(&count.to_string(), 9), right(&share, 9)), style));
+        lines.push(Line::styled(
+            format!("{}{}{}", left(state, &name, 22), right(&count.to_string(), 9), right(&share, 9)),
+            style,
+        ));
     };
     for (status, count) in &series.statuses {
         line(status.to_string(), *count, *status >= 500);
@@ -199,8 +205,7 @@ fn facts(state: &State, details: &Details, series: &Series) -> Vec<Line<'static>
     }
     let per_second = |count: u64| if details.seconds > 0.0 { rate(count as f64 / details.seconds) } else { rate(0.0) };
     // Retries and time limits are the callers' business: their proxies count them.
-    let (retries, timeouts) =
-        (details.sent.retries.max(series.retries), details.sent.timeouts.max(series.timeouts));
+    let (retries, timeouts) = (details.sent.retries.max(series.retries), details.sent.timeouts.max(series.timeouts));
     lines.push(Line::default());
     let style = if timeouts > 0 { theme.fg(Color::Yellow) } else { Style::new() };
     lines.push(Line::from(vec![
@@ -210,6 +215,24 @@ fn facts(state: &State, details: &Details, series: &Series) -> Vec<Line<'static>
         Span::styled(format!("{}/s", per_second(timeouts)), style),
     ]));
     lines.extend(errors(state, details));
+    lines
+}
+
+/// What became of opaque connections.
+fn connections(state: &State, series: &Series) -> Vec<Line<'static>> {
+    let theme = state.theme;
+    let count = |name: &str, count: u64| Line::raw(format!("{}{}", left(state, name, 22), right(&count.to_string(), 9)));
+    let mut lines = vec![Line::styled("CONNECTIONS", theme.faint())];
+    lines.push(count("opened", series.tcp_opened));
+    lines.push(count("open now", series.tcp_open));
+    lines.push(count("closed", series.tcp_closed));
+    for (how, closed) in &series.tcp_closes {
+        lines.push(count(&format!("  {}", how.word().replace('_', " ")), *closed));
+    }
+    if let (Some(half), Some(most)) = (series.tcp_duration.quantile_ms(0.5), series.tcp_duration.quantile_ms(0.99)) {
+        let text = format!("were open p50 {} p99 {}", latency(half), latency(most));
+        lines.push(Line::styled(text, theme.faint()));
+    }
     lines
 }
 
@@ -260,7 +283,8 @@ fn rows_of(state: &State, head: &str, rows: Vec<(String, &Row)>, width: usize) -
     let longest = rows.iter().map(|(name, _)| cells_of(name)).max().unwrap_or(0).max(head.len());
     let name_width = longest.min(width.saturating_sub(shown * 9)).max(8);
     let heads: String = columns.iter().take(shown).map(|column| right(column, 9)).collect();
-    let mut lines = vec![Line::default(), Line::styled(format!("{}{heads}", left(state, head, name_width)), theme.faint())];
+    let mut lines =
+        vec![Line::default(), Line::styled(format!("{}{heads}", left(state, head, name_width)), theme.faint())];
     for (name, row) in rows {
         let mut line = Line::from(vec![Span::styled(left(state, &name, name_width), theme.strong())]);
         if row.is_tcp() {

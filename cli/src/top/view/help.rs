@@ -72,10 +72,13 @@ pub(super) fn draw(state: &State, sheet: &mut Sheet, from: usize) {
     let inner = usize::from(height - 2);
     let rest = lines.len().saturating_sub(from + inner);
     let title = theme.cut(" Keys ", usize::from(width - 2));
-    let more = if rest > 0 { theme.cut(&format!(" {rest} more lines: Down "), usize::from(width - 2)) } else { String::new() };
+    let more =
+        if rest > 0 { theme.cut(&format!(" {rest} more lines: Down "), usize::from(width - 2)) } else { String::new() };
     sheet.put(x, y, &Line::styled(border([corners[0], corners[1]], &title), theme.faint()));
     sheet.put(x, y + height - 1, &Line::styled(border([corners[2], corners[3]], &more), theme.faint()));
-    for (line_y, line) in (y + 1..y + height - 1).zip(lines.into_iter().skip(from).chain(std::iter::repeat_n(Line::default(), inner))) {
+    for (line_y, line) in
+        (y + 1..y + height - 1).zip(lines.into_iter().skip(from).chain(std::iter::repeat_n(Line::default(), inner)))
+    {
         sheet.put(x, line_y, &Line::styled(sides[1].to_string(), theme.faint()));
         sheet.put(x + width - 1, line_y, &Line::styled(sides[1].to_string(), theme.faint()));
         sheet.buffer.set_line(area.x + x + 1, area.y + line_y, &line, width - 2);

@@ -59,6 +59,20 @@ pub fn draw(state: &State, buffer: &mut Buffer, area: Rect) {
     }
 }
 
+/// The whole screen as lines of text, without blanks at their ends.
+pub fn text(state: &State) -> String {
+    let area = Rect::new(0, 0, state.size.0, state.size.1);
+    let mut buffer = Buffer::empty(area);
+    draw(state, &mut buffer, area);
+    let mut text = String::new();
+    for cells in buffer.content.chunks(usize::from(area.width).max(1)) {
+        let line: String = cells.iter().map(|cell| cell.symbol()).collect();
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
 /// How many lines the details have.
 pub fn details_height(state: &State) -> usize {
     details::lines(state).len()
@@ -273,6 +287,7 @@ fn draw_notice(state: &State, sheet: &mut Sheet, y: u16) {
     let cross = theme.cross();
     let (text, color) = match (&state.typing, &state.link, &state.replay) {
         (Some(Typing { wrong: Some(_), .. }), ..) if sheet.area.height >= 10 => return draw_wrong(state, sheet, y),
+        (Some(Typing { wrong: Some(wrong), .. }), ..) => (format!("{cross} {}: {}", wrong.message, wrong.example), Color::Red),
         (_, Link::Lost { since_ms, why }, replay) => {
             let since = elapsed(state.now_ms.saturating_sub(*since_ms));
             let then = if replay.is_some() { "" } else { "; reconnecting" };
@@ -351,21 +366,39 @@ fn draw_footer(state: &State, sheet: &mut Sheet, y: u16, height: usize) {
         line.push_span(Span::raw("  "));
     }
     let count = count(state, height);
-    let room = usize::from(sheet.area.width).saturating_sub(count.len() + 3);
+    let mut room = usize::from(sheet.area.width).saturating_sub(count.len() + 3 + line.width());
     let held = state.paused.is_some() || state.replay.as_ref().is_some_and(|replay| !replay.playing);
     let shown = KEYS.iter().filter(|binding| binding.when.holds(state));
-    for (binding, word) in shown.filter_map(|binding| binding.word.map(|word| (binding, word))) {
-        let word = if binding.command == Command::Pause && held { "go on" } else { word };
-        let key = if theme.unicode { binding.shown } else { binding.ascii };
-        let key = key.split(' ').next().unwrap_or(key);
-        if line.width() + cells_of(key) + word.len() + 3 > room {
-            break;
-        }
+    let mut words: Vec<(usize, Command, &str, &str)> = shown
+        .enumerate()
+        .filter_map(|(at, binding)| {
+            let word = if binding.command == Command::Pause && held { "go on" } else { binding.word? };
+            let key = if theme.unicode { binding.shown } else { binding.ascii };
+            Some((at, binding.command, key.split(' ').next().unwrap_or(key), word))
+        })
+        .collect();
+    // How to get help and out is shown before all else; what is shown stands in the table's order.
+    let first = [Command::Help, Command::Quit];
+    words.sort_by_key(|(at, command, ..)| (!first.contains(command), *at));
+    words.retain(|(.., key, word)| {
+        let cells = cells_of(key) + word.len() + 3;
+        let fits = cells <= room;
+        // After the first word that does not fit nothing else is squeezed in.
+        room = if fits { room - cells } else { 0 };
+        fits
+    });
+    words.sort_by_key(|(at, ..)| *at);
+    for (.., key, word) in words {
         line.push_span(Span::styled(key, theme.fg(Color::Cyan).add_modifier(Modifier::BOLD)));
         line.push_span(Span::styled(format!(" {word}  "), theme.faint()));
     }
     sheet.put(0, y, &line);
     sheet.put_right(line.width().saturating_sub(2), y, &Line::styled(count, theme.faint()));
+}
+
+/// True if a tap's counts have no place beside the heads of its columns.
+fn sheet_is_narrow(state: &State) -> bool {
+    state.size.0 < 70
 }
 
 /// How much there is, and which part of it is seen.
@@ -376,7 +409,13 @@ fn count(state: &State, height: usize) -> String {
         Screen::Edges => (state.lines.len(), state.table().offset, "edge", "edges"),
         Screen::Tap => {
             let tap = state.shown_tap();
-            (tap.lines(&state.tap_filter).len(), tap.offset, "request", "requests")
+            let all = tap.lines(&state.tap_filter).len();
+            let left_out = tap.status.left_out.total();
+            // Where the head has no room for it, it is told here.
+            if left_out > 0 && sheet_is_narrow(state) {
+                return format!("{all} and {left_out} left out");
+            }
+            (all, tap.offset, "request", "requests")
         }
         Screen::Details => (details_height(state), state.scroll, "line", "lines"),
     };

@@ -92,8 +92,7 @@ fn draw_tcp(state: &State, sheet: &mut Sheet, places: &[Place], row: &Row, y: u1
     let (up, down) = (bytes_rate(row.tcp_read_bytes_rate), bytes_rate(row.tcp_write_bytes_rate));
     let both = bytes_rate(row.tcp_read_bytes_rate + row.tcp_write_bytes_rate);
     let open = row.tcp_open_connections;
-    let texts =
-        [format!("{open} open  {up} in  {down} out"), format!("{open} open  {both}"), format!("{open} open")];
+    let texts = [format!("{open} open  {up} in  {down} out"), format!("{open} open  {both}"), format!("{open} open")];
     if let Some(text) = texts.iter().find(|text| cells_of(text) < width) {
         sheet.put(first.x, y, &Line::styled(right(text, width), dull(state)));
     }

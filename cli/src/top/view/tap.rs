@@ -4,16 +4,16 @@ use super::{Sheet, clock, dull, empty, left, right};
 use crate::top::format::latency;
 use crate::top::layout::{Rows, cells_of};
 use crate::top::state::State;
-use crate::top::tap::{Tap, TapLink, Tapped};
-use mesh_api::golden::{Carried, Direction, GRPC_FAILURES, TlsStatus};
-use mesh_api::tap::TapEvent;
+use crate::top::tap::{Tap, TapLink, Tapped, name_of, peer};
+use mesh_api::golden::{Direction, GRPC_FAILURES, TlsStatus};
+use mesh_api::tap::{TapEnd, TapEnding, TapEvent, TapKind};
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Clear, Widget};
 use std::sync::Arc;
 
-/// Widths of time, peer, status and latency.
+/// Widths of time, status and latency.
 const TIME: usize = 9;
 const STATUS: usize = 8;
 const TOOK: usize = 8;
@@ -40,30 +40,50 @@ pub(super) fn draw(state: &State, sheet: &mut Sheet, rows: &Rows) {
     }
 }
 
-/// Cells for the other end's name.
-fn peer_width(width: usize) -> usize {
-    (width / 5).clamp(8, 24)
+/// Cells of the columns whose width depends on the screen's.
+struct Columns {
+    /// The time; none on a narrow screen.
+    time: usize,
+    /// The other end's name.
+    peer: usize,
+}
+
+impl Columns {
+    fn of(width: usize) -> Self {
+        Self { time: if width < 60 { 0 } else { TIME + 1 }, peer: (width / 5).clamp(8, 24) }
+    }
 }
 
 fn draw_head(state: &State, sheet: &mut Sheet, y: u16, tap: &Tap) {
     let theme = state.theme;
     let width = usize::from(sheet.area.width);
-    let head = format!(
-        "{} {} {}{}  {}",
-        left(state, "TIME", TIME),
-        left(state, "PEER", peer_width(width)),
-        right("STATUS", STATUS),
-        right("TOOK", TOOK),
-        "REQUEST"
-    );
-    sheet.put(1, y, &Line::styled(head, theme.faint()));
-    let mut counts = format!("{} seen", tap.seen);
-    if tap.left_out > 0 {
-        counts.push_str(&format!("{}{} left out", theme.separator(), tap.left_out));
+    let columns = Columns::of(width);
+    let mut head = String::new();
+    if columns.time > 0 {
+        head.push_str(&left(state, "TIME", columns.time));
     }
-    let style = if tap.left_out > 0 { theme.fg(Color::Yellow) } else { theme.faint() };
+    head.push_str(&left(state, "PEER", columns.peer));
+    head.push_str(&right("STATUS", STATUS));
+    head.push_str(&right("TOOK", TOOK));
+    head.push_str("  REQUEST");
+    sheet.put(1, y, &Line::styled(head.clone(), theme.faint()));
+    let left_out = tap.status.left_out.total();
+    let missing = tap.status.meshed_pods.saturating_sub(tap.status.proxies);
+    let mut counts = vec![format!("{} seen", tap.seen)];
+    if left_out > 0 {
+        counts.insert(0, format!("{left_out} left out"));
+    }
+    if missing > 0 {
+        counts.push(format!("{missing} {} missing", if missing == 1 { "proxy" } else { "proxies" }));
+    }
+    let style = if left_out > 0 || missing > 0 { theme.fg(Color::Yellow) } else { theme.faint() };
+    // What fits, the most important first.
+    let room = width.saturating_sub(head.len() + 4);
+    while !counts.is_empty() && cells_of(&counts.join(theme.separator())) > room {
+        counts.pop();
+    }
     if tap.subject.is_some() {
-        sheet.put_right(60.min(width), y, &Line::styled(counts, style));
+        sheet.put_right(head.len() + 1, y, &Line::styled(counts.join(theme.separator()), style));
     }
 }
 
@@ -71,9 +91,10 @@ fn event_line(state: &State, event: &TapEvent, width: usize) -> Line<'static> {
     let theme = state.theme;
     let (status, style) = status_of(state, event);
     let ms = event.duration_us as f64 / 1000.0;
-    let what = match event.carried {
-        Carried::Tcp => format!("tcp {} in {} out", bytes(event.read_bytes), bytes(event.write_bytes)),
-        Carried::Http | Carried::Grpc => format!("{} {}", event.method, event.path),
+    let what = match (&event.http, event.event) {
+        (Some(http), _) => format!("{} {}", http.method, http.path),
+        (None, TapKind::Open) => "tcp opened".to_owned(),
+        (None, _) => format!("tcp {} in {} out", bytes(event.read_bytes), bytes(event.write_bytes)),
     };
     let arrow = match (event.direction, theme.unicode) {
         (Direction::Inbound, true) => "← ",
@@ -81,12 +102,12 @@ fn event_line(state: &State, event: &TapEvent, width: usize) -> Line<'static> {
         (Direction::Inbound, false) => "< ",
         (Direction::Outbound, false) => "> ",
     };
-    let peer = format!("{arrow}{}", event.peer.name);
+    let peer = format!("{arrow}{}", name_of(peer(event)));
+    let columns = Columns::of(width);
+    let time = if columns.time > 0 { left(state, &clock(event.at_ms), columns.time) } else { String::new() };
     let mut line = Line::from(vec![
-        Span::styled(left(state, &clock(event.at_ms), TIME), theme.faint()),
-        Span::raw(" "),
-        Span::raw(left(state, &peer, peer_width(width))),
-        Span::raw(" "),
+        Span::styled(time, theme.faint()),
+        Span::raw(left(state, &peer, columns.peer)),
         Span::styled(right(&status, STATUS), style),
         Span::styled(right(&latency(ms), TOOK), theme.latency(ms)),
         Span::raw("  "),
@@ -118,7 +139,8 @@ fn event_line(state: &State, event: &TapEvent, width: usize) -> Line<'static> {
 
 fn status_of(state: &State, event: &TapEvent) -> (String, Style) {
     let theme = state.theme;
-    match (event.status, event.grpc_status, event.carried) {
+    let http = event.http.as_ref();
+    match (http.and_then(|http| http.status), http.and_then(|http| http.grpc_status), event.event) {
         (_, Some(grpc), _) => {
             let bad = GRPC_FAILURES.contains(&grpc);
             (format!("grpc {grpc}"), theme.fg(if bad { Color::Red } else { Color::Green }))
@@ -131,8 +153,9 @@ fn status_of(state: &State, event: &TapEvent) -> (String, Style) {
             };
             (status.to_string(), theme.fg(color))
         }
-        (None, None, Carried::Tcp) => ("closed".to_owned(), Style::new()),
-        (None, None, _) => ("reset".to_owned(), theme.fg(Color::Red)),
+        (None, None, TapKind::Open) => ("open".to_owned(), Style::new()),
+        (None, None, TapKind::Close) => ("closed".to_owned(), Style::new()),
+        (None, None, TapKind::Request) => ("reset".to_owned(), theme.fg(Color::Red)),
     }
 }
 
@@ -166,26 +189,7 @@ fn why_empty(state: &State, tap: &Tap) -> Vec<String> {
 fn draw_open(state: &State, sheet: &mut Sheet, tapped: &Arc<Tapped>, rows: &Rows) {
     let theme = state.theme;
     let event = &tapped.event;
-    let mut facts: Vec<(&str, String)> = vec![
-        ("request", format!("{} {}", event.method, event.path).trim().to_owned()),
-        ("route", event.route.clone()),
-        ("ended", clock(event.at_ms)),
-        ("took", latency(event.duration_us as f64 / 1000.0)),
-        ("status", status_of(state, event).0),
-        ("peer", event.peer.to_string()),
-        ("identity", event.peer_identity.as_ref().map_or_else(|| "none was proved".to_owned(), ToString::to_string)),
-        (
-            "mTLS",
-            match event.tls {
-                TlsStatus::Mutual => "mutual TLS of the mesh",
-                TlsStatus::Passthrough => "TLS that is not the mesh's",
-                TlsStatus::Plain => "none",
-            }
-            .to_owned(),
-        ),
-        ("addresses", format!("{} {} {}", event.source, theme.calls(), event.destination)),
-        ("bytes", format!("{} in, {} out", bytes(event.read_bytes), bytes(event.write_bytes))),
-    ];
+    let mut facts = facts_of(state, event);
     if let Some(error) = event.error {
         facts.push(("mesh-error", error.code().to_owned()));
         facts.push(("cause", error.cause().to_owned()));
@@ -207,4 +211,46 @@ fn draw_open(state: &State, sheet: &mut Sheet, tapped: &Arc<Tapped>, rows: &Rows
         let spans = vec![Span::styled(left(state, name, 12), theme.faint()), Span::raw(text)];
         sheet.put(1, y, &Line::from(spans));
     }
+}
+
+/// How an end is written whole.
+fn end(end: &TapEnd) -> String {
+    let mut words = vec![end.address.to_string()];
+    words.extend(end.pod.clone().or_else(|| end.workload.as_ref().map(ToString::to_string)));
+    words.extend(end.identity.as_ref().map(ToString::to_string));
+    words.join("  ")
+}
+
+/// What an event says, by name; empty texts are left out.
+fn facts_of(state: &State, event: &TapEvent) -> Vec<(&'static str, String)> {
+    let http = event.http.clone().unwrap_or_default();
+    let of_http = |text: String| if event.http.is_some() { text } else { String::new() };
+    let tls = match event.tls {
+        TlsStatus::Mutual => "mutual TLS of the mesh",
+        TlsStatus::Passthrough => "TLS that is not the mesh's",
+        TlsStatus::Plain => "none",
+    };
+    let ending = match event.ending {
+        None | Some(TapEnding::Orderly) => "",
+        Some(TapEnding::ByClient) => ", broken off by the client",
+        Some(TapEnding::ByServer) => ", broken off by the server",
+        Some(TapEnding::ByMesh) => ", answered by the mesh",
+        Some(TapEnding::Cut) => ", given up by a proxy that shut down",
+    };
+    let first = http.first_byte_us.map(|us| format!(", first byte {}", latency(us as f64 / 1000.0)));
+    let retries = if http.retries > 0 { format!(", {} retries", http.retries) } else { String::new() };
+    let took = format!("{}{}{retries}", latency(event.duration_us as f64 / 1000.0), first.unwrap_or_default());
+    let request = format!("{} {} {}", http.method, http.path, http.version);
+    vec![
+        ("request", of_http(request)),
+        ("host", http.authority.clone()),
+        ("route", http.route.clone()),
+        ("ended", format!("{}{ending}", clock(event.at_ms))),
+        ("took", took),
+        ("status", status_of(state, event).0),
+        ("from", end(&event.source)),
+        ("to", end(&event.destination)),
+        ("encryption", tls.to_owned()),
+        ("bytes", format!("{} in, {} out", bytes(event.read_bytes), bytes(event.write_bytes))),
+    ]
 }

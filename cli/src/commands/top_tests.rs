@@ -1,0 +1,1 @@
+//! Screens of a recording, made as the README makes them.
