@@ -45,12 +45,8 @@ pub fn rows(frames: &VecDeque<GoldenFrame>, query: &Query) -> Vec<(Key, Row)> {
         .into_iter()
         .filter_map(|(key, tally)| {
             let id = &key.id;
-            let mut row = Row {
-                namespace: id.namespace.clone(),
-                kind: id.kind.clone(),
-                name: id.name.clone(),
-                ..Row::default()
-            };
+            let mut row =
+                Row { namespace: id.namespace.clone(), kind: id.kind.clone(), name: id.name.clone(), ..Row::default() };
             tally.fill(&mut row, seconds);
             (row.requests > 0 || row.connections > 0).then_some((key, row))
         })

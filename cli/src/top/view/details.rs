@@ -221,7 +221,8 @@ fn facts(state: &State, details: &Details, series: &Series) -> Vec<Line<'static>
 /// What became of opaque connections.
 fn connections(state: &State, series: &Series) -> Vec<Line<'static>> {
     let theme = state.theme;
-    let count = |name: &str, count: u64| Line::raw(format!("{}{}", left(state, name, 22), right(&count.to_string(), 9)));
+    let count =
+        |name: &str, count: u64| Line::raw(format!("{}{}", left(state, name, 22), right(&count.to_string(), 9)));
     let mut lines = vec![Line::styled("CONNECTIONS", theme.faint())];
     lines.push(count("opened", series.tcp_opened));
     lines.push(count("open now", series.tcp_open));

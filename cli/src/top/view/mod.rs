@@ -287,7 +287,9 @@ fn draw_notice(state: &State, sheet: &mut Sheet, y: u16) {
     let cross = theme.cross();
     let (text, color) = match (&state.typing, &state.link, &state.replay) {
         (Some(Typing { wrong: Some(_), .. }), ..) if sheet.area.height >= 10 => return draw_wrong(state, sheet, y),
-        (Some(Typing { wrong: Some(wrong), .. }), ..) => (format!("{cross} {}: {}", wrong.message, wrong.example), Color::Red),
+        (Some(Typing { wrong: Some(wrong), .. }), ..) => {
+            (format!("{cross} {}: {}", wrong.message, wrong.example), Color::Red)
+        }
         (_, Link::Lost { since_ms, why }, replay) => {
             let since = elapsed(state.now_ms.saturating_sub(*since_ms));
             let then = if replay.is_some() { "" } else { "; reconnecting" };
