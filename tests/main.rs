@@ -13,6 +13,8 @@ mod capture;
 mod demo;
 mod explain;
 mod forger;
+mod golden;
+mod golden_load;
 mod harness;
 mod install;
 mod interception;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         "meshctl" | "mesh-proxy" | "mesh-control" | "mesh-demo" | "mesh-sandbox" => return meshctl::main(),
         "mesh-capture" => return capture::main(),
         "mesh-forger" => return forger::main(),
+        "mesh-golden" => return golden_load::main(),
         _ => {}
     }
     let mut arguments = libtest_mimic::Arguments::from_args();
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         interception::tests(),
         real_programs::tests(),
         resilience::tests(),
+        golden::tests(),
         demo::tests(),
     ];
     let tests = tests.into_iter().flatten().collect();

@@ -141,7 +141,7 @@ impl Golden {
             // Of one that was away for a while, what it counted meanwhile. Of a new one nothing is old.
             let since_ms = watching.told.get(pod).copied();
             let backfill_s = if since_ms.is_some() { limits::WINDOW_S } else { limits::NEW_PROXY_S };
-            linked.ask(*watch, backfill_s, since_ms.unwrap_or_default());
+            linked.ask(*watch, backfill_s, since_ms.unwrap_or_default(), 0);
             watching.feeds.insert((pod.clone(), id), Feed::waiting(now));
         }
         inner.links.insert(pod.clone(), linked);
@@ -149,8 +149,17 @@ impl Golden {
         Link { golden: self.clone(), pod: pod.clone(), id }
     }
 
-    /// Begins to watch; `None` if too many do.
-    pub fn watch(self: &Arc<Self>, scope: Scope, window_s: u16, pods: bool, now: Instant) -> Option<Watch> {
+    /// Begins to watch at `now`, which is `unix_ms`; `None` if too many do. The window ends with the last second that
+    /// every proxy must have closed by now: so all of them sum up the same seconds.
+    pub fn watch(
+        self: &Arc<Self>,
+        scope: Scope,
+        window_s: u16,
+        pods: bool,
+        now: Instant,
+        unix_ms: u64,
+    ) -> Option<Watch> {
+        let until_ms = unix_ms.saturating_sub(limits::CLOSE_WAIT_MS) / 1000 * 1000;
         let window_s = window_s.clamp(1, limits::WINDOW_S);
         let window = Duration::from_secs(window_s.into());
         let mut inner = self.inner.lock();
@@ -163,14 +172,14 @@ impl Golden {
             Watching { scope: scope.clone(), feeds: HashMap::new(), told: HashMap::new(), complete: complete.clone() };
         let Inner { next, links, watches, departed } = &mut *inner;
         departed.forget(now);
-        for (pod, workload, past) in departed.past(u64::from(window_s) * 1000, now) {
+        for (pod, workload, past) in departed.past(until_ms.saturating_sub(u64::from(window_s) * 1000), until_ms) {
             if scope.has(workload) {
                 *next += 1;
                 watching.feeds.insert((pod.clone(), *next), Feed::of_departed(workload, past, now));
             }
         }
         for (pod, linked) in links.iter_mut().filter(|(pod, _)| scope.has_pod(pod)) {
-            linked.ask(id, window_s, 0);
+            linked.ask(id, window_s, 0, until_ms);
             watching.feeds.insert((pod.clone(), linked.id), Feed::waiting(now));
         }
         watching.tell_if_complete();
@@ -208,10 +217,10 @@ impl Golden {
         }
     }
 
-    fn parted(&self, pod: &Name, id: u64, workload: WorkloadRef, frames: Vec<ProxyFrame>, now: Instant) {
+    fn parted(&self, link: &Link, workload: WorkloadRef, frames: Vec<ProxyFrame>, now: Instant, unix_ms: u64) {
         let mut inner = self.inner.lock();
-        if inner.links.get(pod).is_some_and(|linked| linked.id == id) {
-            inner.departed.keep(pod.clone(), workload, frames, now);
+        if inner.links.get(&link.pod).is_some_and(|linked| linked.id == link.id) {
+            inner.departed.keep(link.pod.clone(), workload, frames, now, unix_ms);
         }
     }
 
@@ -272,13 +281,14 @@ impl Inner {
 }
 
 impl Linked {
-    /// Asks for the sum of the last `backfill_s` seconds that ended after `since_ms`, and for every second from then on.
-    fn ask(&mut self, watch: u64, backfill_s: u16, since_ms: u64) {
+    /// Asks for the sum of the last `backfill_s` seconds that ended after `since_ms` and by `until_ms`, and for every
+    /// second from then on.
+    fn ask(&mut self, watch: u64, backfill_s: u16, since_ms: u64, until_ms: u64) {
         if self.asked.len() >= limits::ASKED {
             return; // it has not answered for very long, and counts as silent
         }
         self.asked.push_back(watch);
-        self.todo.add(|due| due.orders.push(ControlMessage::Observe { backfill_s, since_ms }));
+        self.todo.add(|due| due.orders.push(ControlMessage::Observe { backfill_s, since_ms, until_ms }));
     }
 
     /// Nobody looks any more. Sums still on their way are nobody's: their askers are gone.
@@ -300,7 +310,7 @@ impl Watching {
         let told_ms = self.told.entry(pod.clone()).or_default();
         if backfill || (!feed.waits && frame.at_ms > *told_ms) {
             feed.waits = false;
-            *told_ms = frame.at_ms;
+            *told_ms = frame.at_ms.max(*told_ms);
             feed.push(frame.clone(), now);
         }
     }
@@ -351,9 +361,9 @@ impl Link {
         self.golden.received(&self.pod, self.id, frame, backfill, now);
     }
 
-    /// The proxy ends, and leaves its past behind.
-    pub fn farewell(&self, workload: WorkloadRef, frames: Vec<ProxyFrame>, now: Instant) {
-        self.golden.parted(&self.pod, self.id, workload, frames, now);
+    /// The proxy ends at `now`, which is `unix_ms`, and leaves its past behind.
+    pub fn farewell(&self, workload: WorkloadRef, frames: Vec<ProxyFrame>, now: Instant, unix_ms: u64) {
+        self.golden.parted(self, workload, frames, now, unix_ms);
     }
 }
 

@@ -67,8 +67,10 @@ pub const COMPILED: usize = 50_000;
 
 /// Longest window a first frame can cover: what proxies remember.
 pub const WINDOW_S: u16 = 600;
-/// How far a window may reach beyond its length to hold whole seconds, milliseconds.
-pub const WINDOW_SLACK_MS: u64 = 500;
+/// How long after a second's end every proxy has closed it, milliseconds.
+pub const CLOSE_WAIT_MS: u64 = 150;
+/// Clocks that differ by less are taken for the same, milliseconds.
+pub const CLOCKS_AGREE_MS: i64 = 2_000;
 /// Past of a proxy that appears while somebody looks: what it may have counted before it reached us, seconds.
 pub const NEW_PROXY_S: u16 = 5;
 /// Series in what ended proxies left behind; the oldest go first.

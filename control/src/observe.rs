@@ -135,7 +135,7 @@ impl Observe {
         let user = self.who(peer, headers)?;
         self.authorize(&user, question.namespace.as_deref(), &question.name, "golden").await?;
         let scope = Scope { namespace: question.namespace, workload: question.workload };
-        let watch = self.golden.watch(scope, question.window_s, question.pods, Instant::now());
+        let watch = self.golden.watch(scope, question.window_s, question.pods, Instant::now(), unix_ms());
         let watch = watch.ok_or_else(|| {
             let message = format!("{} observers look already", limits::WATCHES);
             Failure::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message)
@@ -216,7 +216,8 @@ fn stream_of(
     response
 }
 
-fn unix_ms() -> u64 {
+/// Unix time, milliseconds.
+pub fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

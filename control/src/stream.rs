@@ -9,6 +9,7 @@ use crate::limits;
 use crate::lines::Lines;
 use crate::listen::{self, Body, Peer};
 use crate::metrics::Metrics;
+use crate::observe::unix_ms;
 use crate::subscriptions::{Follower, Subscriptions};
 use crate::tap::{self, Taps};
 use crate::tls;
@@ -131,7 +132,7 @@ impl Streams {
                 Ok(ProxyMessage::Farewell { frames }) => {
                     let known = self.subscriptions.read(|world| world.pod(pod).map(|pod| pod.workload.clone()));
                     let workload = known.unwrap_or_else(|| WorkloadRef::new(&pod.namespace, "pod", &pod.name));
-                    link.farewell(workload, frames, Instant::now());
+                    link.farewell(workload, frames, Instant::now(), unix_ms());
                 }
                 Ok(ProxyMessage::Ack { version }) => tracing::trace!(%pod, version, "in use"),
                 Ok(ProxyMessage::Reject { version, reason }) => {

@@ -3,6 +3,7 @@
 
 use crate::limits;
 use crate::metrics;
+use crate::metrics::text::Format;
 use crate::proxy::Proxy;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -30,7 +31,8 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener) {
         tokio::spawn(async move {
             let _slot = slot;
             let service = service_fn(move |request: Request<Incoming>| {
-                let response = answer(&proxy, request.method(), request.uri().path());
+                let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+                let response = answer(&proxy, request.method(), request.uri().path(), Format::accepted(accept));
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = http1::Builder::new()
@@ -44,7 +46,7 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener) {
     }
 }
 
-fn answer(proxy: &Arc<Proxy>, method: &Method, path: &str) -> Response<Full<Bytes>> {
+fn answer(proxy: &Arc<Proxy>, method: &Method, path: &str, format: Format) -> Response<Full<Bytes>> {
     if *method != Method::GET && *method != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
     }
@@ -52,10 +54,7 @@ fn answer(proxy: &Arc<Proxy>, method: &Method, path: &str) -> Response<Full<Byte
         "/live" => text(StatusCode::OK, "live\n".to_owned()),
         "/ready" if proxy.is_ready() => text(StatusCode::OK, "ready\n".to_owned()),
         "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", why_not_ready(proxy))),
-        "/metrics" => match metrics::render(proxy) {
-            Ok(metrics) => typed(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-        },
+        "/metrics" => typed(StatusCode::OK, format.content_type(), metrics::render(proxy, format)),
         "/config" => match serde_json::to_string_pretty(&Shown::of(proxy)) {
             Ok(json) => typed(StatusCode::OK, "application/json", json + "\n"),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),

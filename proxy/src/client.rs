@@ -237,10 +237,11 @@ fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFr
             proxy.state.set_inbound(policy);
             Some(ProxyMessage::Ack { version })
         }
-        ControlMessage::Observe { backfill_s, since_ms } => {
+        ControlMessage::Observe { backfill_s, since_ms, until_ms } => {
             *proxy.observer.lock() = Some(observer.clone());
-            let frame = proxy.golden.backfill(backfill_s, since_ms);
-            Some(ProxyMessage::Golden { frame, backfill: true })
+            let (past, later) = proxy.golden.backfill(backfill_s, since_ms, until_ms);
+            let later = later.into_iter().map(|frame| ProxyMessage::Golden { frame, backfill: false });
+            return std::iter::once(ProxyMessage::Golden { frame: past, backfill: true }).chain(later).collect();
         }
         ControlMessage::StopObserve {} => {
             *proxy.observer.lock() = None;

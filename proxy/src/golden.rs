@@ -7,6 +7,8 @@
 pub mod ring;
 
 use crate::limits;
+use crate::metrics::bucket_at;
+use crate::metrics::text::Exemplar;
 use mesh_api::golden::{Carried, Direction, Ending, ProxyFrame, Series, SeriesKey, TlsStatus, is_success};
 use mesh_api::{Histogram, MeshError, ServiceRef, WorkloadRef};
 use parking_lot::Mutex;
@@ -106,6 +108,8 @@ pub struct Totals {
     pub tcp_closes: BTreeMap<Ending, u64>,
     /// How long closed connections had been open.
     pub tcp_duration: Histogram,
+    /// Traced requests, the last of each classic bucket.
+    pub exemplars: Vec<Exemplar>,
 }
 
 /// The counters of one series.
@@ -207,6 +211,16 @@ impl Cell {
             totals.latency.record_us(latency_us);
             totals.count(Outcome { status: finished.status, grpc_status: finished.grpc_status, error: finished.error });
         });
+    }
+
+    /// Remembers a traced request that has finished as one that stands for others.
+    pub fn exemplar(&self, exemplar: Exemplar) {
+        let exemplars = &mut self.counts.lock().totals.exemplars;
+        let same = |other: &&mut Exemplar| bucket_at(other.seconds) == bucket_at(exemplar.seconds);
+        match exemplars.iter_mut().find(same) {
+            Some(older) => *older = exemplar,
+            None => exemplars.push(exemplar),
+        }
     }
 
     /// Counts an attempt after which the request was sent again.
@@ -378,11 +392,13 @@ impl Golden {
         frame
     }
 
-    /// The sum of the last `seconds` whole seconds, as far as remembered and later than `since_ms`; it ends with the
-    /// last tick.
-    pub fn backfill(&self, seconds: u16, since_ms: u64) -> ProxyFrame {
+    /// The sum of `seconds` up to `until_ms` (0: the last tick), as far as remembered and later than `since_ms`, and the
+    /// frames that ended after it.
+    pub fn backfill(&self, seconds: u16, since_ms: u64, until_ms: u64) -> (ProxyFrame, Vec<ProxyFrame>) {
         let inner = self.inner.lock();
-        let (span_ms, mut sums) = inner.ring.sum(u64::from(seconds) * 1000, since_ms);
+        let at_ms = if until_ms == 0 { inner.ticked_at_ms } else { until_ms.min(inner.ticked_at_ms) };
+        let since_ms = since_ms.max(at_ms.saturating_sub(u64::from(seconds) * 1000));
+        let (span_ms, mut sums) = inner.ring.sum(since_ms, at_ms);
         for cell in inner.series.values().filter(|cell| cell.is_traffic()) {
             let open = cell.counts.lock().totals.tcp_open;
             if open > 0 || sums.contains_key(&Arc::as_ptr(cell)) {
@@ -390,7 +406,7 @@ impl Golden {
             }
         }
         let series = sums.into_values().map(|(cell, series)| (cell.key(), series)).collect();
-        ProxyFrame { at_ms: inner.ticked_at_ms, span_ms, series }
+        (ProxyFrame { at_ms, span_ms, series }, inner.ring.after(at_ms, Cell::key))
     }
 
     /// All that is remembered, oldest first and without what was open, in at most

@@ -125,14 +125,12 @@ pub const MAX_ROUTES: usize = 100;
 pub const MAX_ROUTE_BYTES: usize = 128;
 /// A series without traffic for this long is forgotten, milliseconds.
 pub const SERIES_IDLE_MS: u64 = 600_000;
-/// One-second frames remembered.
-pub const RING_SECONDS: usize = 60;
+/// One-second frames remembered: a minute, and some for windows that do not end with the last of them.
+pub const RING_SECONDS: usize = 64;
 /// What older seconds are folded into, milliseconds.
 pub const RING_TEN_MS: u64 = 10_000;
 /// How long these are remembered, milliseconds.
 pub const RING_TENS_MS: u64 = 550_000;
-/// A window may be shorter than asked for by this much, milliseconds: seconds are never quite as long.
-pub const RING_SLACK_MS: u64 = 500;
 /// Series in all remembered frames together; the oldest are told apart less, then forgotten.
 pub const RING_SERIES: usize = 16 * 1024;
 /// Series in what a proxy tells of its past when it ends.

@@ -1,21 +1,19 @@
 //! The Prometheus view: everything on `/metrics` is read at scrape time from where it is counted anyway, so that a
 //! request is accounted once and an idle proxy keeps no second set of counters.
 
-use crate::golden::{Golden, Outcome};
+pub mod families;
+pub mod text;
+
+use crate::golden::{Golden, Outcome, Totals};
 use crate::limits;
 use crate::proxy::Proxy;
+use families::Family;
 use mesh_api::golden::{Carried, Direction, SeriesKey, TlsStatus};
 use mesh_api::histogram::bucket_value_us;
-use mesh_api::{Histogram, WorkloadRef};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::exemplar::Exemplar;
-use prometheus_client::registry::{Registry, Unit};
-use std::fmt;
-use std::sync::Arc;
+use mesh_api::{Histogram, MeshError};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
+use text::{Format, Labels, Text};
 
 /// Upper bounds of the classic duration buckets, seconds. A duration near a bound may fall to either side of it, by
 /// the 2 % that the underlying histogram allows.
@@ -35,6 +33,12 @@ pub struct Counters {
     pub frames_delayed: AtomicU64,
     /// Connections forwarded without asking control because too many destinations are known.
     pub targets_untracked: AtomicU64,
+    /// Access log lines not written because their reader was slow.
+    pub access_log_dropped: AtomicU64,
+    /// Spans that the collector took.
+    pub spans_sent: AtomicU64,
+    /// Spans not sent because the collector was slow or refused them.
+    pub spans_dropped: AtomicU64,
 }
 
 /// Adds one to a counter.
@@ -42,238 +46,168 @@ pub fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// All metrics in the OpenMetrics text format.
-pub fn render(proxy: &Arc<Proxy>) -> Result<String, fmt::Error> {
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Metrics(proxy.clone())));
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry)?;
-    Ok(text)
+/// All metrics as text.
+pub fn render(proxy: &Proxy, format: Format) -> String {
+    let mut text = Text::new(format);
+    let golden = &proxy.golden;
+    requests(&mut text, golden);
+    attempts(&mut text, golden);
+    tcp(&mut text, golden);
+    endpoints(&mut text, proxy);
+    access(&mut text, &proxy.counters);
+    process(&mut text, proxy);
+    text.finish()
 }
 
-struct Metrics(Arc<Proxy>);
-
-impl fmt::Debug for Metrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Metrics")
-    }
+/// Writes a family with a sample for whatever `show` makes of each series.
+fn each(text: &mut Text, golden: &Golden, family: &Family, show: impl Fn(&mut Text, &SeriesKey, &Totals)) {
+    text.family(family);
+    golden.each(|key, totals| show(text, key, totals));
 }
 
-type Labels<'a> = Vec<(&'static str, String)>;
-/// The encoder wants the type of an exemplar even where there is none.
-const NO_EXEMPLAR: Option<&Exemplar<Vec<(&str, String)>, f64>> = None;
-
-impl Collector for Metrics {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let golden = &self.0.golden;
-        requests(&mut encoder, golden)?;
-        durations(&mut encoder, golden)?;
-        retries(&mut encoder, golden)?;
-        tcp(&mut encoder, golden)?;
-        self.endpoints(&mut encoder)?;
-        self.access(&mut encoder)?;
-        self.process(&mut encoder)
-    }
-}
-
-fn requests(encoder: &mut DescriptorEncoder<'_>, golden: &Golden) -> fmt::Result {
-    let mut family = encoder.encode_descriptor("mesh_requests", "Requests finished", None, MetricType::Counter)?;
-    each(golden, |key, totals| {
-        for (Outcome { status, grpc_status, error }, n) in &totals.outcomes {
-            if key.carried == Carried::Tcp {
-                continue;
-            }
-            let mut labels = labels_of(key);
-            labels.push(("status", status.map(|s| s.to_string()).unwrap_or_default()));
-            labels.push(("grpc_status", grpc_status.map(|s| s.to_string()).unwrap_or_default()));
-            labels.push(("error", error.map(|e| e.code().to_owned()).unwrap_or_default()));
-            counter(&mut family, &labels, *n)?;
-        }
-        Ok(())
-    })
-}
-
-fn durations(encoder: &mut DescriptorEncoder<'_>, golden: &Golden) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(
-        "mesh_request_duration",
-        "From the request's head to the response's end",
-        Some(&Unit::Seconds),
-        MetricType::Histogram,
-    )?;
-    each(golden, |key, totals| {
-        if totals.latency.is_empty() {
-            return Ok(());
-        }
-        let labels = labels_of(key);
-        let sum = totals.latency.sum_us() as f64 / 1e6;
-        let buckets = classic(&totals.latency);
-        family.encode_family(&labels)?.encode_histogram::<Labels<'_>>(sum, totals.latency.count(), &buckets, None)
-    })
-}
-
-fn retries(encoder: &mut DescriptorEncoder<'_>, golden: &Golden) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(
-        "mesh_retries",
-        "Second and further attempts made for requests",
-        None,
-        MetricType::Counter,
-    )?;
-    each(golden, |key, totals| match totals.retries {
-        0 => Ok(()),
-        n => counter(&mut family, &labels_of(key), n),
-    })
-}
-
-fn tcp(encoder: &mut DescriptorEncoder<'_>, golden: &Golden) -> fmt::Result {
-    let mut open = encoder.encode_descriptor(
-        "mesh_tcp_open_connections",
-        "Opaque connections open now",
-        None,
-        MetricType::Gauge,
-    )?;
-    each(golden, |key, totals| match totals.tcp_opened {
-        0 => Ok(()),
-        _ => open.encode_family(&labels_of(key))?.encode_gauge(&gauge(totals.tcp_open)),
-    })?;
-    let mut opened =
-        encoder.encode_descriptor("mesh_tcp_opened", "Opaque connections ever opened", None, MetricType::Counter)?;
-    each(golden, |key, totals| match totals.tcp_opened {
-        0 => Ok(()),
-        n => counter(&mut opened, &labels_of(key), n),
-    })?;
-    let mut failed = encoder.encode_descriptor(
-        "mesh_tcp_failures",
-        "Opaque connections the mesh could not serve",
-        None,
-        MetricType::Counter,
-    )?;
-    each(golden, |key, totals| {
-        for (outcome, n) in totals.outcomes.iter().filter(|_| key.carried == Carried::Tcp) {
-            let mut labels = labels_of(key);
-            labels.push(("error", outcome.error.map(|e| e.code().to_owned()).unwrap_or_default()));
-            counter(&mut failed, &labels, *n)?;
-        }
-        Ok(())
-    })?;
-    let mut bytes = encoder.encode_descriptor(
-        "mesh_tcp",
-        "Bytes of opaque connections; read: from the client, write: from the server",
-        Some(&Unit::Bytes),
-        MetricType::Counter,
-    )?;
-    each(golden, |key, totals| {
-        if totals.tcp_opened == 0 {
-            return Ok(());
-        }
-        for (flow, n) in [("read", totals.tcp_read_bytes), ("write", totals.tcp_write_bytes)] {
-            let mut labels = labels_of(key);
-            labels.push(("flow", flow.to_owned()));
-            counter(&mut bytes, &labels, n)?;
-        }
-        Ok(())
-    })
-}
-
-impl Metrics {
-    fn endpoints(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut family = encoder.encode_descriptor(
-            "mesh_endpoint_state",
-            "1 if the endpoint answers, 0 if the last attempt to reach it failed",
-            None,
-            MetricType::Gauge,
-        )?;
-        let now = Instant::now();
-        let mut left = limits::MAX_ENDPOINT_METRICS;
-        for (target, known) in self.0.state.known_targets() {
-            for backend in known.backends.iter().take(left) {
-                left -= 1;
-                let labels: Labels<'_> = vec![
-                    ("target", target.address.to_string()),
-                    ("dst", workload(&backend.endpoint.workload)),
-                    ("endpoint", backend.endpoint.address.to_string()),
-                ];
-                let failing = backend.load.lock().is_failing(now);
-                family.encode_family(&labels)?.encode_gauge(&i64::from(!failing))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn access(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut family = encoder.encode_descriptor(
-            "mesh_access_decisions",
-            "Arriving connections let in or refused",
-            None,
-            MetricType::Counter,
-        )?;
-        let counters = &self.0.counters;
-        for (decision, tls, n) in [
-            ("allow", "mutual", &counters.allowed_mutual),
-            ("allow", "none", &counters.allowed_plain),
-            ("deny", "unproven", &counters.denied_tls),
-        ] {
-            let labels: Labels<'_> = vec![("decision", decision.to_owned()), ("tls", tls.to_owned())];
-            counter(&mut family, &labels, n.load(Ordering::Relaxed))?;
-        }
-        Ok(())
-    }
-
-    fn process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let counters = &self.0.counters;
-        for (name, help, n) in [
-            (
-                "mesh_golden_frames_delayed",
-                "Golden frames sent with the next one because control was slow",
-                &counters.frames_delayed,
-            ),
-            ("mesh_targets_untracked", "Connections past the limit of known destinations", &counters.targets_untracked),
-        ] {
-            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            metric.encode_counter(&n.load(Ordering::Relaxed), NO_EXEMPLAR)?;
-        }
-        if let Some(current) = self.0.credentials.current() {
-            let mut expiry = encoder.encode_descriptor(
-                "mesh_identity_expiry_timestamp",
-                "End of the certificate's validity, Unix time",
-                Some(&Unit::Seconds),
-                MetricType::Gauge,
-            )?;
-            expiry.encode_gauge(&gauge(current.expires_at))?;
-        }
-        let mut connected = encoder.encode_descriptor(
-            "mesh_control_connected",
-            "1 while the stream from control is up",
-            None,
-            MetricType::Gauge,
-        )?;
-        connected.encode_gauge(&i64::from(self.0.state.is_connected()))
-    }
-}
-
-/// Shows every series to a fallible encoder; the first error wins.
-fn each(golden: &Golden, mut show: impl FnMut(&SeriesKey, &crate::golden::Totals) -> fmt::Result) -> fmt::Result {
-    let mut result = Ok(());
-    golden.each(|key, totals| {
-        if result.is_ok() {
-            result = show(key, totals);
+/// Writes a family with a sample for each series that has a value.
+fn each_value(text: &mut Text, golden: &Golden, family: &Family, value: impl Fn(&Totals) -> Option<u64>) {
+    each(text, golden, family, |text, key, totals| {
+        if let Some(value) = value(totals) {
+            text.sample(family, &labels_of(key), value);
         }
     });
-    result
 }
 
-fn counter(family: &mut MetricEncoder<'_>, labels: &Labels<'_>, n: u64) -> fmt::Result {
-    family.encode_family(labels)?.encode_counter(&n, NO_EXEMPLAR)
+fn requests(text: &mut Text, golden: &Golden) {
+    each(text, golden, &families::REQUESTS, |text, key, totals| {
+        for (Outcome { status, grpc_status, error }, n) in &totals.outcomes {
+            if key.carried != Carried::Tcp {
+                let mut labels = labels_of(key);
+                labels.push(("status", status.map(|s| s.to_string()).unwrap_or_default()));
+                labels.push(("grpc_status", grpc_status.map(|s| s.to_string()).unwrap_or_default()));
+                labels.push(("error", code(*error)));
+                text.sample(&families::REQUESTS, &labels, n);
+            }
+        }
+    });
+    each(text, golden, &families::REQUEST_DURATION, |text, key, totals| {
+        if !totals.latency.is_empty() {
+            let sum = totals.latency.sum_us() as f64 / 1e6;
+            let buckets = classic(&totals.latency);
+            text.histogram(&families::REQUEST_DURATION, &labels_of(key), &buckets, sum, &totals.exemplars);
+        }
+    });
 }
 
-fn gauge(n: u64) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
+fn attempts(text: &mut Text, golden: &Golden) {
+    each(text, golden, &families::ATTEMPTS, |text, key, totals| {
+        for (outcome, n) in [("success", totals.attempt_successes), ("failure", totals.attempt_failures)] {
+            if n > 0 {
+                let mut labels = labels_of(key);
+                labels.push(("outcome", outcome.to_owned()));
+                text.sample(&families::ATTEMPTS, &labels, n);
+            }
+        }
+    });
+    each_value(text, golden, &families::RETRIES, |totals| (totals.retries > 0).then_some(totals.retries));
+}
+
+fn tcp(text: &mut Text, golden: &Golden) {
+    let of_tcp = |totals: &Totals, n: u64| (totals.tcp_opened > 0).then_some(n);
+    each_value(text, golden, &families::TCP_OPEN, |totals| of_tcp(totals, totals.tcp_open));
+    each_value(text, golden, &families::TCP_OPENED, |totals| of_tcp(totals, totals.tcp_opened));
+    each(text, golden, &families::TCP_CLOSED, |text, key, totals| {
+        for (how, n) in &totals.tcp_closes {
+            let mut labels = labels_of(key);
+            labels.push(("reason", how.word().to_owned()));
+            text.sample(&families::TCP_CLOSED, &labels, n);
+        }
+    });
+    each(text, golden, &families::TCP_FAILURES, |text, key, totals| {
+        for (outcome, n) in totals.outcomes.iter().filter(|_| key.carried == Carried::Tcp) {
+            let mut labels = labels_of(key);
+            labels.push(("error", code(outcome.error)));
+            text.sample(&families::TCP_FAILURES, &labels, n);
+        }
+    });
+    each(text, golden, &families::TCP_BYTES, |text, key, totals| {
+        if totals.tcp_opened > 0 {
+            for (flow, n) in [("read", totals.tcp_read_bytes), ("write", totals.tcp_write_bytes)] {
+                let mut labels = labels_of(key);
+                labels.push(("flow", flow.to_owned()));
+                text.sample(&families::TCP_BYTES, &labels, n);
+            }
+        }
+    });
+    each(text, golden, &families::TCP_DURATION, |text, key, totals| {
+        if !totals.tcp_duration.is_empty() {
+            let sum = totals.tcp_duration.sum_us() as f64 / 1e6;
+            text.histogram(&families::TCP_DURATION, &labels_of(key), &classic(&totals.tcp_duration), sum, &[]);
+        }
+    });
+}
+
+fn endpoints(text: &mut Text, proxy: &Proxy) {
+    text.family(&families::ENDPOINT_STATE);
+    let now = Instant::now();
+    let mut left = limits::MAX_ENDPOINT_METRICS;
+    for (target, known) in proxy.state.known_targets() {
+        for backend in known.backends.iter().take(left) {
+            left -= 1;
+            let labels = vec![
+                ("target", target.address.to_string()),
+                ("dst", backend.endpoint.workload.to_string()),
+                ("endpoint", backend.endpoint.address.to_string()),
+            ];
+            let failing = backend.load.lock().is_failing(now);
+            text.sample(&families::ENDPOINT_STATE, &labels, u8::from(!failing));
+        }
+    }
+}
+
+fn access(text: &mut Text, counters: &Counters) {
+    text.family(&families::ACCESS_DECISIONS);
+    for (decision, tls, n) in [
+        ("allow", "mutual", &counters.allowed_mutual),
+        ("allow", "none", &counters.allowed_plain),
+        ("deny", "unproven", &counters.denied_tls),
+    ] {
+        let labels = vec![("decision", decision.to_owned()), ("tls", tls.to_owned())];
+        text.sample(&families::ACCESS_DECISIONS, &labels, n.load(Ordering::Relaxed));
+    }
+}
+
+fn process(text: &mut Text, proxy: &Proxy) {
+    let counters = &proxy.counters;
+    let mut plain = |family: &Family, value: u64| {
+        text.family(family);
+        text.sample(family, &Vec::new(), value);
+    };
+    let (series, remembered) = proxy.golden.sizes();
+    plain(&families::GOLDEN_SERIES, series as u64);
+    plain(&families::GOLDEN_REMEMBERED, remembered as u64);
+    for (family, n) in [
+        (&families::GOLDEN_FRAMES_DELAYED, &counters.frames_delayed),
+        (&families::TARGETS_UNTRACKED, &counters.targets_untracked),
+        (&families::ACCESS_LOG_DROPPED, &counters.access_log_dropped),
+        (&families::SPANS_SENT, &counters.spans_sent),
+        (&families::SPANS_DROPPED, &counters.spans_dropped),
+    ] {
+        plain(family, n.load(Ordering::Relaxed));
+    }
+    if let Some(current) = proxy.credentials.current() {
+        plain(&families::IDENTITY_EXPIRY, current.expires_at);
+    }
+    plain(&families::CONTROL_CONNECTED, u64::from(proxy.state.is_connected()));
+    text.family(&families::PROXY_INFO);
+    text.sample(&families::PROXY_INFO, &vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1);
+}
+
+fn code(error: Option<MeshError>) -> String {
+    error.map(|error| error.code().to_owned()).unwrap_or_default()
 }
 
 /// `src` and `dst` name the peer on its side; the proxy's own workload is known to the scraper.
-fn labels_of(key: &SeriesKey) -> Labels<'static> {
+fn labels_of(key: &SeriesKey) -> Labels {
     let (direction, src, dst) = match key.direction {
-        Direction::Inbound => ("inbound", workload(&key.peer), String::new()),
-        Direction::Outbound => ("outbound", String::new(), workload(&key.peer)),
+        Direction::Inbound => ("inbound", key.peer.to_string(), String::new()),
+        Direction::Outbound => ("outbound", String::new(), key.peer.to_string()),
     };
     let tls = match key.tls {
         TlsStatus::Mutual => "mutual",
@@ -292,20 +226,21 @@ fn labels_of(key: &SeriesKey) -> Labels<'static> {
     ]
 }
 
-fn workload(workload: &WorkloadRef) -> String {
-    workload.to_string()
-}
-
-/// Counts per classic bucket, not cumulative (the encoder sums up), the last up to infinity.
+/// Counts per classic bucket, not cumulative, the last up to infinity.
 fn classic(histogram: &Histogram) -> Vec<(f64, u64)> {
     let mut buckets: Vec<(f64, u64)> = BUCKETS.iter().map(|&bound| (bound, 0)).collect();
     buckets.push((f64::INFINITY, 0));
     for &(bucket, n) in histogram.buckets() {
         let seconds = bucket_value_us(bucket) / 1e6;
-        let at = BUCKETS.partition_point(|&bound| bound < seconds);
+        let at = bucket_at(seconds);
         buckets[at].1 += n;
     }
     buckets
+}
+
+/// The classic bucket of a duration.
+pub fn bucket_at(seconds: f64) -> usize {
+    BUCKETS.partition_point(|&bound| bound < seconds)
 }
 
 #[cfg(test)]

@@ -5,6 +5,9 @@ use super::*;
 use mesh_api::golden::{Carried, Direction, Series, SeriesKey, TlsStatus};
 use proptest::prelude::*;
 
+/// When watchers begin to look.
+const UNIX_MS: u64 = 100_321;
+
 fn key(route: &str) -> SeriesKey {
     SeriesKey {
         direction: Direction::Inbound,
@@ -111,7 +114,7 @@ impl Proxy {
     /// Answers what it was asked for.
     fn answer(&self, requests_a_second: u64) {
         for order in self.orders() {
-            if let ControlMessage::Observe { backfill_s, since_ms } = order {
+            if let ControlMessage::Observe { backfill_s, since_ms, .. } = order {
                 let told = if since_ms == 0 { u64::MAX } else { (self.at_ms - since_ms) / 1000 };
                 let backfill_s = u64::from(backfill_s).min(told);
                 let seconds = backfill_s;
@@ -146,17 +149,17 @@ async fn proxies_are_asked_only_while_somebody_looks() {
     let mut web = Proxy::new(&golden, "web");
     assert_eq!(web.orders(), []);
     web.second(5);
-    let watch = golden.watch(all(), 10, false, Instant::now());
-    let observe = |backfill_s| ControlMessage::Observe { backfill_s, since_ms: 0 };
+    let watch = golden.watch(all(), 10, false, Instant::now(), UNIX_MS);
+    let observe = |backfill_s| ControlMessage::Observe { backfill_s, since_ms: 0, until_ms: 100_000 };
     assert_eq!(web.orders(), [observe(10)]);
-    let second = golden.watch(Scope::default(), 30, false, Instant::now());
+    let second = golden.watch(Scope::default(), 30, false, Instant::now(), UNIX_MS);
     assert_eq!(web.orders(), [observe(30)], "each asks for its own past");
     drop(watch);
     assert_eq!(web.orders(), []);
     drop(second);
     assert_eq!(web.orders(), [ControlMessage::StopObserve {}]);
     let elsewhere = Scope { namespace: Some("other".to_owned()), workload: None };
-    let _watch = golden.watch(elsewhere, 10, false, Instant::now());
+    let _watch = golden.watch(elsewhere, 10, false, Instant::now(), UNIX_MS);
     assert_eq!(web.orders(), []);
 }
 
@@ -164,12 +167,12 @@ async fn proxies_are_asked_only_while_somebody_looks() {
 async fn several_watchers_see_each_request_once() {
     let golden = Golden::new(Arc::new(Metrics::new()), "cluster.local");
     let (mut web, mut cart) = (Proxy::new(&golden, "web"), Proxy::new(&golden, "cart"));
-    let mut early = golden.watch(all(), 10, false, Instant::now()).unwrap();
+    let mut early = golden.watch(all(), 10, false, Instant::now(), UNIX_MS).unwrap();
     web.answer(1);
     cart.answer(2);
     let first = next(&mut early).await;
     assert_eq!((counted(&first), first.span_ms, first.silent_proxies), (30, 10_000, 0));
-    let mut late = golden.watch(all(), 60, true, Instant::now()).unwrap();
+    let mut late = golden.watch(all(), 60, true, Instant::now(), UNIX_MS).unwrap();
     // A second that ends before the past is told belongs to that past for the late one only.
     web.second(100);
     cart.second(200);
@@ -189,7 +192,7 @@ async fn several_watchers_see_each_request_once() {
 async fn one_that_was_away_tells_what_it_counted_meanwhile() {
     let golden = Golden::new(Arc::new(Metrics::new()), "cluster.local");
     let web = Proxy::new(&golden, "web");
-    let mut watch = golden.watch(all(), 10, false, Instant::now()).unwrap();
+    let mut watch = golden.watch(all(), 10, false, Instant::now(), UNIX_MS).unwrap();
     web.answer(1);
     assert_eq!(counted(&next(&mut watch).await), 10);
     let at_ms = web.at_ms;
@@ -205,15 +208,15 @@ async fn one_that_was_away_tells_what_it_counted_meanwhile() {
 async fn one_that_ended_is_part_of_later_windows_and_counted_once_in_earlier_ones() {
     let golden = Golden::new(Arc::new(Metrics::new()), "cluster.local");
     let mut web = Proxy::new(&golden, "web");
-    let mut early = golden.watch(all(), 10, false, Instant::now()).unwrap();
+    let mut early = golden.watch(all(), 10, false, Instant::now(), UNIX_MS).unwrap();
     web.answer(1);
     assert_eq!(counted(&next(&mut early).await), 10);
     web.second(3);
     let workload = WorkloadRef::new("shop", "deployment", "web");
     let past = (90..=101).map(|s| frame(s * 1000, 1000, 1)).collect();
-    web.link.farewell(workload.clone(), past, Instant::now());
+    web.link.farewell(workload.clone(), past, Instant::now(), UNIX_MS + 1200);
     drop(web);
-    let mut late = golden.watch(all(), 10, false, Instant::now()).unwrap();
+    let mut late = golden.watch(all(), 10, false, Instant::now(), UNIX_MS).unwrap();
     let first = next(&mut late).await;
     assert_eq!((counted(&first), first.span_ms, first.silent_proxies), (10, 10_000, 0));
     assert_eq!((first.series.len(), &first.series[0].workload), (1, &workload));
@@ -225,7 +228,7 @@ async fn one_that_ended_is_part_of_later_windows_and_counted_once_in_earlier_one
 async fn a_proxy_that_does_not_answer_is_called_silent() {
     let golden = Golden::new(Arc::new(Metrics::new()), "cluster.local");
     let (web, _cart) = (Proxy::new(&golden, "web"), Proxy::new(&golden, "cart"));
-    let mut watch = golden.watch(all(), 10, false, Instant::now()).unwrap();
+    let mut watch = golden.watch(all(), 10, false, Instant::now(), UNIX_MS).unwrap();
     web.answer(1);
     let first = next(&mut watch).await;
     assert_eq!((counted(&first), first.silent_proxies), (10, 1));

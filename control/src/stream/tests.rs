@@ -260,8 +260,8 @@ async fn golden_frames_come_from_whoever_is_watched() {
     let mut proxy = control.hello(Some(&web()), &web(), "web-1").await.unwrap_or_else(|e| panic!("{e:?}"));
     assert!(matches!(proxy.hear().await, ControlMessage::Inbound { .. }));
     let scope = crate::golden::Scope { namespace: Some("shop".to_owned()), workload: None };
-    let mut watch = control.streams.golden.watch(scope, 60, false, Instant::now()).unwrap();
-    assert_eq!(proxy.hear().await, ControlMessage::Observe { backfill_s: 60, since_ms: 0 });
+    let mut watch = control.streams.golden.watch(scope, 60, false, Instant::now(), 100_321).unwrap();
+    assert_eq!(proxy.hear().await, ControlMessage::Observe { backfill_s: 60, since_ms: 0, until_ms: 100_000 });
     let frame = ProxyFrame { at_ms: 5, span_ms: 4_000, series: vec![] };
     proxy.say(ProxyMessage::Golden { frame, backfill: true }).await;
     let subscriptions = control.streams.subscriptions.clone();

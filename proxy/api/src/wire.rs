@@ -121,6 +121,10 @@ pub enum ControlMessage {
         /// Unix milliseconds: what ended by then has been told already. 0: nothing has.
         #[serde(default)]
         since_ms: u64,
+        /// Unix milliseconds: where the sum should end, so that all proxies sum up the same seconds; what ended later
+        /// follows second by second. 0: as late as possible.
+        #[serde(default)]
+        until_ms: u64,
     },
     /// Stop sending golden frames.
     StopObserve {},

@@ -1,4 +1,4 @@
-//! The past: a frame for each of the last sixty seconds, then one for each ten seconds up to ten minutes.
+//! The past: a frame for each second of the last minute, then one for each ten seconds up to ten minutes.
 //!
 //! Sums over up to a minute are exact to the second; longer ones begin at a ten seconds' border and say so by their
 //! span. When there are too many series to remember them all, seconds are folded into tens earlier, and then the oldest
@@ -111,15 +111,13 @@ impl<K> Ring<K> {
         self.seconds.iter().rev().chain(self.tens.iter().rev())
     }
 
-    /// The sum of the last `wanted_ms`, and how much time it covers: as much as is remembered, and to the half second or
-    /// the next frame's border what is wanted, but nothing that ended by `since_ms`. What was open is left out.
-    pub fn sum(&self, wanted_ms: u64, since_ms: u64) -> (u64, Sums<K>) {
+    /// The sum of the frames that ended after `since_ms`, up to `until_ms`, and how much time it covers: the first of them
+    /// may have begun earlier. What was open is left out.
+    pub fn sum(&self, since_ms: u64, until_ms: u64) -> (u64, Sums<K>) {
         let mut span_ms = 0;
         let mut sums: Sums<K> = HashMap::new();
-        for past in self.newest_first() {
-            if span_ms + limits::RING_SLACK_MS >= wanted_ms || past.at_ms <= since_ms {
-                break;
-            }
+        let wanted = self.newest_first().skip_while(|past| past.at_ms > until_ms);
+        for past in wanted.take_while(|past| past.at_ms > since_ms) {
             span_ms += past.span_ms;
             for (key, series) in &past.series {
                 let sum = sums.entry(Arc::as_ptr(key)).or_insert_with(|| (key.clone(), Series::default()));
@@ -130,6 +128,14 @@ impl<K> Ring<K> {
             sum.tcp_open = 0;
         }
         (span_ms, sums)
+    }
+
+    /// The frames that ended after `at_ms`, oldest first.
+    pub fn after(&self, at_ms: u64, key: impl Fn(&K) -> SeriesKey) -> Vec<ProxyFrame> {
+        let later: Vec<&Past<K>> = self.newest_first().take_while(|past| past.at_ms > at_ms).collect();
+        let series = |past: &Past<K>| past.series.iter().map(|(cell, series)| (key(cell), series.clone())).collect();
+        let frame = |past: &Past<K>| ProxyFrame { at_ms: past.at_ms, span_ms: past.span_ms, series: series(past) };
+        later.into_iter().rev().map(frame).collect()
     }
 
     /// Every frame, oldest first, in at most `limit` series or one frame; older ones are summed up in the first.
@@ -182,21 +188,22 @@ mod tests {
         for s in 1..=1000 {
             ring.remember(second(s, &cell));
         }
+        let last = |ring: &Ring<u64>, wanted: u64| ring.sum(1_000_000 - wanted * 1000, 1_000_000);
         for wanted in [1, 2, 10, 59, 60] {
-            let (span_ms, sums) = ring.sum(wanted * 1000, 0);
+            let (span_ms, sums) = last(&ring, wanted);
             assert_eq!((span_ms, requests(&sums)), (wanted * 1000, wanted));
         }
         for wanted in [61, 100, 355, 590] {
-            let (span_ms, sums) = ring.sum(wanted * 1000, 0);
+            let (span_ms, sums) = last(&ring, wanted);
             assert_eq!(span_ms, requests(&sums) * 1000, "a request a second");
             assert!((wanted * 1000..(wanted + 10) * 1000).contains(&span_ms), "{wanted}: {span_ms}");
         }
-        let (span_ms, sums) = ring.sum(600_000, 0);
+        let (span_ms, sums) = last(&ring, 600);
         assert!((590_000..=610_000).contains(&span_ms), "{span_ms}");
         assert_eq!(sums.len(), 1);
-        assert!(ring.len() <= 60 + 55, "{}", ring.len());
+        assert!(ring.len() <= 64 + 55, "{}", ring.len());
         assert_eq!(sums.values().next().unwrap().1.tcp_open, 0);
-        assert_eq!(requests(&ring.sum(600_000, 997_000).1), 3, "the rest was told before");
+        assert_eq!(requests(&ring.sum(980_000, 990_000).1), 10);
     }
 
     #[test]
@@ -207,7 +214,7 @@ mod tests {
             ring.remember(second(s, &cells));
         }
         let frames = ring.all(usize::MAX, key);
-        assert_eq!((frames.len(), frames[0].at_ms, frames.last().unwrap().at_ms), (64, 10_000, 100_000));
+        assert_eq!((frames.len(), frames[0].at_ms, frames.last().unwrap().at_ms), (68, 10_000, 100_000));
         let few = ring.all(35, key);
         assert_eq!(few.len(), 3, "two seconds, and the rest together with a third");
         for frames in [frames, few] {
@@ -228,7 +235,8 @@ mod tests {
                 ring.remember(second(s as u64 + 1, &cells[..*busy]));
                 prop_assert!(ring.len() <= limits::RING_SERIES);
             }
-            let (span_ms, sums) = ring.sum(wanted * 1000, 0);
+            let until_ms = busy.len() as u64 * 1000;
+            let (span_ms, sums) = ring.sum(until_ms.saturating_sub(wanted * 1000), until_ms);
             let seconds = usize::try_from(span_ms / 1000).unwrap();
             let expect: usize = busy.iter().rev().take(seconds).sum();
             prop_assert_eq!(requests(&sums), expect as u64);

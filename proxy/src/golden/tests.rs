@@ -40,16 +40,20 @@ fn a_frame_holds_what_changed_and_the_ring_sums_up() {
     assert_eq!(series.latency.count(), 2);
     assert!(golden.tick(2000, true).series.is_empty());
     golden.cell(&web, subject("/a")).finish(&finished(200));
-    let sum = golden.backfill(10, 0);
+    let sum = golden.backfill(10, 0, 0).0;
     assert_eq!(
         (sum.at_ms, sum.span_ms, sum.series[0].1.requests),
         (2000, 2000, 2),
         "the third has no whole second yet"
     );
     golden.tick(3000, false);
-    let (last, all) = (golden.backfill(1, 0), golden.backfill(3, 0));
+    let (last, all) = (golden.backfill(1, 0, 0).0, golden.backfill(3, 0, 0).0);
     assert_eq!((last.span_ms, last.series[0].1.requests), (1000, 1));
     assert_eq!((all.span_ms, all.series[0].1.requests), (3000, 3));
+    let (first, later) = golden.backfill(60, 0, 1000);
+    assert_eq!((first.at_ms, first.span_ms, first.series[0].1.requests), (1000, 1000, 2));
+    let later: Vec<_> = later.iter().map(|frame| (frame.at_ms, frame.series.len())).collect();
+    assert_eq!(later, [(2000, 0), (3000, 1)], "what ended later follows second by second");
 }
 
 #[test]
@@ -98,7 +102,7 @@ fn open_connections_show_in_every_frame() {
     assert_eq!(golden.tick(1000, true).series[0].1.tcp_open, 1);
     let quiet = golden.tick(2000, true);
     assert_eq!((quiet.series[0].1.tcp_open, quiet.series[0].1.tcp_read_bytes), (1, 0));
-    let sum = golden.backfill(60, 0);
+    let sum = golden.backfill(60, 0, 0).0;
     assert_eq!((sum.series[0].1.tcp_write_bytes, sum.series[0].1.tcp_open), (20, 1));
     cell.tcp_closed(Ending::Orderly, None, Duration::from_secs(2));
     assert_eq!(golden.tick(3000, true).series[0].1.tcp_open, 0);
@@ -109,7 +113,7 @@ fn open_connections_show_in_every_frame() {
 fn probes_are_counted_but_not_shown_as_traffic() {
     let golden = Golden::new(0);
     golden.cell(&scope(&golden, "web"), subject(crate::route::PROBE)).finish(&finished(200));
-    assert!(golden.tick(1000, true).series.is_empty() && golden.backfill(60, 0).series.is_empty());
+    assert!(golden.tick(1000, true).series.is_empty() && golden.backfill(60, 0, 0).0.series.is_empty());
     let mut seen = 0;
     golden.each(|_, totals| seen += totals.latency.count());
     assert_eq!(seen, 1);
