@@ -27,6 +27,7 @@ mod resilience;
 mod sandbox;
 mod tap;
 mod tidy;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         install::tests(),
         explain::tests(),
         tap::tests(),
+        upgrade::tests(),
         interception::tests(),
         real_programs::tests(),
         resilience::tests(),

@@ -58,7 +58,23 @@ pub fn in_order(mut objects: Vec<Value>) -> Vec<Value> {
 }
 
 /// Applies objects in order; those without a namespace go to `namespace` if their kind lives in one.
+/// Fields that somebody else has set are a conflict, and an error.
 pub async fn apply(cluster: &Cluster, objects: Vec<Value>, namespace: &str, step: &Step) -> Result<usize> {
+    apply_as(cluster, objects, namespace, PatchParams::apply(FIELD_MANAGER), step).await
+}
+
+/// As [`apply`], but takes fields over from whoever set them: objects that are the mesh's own.
+pub async fn apply_over(cluster: &Cluster, objects: Vec<Value>, namespace: &str, step: &Step) -> Result<usize> {
+    apply_as(cluster, objects, namespace, PatchParams::apply(FIELD_MANAGER).force(), step).await
+}
+
+async fn apply_as(
+    cluster: &Cluster,
+    objects: Vec<Value>,
+    namespace: &str,
+    params: PatchParams,
+    step: &Step,
+) -> Result<usize> {
     let mut kinds = Kinds::default();
     let objects = in_order(objects);
     let count = objects.len();
@@ -66,7 +82,6 @@ pub async fn apply(cluster: &Cluster, objects: Vec<Value>, namespace: &str, step
         let label = label(&object);
         step.now(&format!("applying {label} ({} of {count})", index + 1));
         let target = kinds.target(cluster, object, namespace).await.during(|| format!("apply {label}"))?;
-        let params = PatchParams::apply(FIELD_MANAGER);
         let applied = target.api.patch(&target.name, &params, &Patch::Apply(&target.object)).await;
         applied.during(|| format!("apply {label}"))?;
     }
@@ -109,18 +124,22 @@ async fn wait_gone(cluster: &Cluster, names: &[String], deadline: Instant, step:
 }
 
 /// An object, and where it lives.
-struct Target {
-    api: Api<DynamicObject>,
-    name: String,
-    object: DynamicObject,
+pub(crate) struct Target {
+    /// Its kind, in its namespace.
+    pub api: Api<DynamicObject>,
+    /// Its name.
+    pub name: String,
+    /// Itself.
+    pub object: DynamicObject,
 }
 
 /// What the API server said of kinds so far.
 #[derive(Default)]
-struct Kinds(BTreeMap<(String, String), (ApiResource, Scope)>);
+pub(crate) struct Kinds(BTreeMap<(String, String), (ApiResource, Scope)>);
 
 impl Kinds {
-    async fn target(&mut self, cluster: &Cluster, object: Value, namespace: &str) -> Result<Target> {
+    /// Where an object lives.
+    pub(crate) async fn target(&mut self, cluster: &Cluster, object: Value, namespace: &str) -> Result<Target> {
         let object: DynamicObject = serde_json::from_value(object).during(|| "read it")?;
         let Some(TypeMeta { api_version, kind }) = object.types.clone() else {
             return Err(Error::new("it has no apiVersion and kind"));
@@ -204,7 +223,8 @@ pub async fn wait_available(
     }
 }
 
-fn available(deployment: &Deployment) -> bool {
+/// True if all pods of the newest template are ready, and no others are left.
+pub(crate) fn available(deployment: &Deployment) -> bool {
     let (Some(spec), Some(status)) = (&deployment.spec, &deployment.status) else { return false };
     let wanted = spec.replicas.unwrap_or(1);
     let current = status.observed_generation >= deployment.metadata.generation;

@@ -6,7 +6,8 @@
 //! - [`args`]: what can be typed; [`commands`]: what each verb does.
 //! - [`output`]: the one door to stdout and stderr; [`error`]: what a failure says.
 //! - [`cluster`]: which cluster is meant and how it is reached; [`observe`]: golden frames from it.
-//! - [`apply`]: objects to a cluster, and the wait until they work.
+//! - [`apply`]: objects to a cluster, and the wait until they work; [`plan`]: what that would change;
+//!   [`installed`]: the mesh that is there.
 //! - [`check`]: what is checked of cluster and mesh.
 //! - [`golden`], [`routes`], [`edges`]: from frames to rows, pure; [`top`]: the live screen.
 //! - [`tap`]: single requests and connections from the cluster.
@@ -22,9 +23,11 @@ pub mod commands;
 pub mod edges;
 pub mod error;
 pub mod golden;
+pub mod installed;
 pub mod known;
 pub mod observe;
 pub mod output;
+pub mod plan;
 pub mod proxies;
 pub mod resource;
 pub mod routes;

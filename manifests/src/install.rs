@@ -4,6 +4,7 @@
 //! rendering to the next.
 
 use crate::config::{CONFIG_KEY, MeshConfig, VERSION};
+use crate::inventory::{self, INVENTORY_KEY};
 use crate::issuer::{Issuer, IssuerError};
 use crate::rbac;
 use crate::sidecar::resource_object;
@@ -76,6 +77,10 @@ pub fn render_with(values: &Values, issuer: &Issuer) -> Result<Vec<Value>, Insta
     }
     objects.push(api_service(&names));
     objects.push(webhook(&names, values));
+    let inventory = inventory::written(&inventory::of(&objects));
+    for object in objects.iter_mut().filter(|object| object["metadata"]["name"] == CONFIG_MAP) {
+        object["data"][INVENTORY_KEY] = inventory.as_str().into();
+    }
     Ok(objects)
 }
 

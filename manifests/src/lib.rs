@@ -8,6 +8,7 @@ pub mod config;
 pub mod inject;
 pub mod inject_text;
 pub mod install;
+pub mod inventory;
 pub mod issuer;
 pub mod nearest;
 pub mod ports;

@@ -15,6 +15,9 @@ pub struct Install {
     /// Apply the manifests and wait until the control plane works
     #[arg(long, conflicts_with = "output")]
     pub apply: bool,
+    /// Show what would change on the cluster; exits 1 if anything would
+    #[arg(long, conflicts_with_all = ["apply", "output"])]
+    pub diff: bool,
     /// Three replicas of the control plane, and no pod without its proxy
     #[arg(long)]
     pub ha: bool,
@@ -42,6 +45,92 @@ pub struct Install {
     /// How to print the manifests
     #[arg(short, long, value_name = "FORMAT", default_value = "yaml")]
     pub output: ManifestFormat,
+}
+
+/// `meshctl upgrade`
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    meshctl upgrade --diff                       # what would change\n  \
+    meshctl upgrade --apply --proxies            # control plane, then proxies in waves\n  \
+    meshctl upgrade --set proxy.workers=2 | kubectl apply -f -")]
+pub struct Upgrade {
+    /// Apply the changes and wait until the control plane works
+    #[arg(long, conflicts_with_all = ["output", "diff"])]
+    pub apply: bool,
+    /// Show what would change on the cluster; exits 1 if anything would
+    #[arg(long, conflicts_with = "output")]
+    pub diff: bool,
+    /// Restart workloads whose proxies are old, in waves; alone it restarts only, with --apply after the control plane
+    #[arg(long, conflicts_with = "diff")]
+    pub proxies: bool,
+    /// Workloads in a wave; a quarter of them unless given
+    #[arg(long, value_name = "COUNT", requires = "proxies")]
+    pub wave: Option<u16>,
+    /// Three replicas of the control plane, and no pod without its proxy
+    #[arg(long)]
+    pub ha: bool,
+    /// Set a value over the installed ones; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// YAML file with values over the installed ones; may be given several times, --set wins
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub values: Vec<PathBuf>,
+    /// Forget the installed values
+    #[arg(long)]
+    pub reset_values: bool,
+    /// Also when the step is unsafe
+    #[arg(long)]
+    pub force: bool,
+    /// How long the control plane, and each wave, may take
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    pub timeout: Duration,
+    /// How to print the manifests
+    #[arg(short, long, value_name = "FORMAT", default_value = "yaml")]
+    pub output: ManifestFormat,
+}
+
+#[cfg(test)]
+impl Default for Upgrade {
+    fn default() -> Self {
+        Self {
+            apply: false,
+            diff: false,
+            proxies: false,
+            wave: None,
+            ha: false,
+            set: Vec::new(),
+            values: Vec::new(),
+            reset_values: false,
+            force: false,
+            timeout: Duration::from_secs(60),
+            output: ManifestFormat::Yaml,
+        }
+    }
+}
+
+/// `meshctl uninstall`
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    meshctl uninstall | kubectl delete -f -\n  \
+    meshctl uninstall --apply")]
+pub struct Uninstall {
+    /// Delete instead of printing what would be deleted
+    #[arg(long)]
+    pub apply: bool,
+    /// Also while workloads have proxies
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `meshctl prune`
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    meshctl prune            # what is left of other versions\n  \
+    meshctl prune --apply    # delete it")]
+pub struct Prune {
+    /// Delete instead of listing
+    #[arg(long)]
+    pub apply: bool,
 }
 
 /// How manifests are written.
@@ -99,6 +188,12 @@ pub struct Check {
     /// Try again until nothing fails, for so long at most (2m unless given)
     #[arg(long, value_name = "DURATION", value_parser = duration, num_args = 0..=1, default_missing_value = "2m")]
     pub wait: Option<Duration>,
+    /// Only these checks, by id or its first part (identity); may be given several times
+    #[arg(long, value_name = "ID", conflicts_with = "skip")]
+    pub only: Vec<String>,
+    /// All but these checks
+    #[arg(long, value_name = "ID")]
+    pub skip: Vec<String>,
     /// How to write it
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub output: CheckFormat,
@@ -114,4 +209,8 @@ pub enum CheckFormat {
     Short,
     /// JSON
     Json,
+    /// JUnit XML, for CI
+    Junit,
+    /// Annotations of GitHub's workflows, for CI
+    Github,
 }

@@ -11,7 +11,7 @@ pub use explain::{
     Diagnostics, DiagnosticsWhat, Explain, ExplainError, ExplainPod, ExplainRequest, ExplainWhat, Identity, Proxies,
     ProxyRows,
 };
-pub use install::{Check, CheckFormat, Inject, Install, ManifestFormat, Uninject};
+pub use install::{Check, CheckFormat, Inject, Install, ManifestFormat, Prune, Uninject, Uninstall, Upgrade};
 pub use look::{EdgeFormat, Edges, Routes, Stat, Top, TopScreen};
 pub use sandbox::{Demo, ImageCommand, Sandbox, SandboxCommand, SandboxUp};
 pub use tap::{Tap, TapFormat};
@@ -44,7 +44,7 @@ pub struct Cli {
 
 const EXIT_CODES: &str = "Exit codes:\n  \
     0  done and well\n  \
-    1  the command worked and found problems (check, demo)\n  \
+    1  the command worked and found problems (check, demo, --diff, prune, diagnostics)\n  \
     2  it could not do its work, or was called wrongly\n\n\
     Data goes to stdout; progress, notes and errors go to stderr.";
 
@@ -111,6 +111,21 @@ pub enum Command {
     /// server-side, in the right order, and waits until the control plane works. A cluster that has a mesh already
     /// is refused.
     Install(Install),
+    /// Bring a mesh to this version, or change its values
+    ///
+    /// Keeps the values and the identity it was installed with. Prints what `kubectl apply -f -` needs; --diff shows
+    /// what would change, --apply does it and waits, --proxies restarts workloads whose proxies are old, in waves, and
+    /// stops when a wave does not become ready or success rates fall. A step that is unsafe is refused, with the reason.
+    Upgrade(Upgrade),
+    /// Take the mesh out of the cluster
+    ///
+    /// Prints what `kubectl delete -f -` needs, exactly what install recorded; --apply deletes it and waits until it is
+    /// gone. Refuses while workloads still have proxies, and names them.
+    Uninstall(Uninstall),
+    /// List or delete what other versions of the mesh left behind
+    ///
+    /// Exits 1 if something is listed.
+    Prune(Prune),
     /// Add the mesh to manifests
     ///
     /// Reads files, folders or standard input and prints the same YAML or JSON with the annotation that asks for a
@@ -173,7 +188,7 @@ pub enum Command {
 /// The order and grouping of the help page. A test holds it against [`Command`].
 const GROUPS: &[(&str, &[&str])] = &[
     ("Trying it", &["demo", "sandbox"]),
-    ("Installing", &["install", "inject", "uninject", "check"]),
+    ("Installing", &["install", "upgrade", "uninstall", "prune", "inject", "uninject", "check"]),
     ("Looking", &["stat", "routes", "edges", "top", "tap", "explain", "diagnostics", "identity"]),
     ("Other", &["version", "completion"]),
 ];

@@ -194,8 +194,40 @@ pub struct Report {
     pub took_ms: u64,
 }
 
+/// Which checks of a set are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Chosen {
+    only: Vec<String>,
+    skip: Vec<String>,
+}
+
+impl Chosen {
+    /// Reads ids (`identity.issuer-expiry`) and categories (`identity`).
+    pub fn read(only: &[String], skip: &[String]) -> Result<Self, Error> {
+        let ids = || CHECKS.iter().map(|check| check.id).chain([REACHABLE]);
+        let known: std::collections::BTreeSet<&str> =
+            ids().chain(ids().filter_map(|id| id.split('.').next())).collect();
+        for word in only.iter().chain(skip) {
+            if !known.contains(word.as_str()) {
+                let error = Error::new(format!("there is no check `{word}`"));
+                return Err(match mesh_manifests::nearest::nearest(word, known.iter().copied()) {
+                    Some(near) => error.hint(format!("did you mean {near}?")),
+                    None => error.hint("`meshctl check -o json` shows every id"),
+                });
+            }
+        }
+        Ok(Self { only: only.to_vec(), skip: skip.to_vec() })
+    }
+
+    fn takes(&self, id: &str) -> bool {
+        let fits =
+            |words: &[String]| words.iter().any(|word| word == id || id.split('.').next() == Some(word.as_str()));
+        (self.only.is_empty() || fits(&self.only)) && !fits(&self.skip)
+    }
+}
+
 /// Runs a set of checks once.
-pub async fn run(global: &Global, namespace: Option<&str>, set: Set) -> Vec<Report> {
+pub async fn run(global: &Global, namespace: Option<&str>, set: Set, chosen: &Chosen) -> Vec<Report> {
     let started = Instant::now();
     let connected = Cluster::connect(global).await;
     let finding = match &connected {
@@ -211,7 +243,7 @@ pub async fn run(global: &Global, namespace: Option<&str>, set: Set) -> Vec<Repo
         fix: finding.fix,
         took_ms: millis(started.elapsed()),
     }];
-    let checks = CHECKS.iter().filter(|check| check.sets.contains(&set));
+    let checks = CHECKS.iter().filter(|check| check.sets.contains(&set) && chosen.takes(check.id));
     match connected {
         Ok(cluster) => {
             let namespace = namespace.map(str::to_owned);
@@ -283,7 +315,7 @@ mod tests {
     }
 
     async fn statuses(cluster: &TestCluster, set: Set) -> BTreeMap<&'static str, (Status, String)> {
-        let reports = run(&cluster.global(), None, set).await;
+        let reports = run(&cluster.global(), None, set, &Chosen::default()).await;
         reports.into_iter().map(|report| (report.id, (report.status, report.seen))).collect()
     }
 
@@ -306,16 +338,35 @@ mod tests {
     async fn somebody_without_permissions_is_told_which_are_missing() {
         let cluster = TestCluster::start();
         let global = Global { impersonate: Some("somebody".into()), ..cluster.global() };
-        let reports = run(&global, None, Set::Pre).await;
+        let reports = run(&global, None, Set::Pre, &Chosen::default()).await;
         let permissions = reports.iter().find(|report| report.id == "permissions.install").unwrap();
         assert_eq!(permissions.status, Status::Failed);
         assert!(permissions.seen.starts_with("you may not create namespaces, patch namespaces, "), "{permissions:?}");
     }
 
+    #[test]
+    fn checks_are_chosen_by_id_and_category() {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let check = |only: &str, skip: &str, expect: &[&str]| {
+            let chosen = Chosen::read(&words(only), &words(skip)).unwrap();
+            let taken: Vec<_> = CHECKS.iter().map(|check| check.id).filter(|id| chosen.takes(id)).collect();
+            assert_eq!(taken, expect);
+        };
+        check("identity", "", &["identity.issuer-expiry", "identity.anchors-valid"]);
+        check("proxy.ready", "", &["proxy.ready"]);
+        check(
+            "",
+            "api permissions install control webhook observe identity",
+            &["proxy.ready", "proxy.connected", "proxy.version"],
+        );
+        let error = Chosen::read(&words("proxy.redy"), &[]).unwrap_err();
+        assert_eq!(error.hint_text(), Some("did you mean proxy.ready?"));
+    }
+
     #[tokio::test]
     async fn without_a_cluster_everything_else_is_skipped() {
         let global = Global { kubeconfig: Some("/nowhere/config".into()), ..Global::default() };
-        let reports = run(&global, None, Set::Default).await;
+        let reports = run(&global, None, Set::Default, &Chosen::default()).await;
         assert_eq!((reports[0].id, reports[0].status), (REACHABLE, Status::Failed));
         assert!(reports[0].fix.is_some());
         assert!(reports[1..].iter().all(|report| report.status == Status::Skipped));

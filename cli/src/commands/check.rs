@@ -18,10 +18,11 @@ pub async fn run(global: &Global, args: &Check, printer: &Printer) -> Result<Out
         (false, true) => Set::Proxy,
         (false, false) => Set::Default,
     };
+    let chosen = check::Chosen::read(&args.only, &args.skip)?;
     let step = printer.step("checking");
     let deadline = Instant::now() + args.wait.unwrap_or_default();
     let reports = loop {
-        let reports = check::run(global, args.namespace.as_deref(), set).await;
+        let reports = check::run(global, args.namespace.as_deref(), set, &chosen).await;
         let waiting: Vec<_> = reports.iter().filter(|r| r.status == Status::Failed).map(|r| r.id).collect();
         if waiting.is_empty() || Instant::now() >= deadline {
             break reports;
@@ -35,6 +36,8 @@ pub async fn run(global: &Global, args: &Check, printer: &Printer) -> Result<Out
         CheckFormat::Json => printer.json(&json!({"healthy": healthy, "checks": reports}))?,
         CheckFormat::Table => printer.data(&table(&reports, printer.colors()))?,
         CheckFormat::Short => printer.data(&short(&reports))?,
+        CheckFormat::Junit => printer.data(&junit(&reports))?,
+        CheckFormat::Github => printer.data(&github(&reports))?,
     }
     Ok(if healthy { Outcome::Well } else { Outcome::Problems })
 }
@@ -81,6 +84,78 @@ fn short(reports: &[Report]) -> String {
             Status::Failed => "failed",
         };
         let _ = writeln!(text, "{word} {}: {}", report.id, report.seen);
+    }
+    text
+}
+
+/// JUnit's XML, as CI systems read it: a suite a category, a case a check.
+fn junit(reports: &[Report]) -> String {
+    let count = |status| reports.iter().filter(|report| report.status == status).count();
+    let mut text = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n  <testsuite name=\"meshctl check\" tests=\"{}\" failures=\"{}\" skipped=\"{}\">\n",
+        reports.len(),
+        count(Status::Failed),
+        count(Status::Skipped)
+    );
+    // Writing to a String cannot fail.
+    for report in reports {
+        let (category, _) = report.id.split_once('.').unwrap_or((report.id, ""));
+        let took = f64::from(u32::try_from(report.took_ms).unwrap_or(u32::MAX)) / 1000.0;
+        let _ = write!(
+            text,
+            "    <testcase classname=\"{}\" name=\"{}\" time=\"{took:.3}\"",
+            xml(category),
+            xml(report.id)
+        );
+        let fix = report.fix.as_deref().map(|fix| format!("\nfix: {fix}")).unwrap_or_default();
+        let _ = match report.status {
+            Status::Ok => writeln!(text, "/>"),
+            Status::Skipped => writeln!(text, "><skipped message=\"{}\"/></testcase>", xml(&report.seen)),
+            Status::Warning => {
+                writeln!(text, "><system-out>{}</system-out></testcase>", xml(&format!("{}{fix}", report.seen)))
+            }
+            Status::Failed => writeln!(
+                text,
+                "><failure message=\"{}\">{}</failure></testcase>",
+                xml(&report.seen),
+                xml(&format!("{}{fix}", report.what))
+            ),
+        };
+    }
+    text.push_str("  </testsuite>\n</testsuites>\n");
+    text
+}
+
+/// Text as XML holds it. Control characters that XML has no place for are left out.
+fn xml(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\n' => escaped.push_str("&#10;"),
+            c if c.is_control() => {}
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// Workflow commands that GitHub shows as annotations.
+fn github(reports: &[Report]) -> String {
+    let data = |text: &str| text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
+    let mut text = String::new();
+    for report in reports {
+        let level = match report.status {
+            Status::Ok | Status::Skipped => continue,
+            Status::Warning => "warning",
+            Status::Failed => "error",
+        };
+        let fix = report.fix.as_deref().map(|fix| format!("\nfix: {fix}")).unwrap_or_default();
+        let _ =
+            writeln!(text, "::{level} title=meshctl check {}::{}", report.id, data(&format!("{}{fix}", report.seen)));
     }
     text
 }
@@ -134,6 +209,31 @@ mod tests {
             value,
             json!({"id": "control.pods-ready", "what": "its pods are ready", "severity": "error", "status": "failed",
                 "seen": "0 of 1 ready", "fix": "kubectl logs x", "took_ms": 3})
+        );
+    }
+
+    #[test]
+    fn junit_is_what_ci_systems_read() {
+        let mut reports = reports();
+        reports[2].seen = "0 of <1> & \"more\"\u{7}".into();
+        insta::assert_snapshot!(junit(&reports), @r#"
+        <?xml version="1.0" encoding="UTF-8"?>
+        <testsuites>
+          <testsuite name="meshctl check" tests="4" failures="1" skipped="1">
+            <testcase classname="api" name="api.reachable" time="0.003"/>
+            <testcase classname="api" name="api.version" time="0.003"/>
+            <testcase classname="control" name="control.pods-ready" time="0.003"><failure message="0 of &lt;1&gt; &amp; &quot;more&quot;">its pods are ready&#10;fix: kubectl logs x</failure></testcase>
+            <testcase classname="proxy" name="proxy.ready" time="0.003"><skipped message="no pod has a proxy yet"/></testcase>
+          </testsuite>
+        </testsuites>
+        "#);
+    }
+
+    #[test]
+    fn github_gets_annotations() {
+        assert_eq!(
+            github(&reports()),
+            "::error title=meshctl check control.pods-ready::0 of 1 ready%0Afix: kubectl logs x\n"
         );
     }
 }

@@ -6,6 +6,7 @@ use crate::cluster::Cluster;
 use crate::commands::version::control_version;
 use crate::error::{Context, Error, Hint, Outcome, Result};
 use crate::output::Printer;
+use crate::plan;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
@@ -20,6 +21,15 @@ use std::time::Instant;
 pub async fn run(global: &Global, args: &Install, printer: &Printer) -> Result<Outcome> {
     let values = values(global, args)?;
     let objects = objects(&values)?;
+    if args.diff {
+        let mut cluster = Cluster::connect(global).await?;
+        cluster.system_namespace.clone_from(&values.system_namespace);
+        refuse_second(&cluster).await?;
+        let planned = plan::plan(&cluster, objects, &[], &cluster.system_namespace).await?;
+        let (text, changes) = plan::text(&planned);
+        printer.data(&text)?;
+        return Ok(if changes { Outcome::Problems } else { Outcome::Well });
+    }
     if args.apply {
         let mut cluster = Cluster::connect(global).await?;
         cluster.system_namespace.clone_from(&values.system_namespace);
@@ -46,7 +56,7 @@ pub async fn run(global: &Global, args: &Install, printer: &Printer) -> Result<O
 }
 
 /// One JSON object that `kubectl apply` takes.
-fn list(objects: Vec<Value>) -> Result<String> {
+pub(super) fn list(objects: Vec<Value>) -> Result<String> {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     serde_json::to_string_pretty(&list).map(|text| text + "\n").during(|| "write JSON")
 }
@@ -74,7 +84,8 @@ fn values(global: &Global, args: &Install) -> Result<Values> {
     Ok(values)
 }
 
-fn read(path: &Path) -> Result<String> {
+/// Reads a file the user named.
+pub(super) fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).during(|| format!("read {}", path.display()))
 }
 
@@ -98,7 +109,7 @@ async fn refuse_second(cluster: &Cluster) -> Result<()> {
     match installed(cluster).await? {
         None => Ok(()),
         Some(version) => Err(Error::new(format!("the cluster has a mesh already: {version}")).during("install"))
-            .hint(|| "`meshctl upgrade` is for a mesh that is there; a second install would replace its identity"),
+            .hint(|| "`meshctl upgrade` is for a mesh that is there (`--diff` shows what it would change); a second install would replace its identity"),
     }
 }
 

@@ -19,6 +19,9 @@ pub mod sources;
 pub mod stat;
 pub mod tap;
 pub mod top;
+pub mod uninstall;
+pub mod upgrade;
+pub mod upgrade_proxies;
 pub mod version;
 
 use crate::args::{Cli, Command};
@@ -32,6 +35,9 @@ pub async fn run(cli: Cli, printer: &Printer) -> Result<Outcome> {
         Command::Demo(args) => demo::run(global, &args, printer).await,
         Command::Sandbox(args) => sandbox::run(args, printer).await,
         Command::Install(args) => install::run(global, &args, printer).await,
+        Command::Upgrade(args) => upgrade::run(global, &args, printer).await,
+        Command::Uninstall(args) => uninstall::run(global, &args, printer).await,
+        Command::Prune(args) => uninstall::prune(global, &args, printer).await,
         Command::Inject(args) => inject::run(global, &args, printer).await,
         Command::Uninject(args) => inject::run_uninject(&args, printer),
         Command::Check(args) => check::run(global, &args, printer).await,
