@@ -11,6 +11,7 @@ pub(crate) fn tests() -> Vec<Trial> {
 
 fn a_mesh_lives() -> Result<()> {
     let s = Sandbox::up("life")?;
+    s.meshctl(["sandbox", "image", "add", "--name", &s.name, "sh", "/bin/sh"])?.ok()?;
     s.meshctl(["upgrade"])?.exits(2)?.complains("there is no mesh in namespace mesh-system")?;
     let preview = s.meshctl(["install", "--diff"])?.exits(1)?;
     preview.says("+ deployment mesh-system/mesh-control")?.says("0 to change, 0 to delete, 0 as they are")?;

@@ -26,6 +26,9 @@ pub const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long a log may take that would only be a help.
 const LOG_DEADLINE: Duration = Duration::from_secs(2);
 
+/// How long an aggregated API may take to answer once; while a pod is replaced, a connection can lead nowhere.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+
 /// How long namespaces may take to go.
 const GONE_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -275,21 +278,26 @@ pub async fn wait_wired(cluster: &Cluster, deadline: Instant, step: &Step) -> Re
         let webhook = webhooks.get_opt(crate::check::INJECTOR).await.during(|| "read the webhook's configuration")?;
         let ready = webhook.into_iter().flat_map(|found| found.webhooks.unwrap_or_default());
         let ready = ready.into_iter().all(|webhook| webhook.client_config.ca_bundle.is_some_and(|ca| !ca.0.is_empty()));
-        let observe = if ready { cluster.client.list_api_group_resources(&version).await.err() } else { None };
+        let observe = if ready { answers(cluster, &version).await.err() } else { None };
         let missing = match (ready, observe) {
             (true, None) => return Ok(()),
             (false, _) => "the webhook has no certificate yet".to_owned(),
-            (true, Some(cause)) => Err::<(), _>(cause)
-                .during(|| format!("ask {version}"))
-                .err()
-                .map(|error| error.to_string())
-                .unwrap_or_default(),
+            (true, Some(error)) => error.to_string(),
         };
         if Instant::now() >= deadline {
             return Err(Error::new(missing).during("wait for the control plane")).hint(|| "run `meshctl check`");
         }
         step.now(if ready { "waiting for the observe API" } else { "waiting for the webhook's certificate" });
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Asks an aggregated API whether it is there.
+async fn answers(cluster: &Cluster, version: &str) -> Result<()> {
+    let tried = || format!("ask {version}");
+    match tokio::time::timeout(ANSWER_DEADLINE, cluster.client.list_api_group_resources(version)).await {
+        Ok(answer) => answer.map(drop).during(tried),
+        Err(_) => Err(Error::new(format!("no answer within {} s", ANSWER_DEADLINE.as_secs())).during(tried())),
     }
 }
 

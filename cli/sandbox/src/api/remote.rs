@@ -11,8 +11,14 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
+
+/// How long one attempt at a connection may take.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Attempts at a connection.
+const DIALS: usize = 3;
 
 /// Where a call goes.
 #[derive(Debug, Clone)]
@@ -94,8 +100,17 @@ pub(super) async fn connect_plain(api: &Api, target: &Target) -> anyhow::Result<
 
 async fn dial(api: &Api, target: &Target) -> anyhow::Result<tokio::net::TcpStream> {
     let (host, port) = (target.host.clone(), target.port);
-    let stream = (api.config().dial)(host, port).await;
-    stream.with_context(|| format!("dial tcp {}:{}", target.host, target.port))
+    let place = || format!("dial tcp {host}:{port}");
+    for _ in 1..DIALS {
+        // A pod that has just gone answers nothing, not even a refusal; the next connection goes to another.
+        if let Ok(stream) = tokio::time::timeout(DIAL_TIMEOUT, (api.config().dial)(host.clone(), port)).await {
+            return stream.with_context(place);
+        }
+    }
+    match tokio::time::timeout(DIAL_TIMEOUT, (api.config().dial)(host.clone(), port)).await {
+        Ok(stream) => stream.with_context(place),
+        Err(_) => bail!("{}: i/o timeout", place()),
+    }
 }
 
 async fn handshake(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> anyhow::Result<SendRequest<Body>> {
