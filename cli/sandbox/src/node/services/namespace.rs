@@ -1,7 +1,8 @@
 //! Runs a test's body in a network namespace of its own, as root or through a user namespace.
 //!
 //! The test binary starts itself again under `unshare -Urn`, for that one test only: a network namespace belongs to a
-//! thread, a user namespace can only be entered by a process with one thread.
+//! thread, a user namespace can only be entered by a process with one thread. Not every machine allows that or has the
+//! programs, so these tests are ignored unless asked for (`-- --ignored`, as CI does).
 
 use std::process::{Command, Output};
 
@@ -12,17 +13,11 @@ pub(crate) fn inside(test: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         return body();
     }
-    let possible = Command::new("unshare").args(["-Urn", "ip", "link", "set", "lo", "up"]).output();
-    if !possible.is_ok_and(|output| output.status.success()) {
-        assert!(std::env::var_os("MESH_TEST_STRICT").is_none(), "{test} cannot run here and MESH_TEST_STRICT is set");
-        eprintln!("skipped {test}: network namespaces are not permitted here, or `unshare` and `ip` are not installed");
-        return;
-    }
     let exe = std::env::current_exe().unwrap();
     let Output { status, stdout, stderr } = Command::new("timeout")
         .args(["60", "unshare", "-Urn", "sh", "-c", "ip link set lo up; exec \"$0\" \"$@\""])
         .arg(exe)
-        .args(["--exact", test, "--nocapture"])
+        .args(["--exact", test, "--nocapture", "--ignored"])
         .env(INSIDE, "1")
         .output()
         .unwrap();

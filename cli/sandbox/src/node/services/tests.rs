@@ -45,6 +45,7 @@ async fn refuses(to: SocketAddr) -> bool {
 }
 
 #[test]
+#[ignore = "needs network namespaces, unshare and ip: cargo test -p mesh-sandbox -- --ignored"]
 fn services_follow_the_api() {
     namespace::inside("node::services::tests::services_follow_the_api", || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -82,13 +83,11 @@ async fn follow_a_service() {
         "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
         "endpoints": [{"addresses": [NODE_ADDRESS.to_string()], "conditions": {"ready": true}}]});
     slices.create(&PostParams::default(), &serde_json::from_value(slice).unwrap()).await.unwrap();
-    let took = within_seconds("the service connects", || connects(address)).await;
-    println!("an endpoint is used after {took:?}");
+    within_seconds("the service connects", || connects(address)).await;
 
     let unready = json!({"endpoints": [{"addresses": [NODE_ADDRESS.to_string()], "conditions": {"ready": false}}]});
     slices.patch("web-1", &PatchParams::default(), &Patch::Merge(unready)).await.unwrap();
-    let took = within_seconds("the service refuses", || refuses(address)).await;
-    println!("an endpoint is given up after {took:?}");
+    within_seconds("the service refuses", || refuses(address)).await;
 
     services.delete("web", &DeleteParams::default()).await.unwrap();
     within_seconds("the service's name is gone", || async {

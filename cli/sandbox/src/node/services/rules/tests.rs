@@ -167,6 +167,7 @@ const ECHO: &str = "MESH_TEST_ECHO";
 
 /// A server that says its name and who is calling, over TCP and UDP. Does nothing unless a pod was told to run it.
 #[test]
+#[ignore = "no test but the server that pods of other tests run"]
 fn echo_server() {
     let Ok(name) = std::env::var(ECHO) else { return };
     let answer = |peer: SocketAddr| format!("{name} {}\n", peer.ip().to_canonical());
@@ -187,7 +188,7 @@ fn echo_server() {
 fn start_echo_server(pod: &mut Pod, name: &str, address: &str) {
     let exe = std::env::current_exe().unwrap();
     let test = "node::services::rules::tests::echo_server";
-    pod.run(&format!("{ECHO}={name} {} --exact {test} >/dev/null 2>&1 &", exe.display()));
+    pod.run(&format!("{ECHO}={name} {} --exact {test} --ignored >/dev/null 2>&1 &", exe.display()));
     let address = address.parse().unwrap();
     for _ in 0..200 {
         if said_from_here(address).is_ok() {
@@ -205,6 +206,7 @@ fn said_from_here(to: SocketAddr) -> std::io::Result<String> {
 }
 
 #[test]
+#[ignore = "needs network namespaces, unshare and ip: cargo test -p mesh-sandbox -- --ignored"]
 fn cluster_ips_work_in_a_real_network() {
     namespace::inside("node::services::rules::tests::cluster_ips_work_in_a_real_network", || {
         run("ip link add mesh0 type bridge; ip link set mesh0 up; ip addr add 10.244.0.1/16 dev mesh0; \
@@ -288,8 +290,9 @@ fn reach_everything(one: &mut Pod, two: &mut Pod, ip: &dyn Fn(&str) -> String) {
 }
 
 #[test]
-fn two_hundred_services_take_milliseconds() {
-    namespace::inside("node::services::rules::tests::two_hundred_services_take_milliseconds", || {
+#[ignore = "needs network namespaces, unshare and ip: cargo test -p mesh-sandbox -- --ignored"]
+fn two_hundred_services_fit_into_one_transaction() {
+    namespace::inside("node::services::rules::tests::two_hundred_services_fit_into_one_transaction", || {
         let name = |n: u32| format!("s{n}");
         let address = |base: u32, n: u32| Ipv4Addr::from(base + n).to_string();
         let ports = json!([{"name": "a", "port": 80}, {"name": "b", "port": 443}]);
@@ -301,13 +304,8 @@ fn two_hundred_services_take_milliseconds() {
             slices: (0..200).map(|n| slice(&name(n), ports.clone(), endpoints(n))).collect(),
         };
         let netlink = mesh_proxy::nft::netlink::Netlink::open().unwrap();
-        let mut took = Duration::MAX;
-        for _ in 0..5 {
-            let start = Instant::now();
-            netlink.apply(&table(Stack::V4, &frontends(&catalog, Stack::V4)).replace()).unwrap();
-            took = took.min(start.elapsed());
-        }
-        println!("200 services replaced in {took:?}");
-        assert!(took < Duration::from_millis(200), "{took:?}");
+        let table = table(Stack::V4, &frontends(&catalog, Stack::V4));
+        netlink.apply(&table.replace()).unwrap();
+        netlink.verify(&table).unwrap();
     });
 }
