@@ -2,13 +2,15 @@
 //! to end with the response: the record, the endpoint's load, and the connection that goes back to its pool.
 
 use crate::error::BoxError;
+use crate::grpc::{self, Deadline};
 use crate::record::Record;
 use crate::upload::Gate;
 use crate::upstream::{Flight, Lease};
 use bytes::Bytes;
-use h2::RecvStream;
+use h2::{Reason, RecvStream};
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use mesh_api::MeshError;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -16,8 +18,10 @@ use std::task::{Context, Poll, ready};
 /// A body as it comes from a client or an endpoint.
 #[derive(Debug)]
 pub enum Received {
-    /// From a connection that the HTTP library serves.
+    /// From a connection of HTTP/1.
     Incoming(Incoming),
+    /// From a connection of HTTP/2 that the HTTP library serves.
+    Http2(Incoming),
     /// From a stream between proxies.
     Stream(Inflow),
 }
@@ -39,6 +43,11 @@ impl From<Incoming> for Received {
 }
 
 impl Received {
+    /// A body that came over HTTP/2.
+    pub fn http2(body: Incoming) -> Self {
+        Received::Http2(body)
+    }
+
     /// The body in a stream between proxies; `length` is what its head says.
     pub fn stream(stream: RecvStream, length: Option<u64>) -> Self {
         Received::Stream(Inflow { stream, rest: length, data_ended: false })
@@ -50,25 +59,43 @@ impl Body for Received {
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match self.get_mut() {
-            Received::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(BoxError::from),
-            Received::Stream(inflow) => inflow.poll(cx).map_err(BoxError::from),
+        let this = self.get_mut();
+        loop {
+            let polled = match this {
+                Received::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(BoxError::from),
+                Received::Http2(body) => poll_http2(body, cx),
+                Received::Stream(inflow) => inflow.poll(cx).map_err(BoxError::from),
+            };
+            match polled {
+                // An empty piece says nothing, and receivers take many of them for an attack.
+                Poll::Ready(Some(Ok(frame))) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
+                polled => return polled,
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Received::Incoming(body) => body.is_end_stream(),
+            Received::Incoming(body) | Received::Http2(body) => body.is_end_stream(),
             Received::Stream(inflow) => inflow.stream.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Received::Incoming(body) => body.size_hint(),
+            Received::Incoming(body) | Received::Http2(body) => body.size_hint(),
             Received::Stream(inflow) if inflow.stream.is_end_stream() => SizeHint::with_exact(0),
             Received::Stream(inflow) => inflow.rest.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
+    }
+}
+
+/// The library takes RST_STREAM with NO_ERROR for the end of a body, but only END_STREAM is: what was cut off must not
+/// be passed on as whole.
+fn poll_http2(body: &mut Incoming, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+        None if !body.is_end_stream() => Poll::Ready(Some(Err(h2::Error::from(Reason::CANCEL).into()))),
+        polled => Poll::Ready(polled.map(|frame| frame.map_err(BoxError::from))),
     }
 }
 
@@ -106,21 +133,24 @@ pub struct Watched {
     record: Record,
     lease: Option<Lease>,
     gate: Option<Arc<Gate>>,
+    deadline: Option<Deadline>,
     broken: bool,
     _flight: Flight,
 }
 
 impl Download {
     /// Passes `body` on and settles the account when it ends.
-    /// `gate` is that of a request body which the application did not want.
+    /// `gate` is that of a request body which the application did not want; at `deadline` the response is over,
+    /// whether it has ended or not.
     pub fn watch(
         body: Received,
         record: Record,
         flight: Flight,
         lease: Option<Lease>,
         gate: Option<Arc<Gate>>,
+        deadline: Option<Deadline>,
     ) -> Self {
-        Download::Stream(Box::new(Watched { body, record, lease, gate, broken: false, _flight: flight }))
+        Download::Stream(Box::new(Watched { body, record, lease, gate, deadline, broken: false, _flight: flight }))
     }
 }
 
@@ -130,6 +160,14 @@ impl Watched {
         if let Some(lease) = self.lease.take() {
             lease.give_back();
         }
+    }
+
+    /// The trailers of a response whose time ran out.
+    fn too_late(&mut self) -> HeaderMap {
+        let error = MeshError::DeadlineExceeded;
+        self.broken = true;
+        self.record.failed(error);
+        grpc::trailers(error, "")
     }
 }
 
@@ -150,16 +188,23 @@ impl Body for Download {
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let watched = match self.get_mut() {
+        let this = self.get_mut();
+        let watched = match this {
             Download::Text(text) if text.is_empty() => return Poll::Ready(None),
             Download::Text(text) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
             Download::Stream(watched) => watched,
         };
+        if watched.deadline.as_mut().is_some_and(|deadline| deadline.poll(cx).is_ready()) {
+            let trailers = watched.too_late();
+            // Letting go of the endpoint's body tells the endpoint.
+            *this = Download::Text(Bytes::new());
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
         let polled = Pin::new(&mut watched.body).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 watched.record.passes(frame);
-                if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
+                if let Some(status) = frame.trailers_ref().and_then(grpc::status) {
                     watched.record.grpc_status(status);
                 }
             }
@@ -188,9 +233,4 @@ impl Body for Download {
             Download::Stream(watched) => watched.body.size_hint(),
         }
     }
-}
-
-/// The gRPC status among headers or trailers.
-pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }

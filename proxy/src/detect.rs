@@ -32,6 +32,8 @@ pub enum Spoken {
 
 /// The preface of HTTP/2 (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Preface and head of the frame that must follow it: so much tells whether a client means HTTP/2.
+pub const HTTP2_GREETING: usize = HTTP2_PREFACE.len() + 9;
 /// Longest method in the IANA registry is 17 characters.
 const MAX_METHOD: usize = 24;
 
@@ -69,6 +71,11 @@ pub fn judge(bytes: &[u8]) -> Option<Spoken> {
         b'A'..=b'Z' | b'a'..=b'z' => judge_http1(bytes),
         _ => Some(Spoken::Opaque),
     }
+}
+
+/// True if the bytes begin with HTTP/2's preface and SETTINGS that are no acknowledgement (RFC 9113, section 3.4).
+pub fn is_http2_greeting(bytes: &[u8]) -> bool {
+    bytes.strip_prefix(HTTP2_PREFACE).is_some_and(|frame| matches!(frame, [_, _, _, 4, flags, ..] if flags & 1 == 0))
 }
 
 /// True if the shorter of the two begins the longer.

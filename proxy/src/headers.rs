@@ -1,6 +1,7 @@
 //! What happens to header fields on the way through: fields of one hop are taken off, ambiguous framing is refused.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::Authority;
 use http::{Method, Request, Response, StatusCode, Version};
 
 /// Fields that concern one connection only (RFC 9110, section 7.6.1), beside those that `Connection` names.
@@ -26,12 +27,41 @@ pub fn ambiguity<B>(request: &Request<B>) -> Option<&'static str> {
     }
     match request.version() {
         Version::HTTP_11 if host.is_none() => Some("no Host field"),
-        Version::HTTP_2 if request.uri().authority().is_none() && host.is_none() => Some("no authority"),
-        Version::HTTP_2 if host.is_some_and(|host| disagrees(host, request.uri())) => {
-            Some("Host differs from :authority")
-        }
+        Version::HTTP_2 => malformed(request, host),
         _ => None,
     }
+}
+
+/// What makes an HTTP/2 request malformed beyond what its codec looks at (RFC 9113, sections 8.2.1 and 8.3.1).
+fn malformed<B>(request: &Request<B>, host: Option<&HeaderValue>) -> Option<&'static str> {
+    let uri = request.uri();
+    match (uri.authority(), host) {
+        (None, None) => return Some("no authority"),
+        (Some(authority), _) if authority.as_str().contains('@') => return Some("user information in :authority"),
+        (Some(_), Some(host)) if disagrees(host, uri) => return Some("Host differs from :authority"),
+        (None, Some(host)) if authority(host).is_none() => return Some("Host is no authority"),
+        _ => {}
+    }
+    if uri.scheme_str() == Some("") {
+        return Some("an empty :scheme");
+    }
+    if uri.path() == "*" && request.method() != Method::OPTIONS {
+        return Some("an asterisk for :path without OPTIONS");
+    }
+    has_outer_space(request.headers()).then_some("a field's value begins or ends with a space")
+}
+
+/// True if a value begins or ends with whitespace, which HTTP/2 forbids and HTTP/1 takes for no part of it
+/// (RFC 9113, section 8.2.1).
+pub fn has_outer_space(headers: &HeaderMap) -> bool {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    headers.values().any(|value| is_space(value.as_bytes().first()) || is_space(value.as_bytes().last()))
+}
+
+/// The authority that `Host` names.
+pub fn authority(host: &HeaderValue) -> Option<Authority> {
+    let text = host.to_str().ok().filter(|text| !text.contains('@'))?;
+    text.parse().ok()
 }
 
 fn disagrees(host: &HeaderValue, uri: &http::Uri) -> bool {
@@ -142,6 +172,9 @@ mod tests {
         assert!(h1(&[("host", "a"), ("content-length", "1"), ("transfer-encoding", "chunked")]));
         let h2 = |fields: &[(&str, &str)]| ambiguity(&request(Version::HTTP_2, fields)).is_some();
         assert!(!h2(&[]) && !h2(&[("host", "A")]) && h2(&[("host", "b")]));
+        assert!(
+            h2(&[("x", "a ")]) && h2(&[("x", "\ta")]) && !h2(&[("x", "a b")]) && !h1(&[("host", "a"), ("x", "a ")])
+        );
         assert!(ambiguity(&request(Version::HTTP_10, &[])).is_none());
     }
 

@@ -65,8 +65,16 @@ pub const HTTP2_HEADER_LIST: u32 = 64 * 1024;
 pub const HTTP2_STREAMS: u32 = 1024;
 /// Flow control window of an HTTP/2 stream.
 pub const HTTP2_STREAM_WINDOW: u32 = 256 * 1024;
-/// Flow control window of an HTTP/2 connection.
-pub const HTTP2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Flow control window of an HTTP/2 connection, and so the most that is held for its readers. Proxies share connections:
+/// so many times a stream's window, readers may stand still before those of other streams feel it.
+pub const HTTP2_CONNECTION_WINDOW: u32 = 64 * HTTP2_STREAM_WINDOW;
+/// Requests given up before their answer, if they are most of the connection's, after which it is closed. Clients that
+/// are merely impatient stay far below; one that is not costs an application no more than this for a connection.
+pub const HTTP2_GIVEN_UP: u32 = 200;
+/// How long a tunnel over HTTP/2 (extended CONNECT) waits for the server's settings, which say whether it takes one.
+pub const HTTP2_SETTINGS_WAIT: Duration = Duration::from_secs(1);
+/// Interval at which that is looked for.
+pub const HTTP2_SETTINGS_POLL: Duration = Duration::from_millis(2);
 /// Bytes buffered for writing on an HTTP/2 stream.
 pub const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 /// Interval of HTTP/2 pings between proxies while requests are open.

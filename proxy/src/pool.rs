@@ -5,9 +5,12 @@
 use crate::limits;
 use crate::streams::Carrier;
 use crate::upload::Upload;
+use futures::task::AtomicWaker;
 use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Context;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::Id;
@@ -29,11 +32,34 @@ pub struct Pool {
     slots: Arc<Semaphore>,
 }
 
+/// Whether the server of a connection takes extended CONNECT, which only the connection's task can see.
+#[derive(Debug, Default)]
+pub struct Tunnels {
+    taken: AtomicBool,
+    connection: AtomicWaker,
+}
+
+impl Tunnels {
+    /// The connection's task says what it sees.
+    pub fn tell(&self, taken: bool, cx: &Context<'_>) {
+        self.connection.register(cx.waker());
+        self.taken.store(taken, Ordering::Relaxed);
+    }
+
+    /// What it last saw; it is asked to look again.
+    fn taken(&self) -> bool {
+        self.connection.wake();
+        self.taken.load(Ordering::Relaxed)
+    }
+}
+
 /// The shared HTTP/2 connection.
 #[derive(Debug)]
 pub struct Shared {
     /// Handle to it.
     pub sender: Http2,
+    /// True once the server has said that it takes extended CONNECT.
+    pub tunnels: Arc<Tunnels>,
     /// When it was opened; tells it from its successors.
     pub opened: Instant,
     /// When a request last took it.
@@ -102,6 +128,12 @@ impl Pool {
         if carrier.as_ref().is_some_and(|(carrier, _)| carrier.id() == id) {
             *carrier = None;
         }
+    }
+
+    /// True if the server of the HTTP/2 connection opened then has said that it takes extended CONNECT.
+    pub async fn takes_tunnels(&self, opened: Instant) -> bool {
+        let shared = self.http2.lock().await;
+        shared.as_ref().is_some_and(|s| s.opened == opened && s.tunnels.taken())
     }
 
     /// Lets go of the HTTP/2 connection opened then; streams that are under way on it finish.

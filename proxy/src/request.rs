@@ -1,10 +1,11 @@
 //! The straight line: what happens to one HTTP request, arriving or leaving, from its head to the end of its response.
 
 use crate::balance;
-use crate::body::{Download, Received, grpc_status};
+use crate::body::{Download, Received};
 use crate::error::{Delivered, Failure};
 use crate::golden::{Scope, Subject};
-use crate::headers::{ambiguity, response_ambiguity, strip_hop_by_hop, wants_upgrade};
+use crate::grpc::{self, Deadline};
+use crate::headers::{ambiguity, authority, response_ambiguity, strip_hop_by_hop, wants_upgrade};
 use crate::limits;
 use crate::proxy::Proxy;
 use crate::record::{ConnectionRecord, Record, method_label};
@@ -15,19 +16,19 @@ use crate::upload::{Upload, listen_for_continue};
 use crate::upstream::{self, Flight, Lease, Unanswered};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Request, Response, StatusCode, Version};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use mesh_api::golden::{Carried, Direction, TlsStatus};
 use mesh_api::{MeshError, SpiffeId};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
 const ERROR_HEADER: HeaderName = HeaderName::from_static(mesh_api::names::ERROR_HEADER);
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// What all requests of one client connection have in common.
 #[derive(Debug)]
@@ -73,6 +74,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
         request.body_mut().count_with(witness.upload());
     }
     let gate = request.body().gate();
+    let mut deadline = if record.is_grpc() { Deadline::of(&mut request) } else { None };
 
     // Send: to the best endpoint, and to another one as long as nothing was delivered.
     let known = client.target.now();
@@ -86,12 +88,17 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
             witness.sent_to(&backend);
         }
         let flight = Flight::start(&backend);
-        match attempt(&client, &known, &backend, request, tried.len()).await {
-            Ok((response, lease)) => {
+        let outcome = {
+            let attempt = pin!(attempt(&client, &known, &backend, request, tried.len()));
+            grpc::within(&mut deadline, attempt).await
+        };
+        match outcome {
+            None => return refuse(record, MeshError::DeadlineExceeded, ""),
+            Some(Ok((response, lease))) => {
                 flight.answered();
                 break (response, lease, flight, backend);
             }
-            Err(Unanswered { failure, request: unsent }) => {
+            Some(Err(Unanswered { failure, request: unsent })) => {
                 flight.failed(&failure);
                 tried.push(backend.endpoint.address);
                 match unsent.filter(|_| may_try_another(&failure, &known, tried.len())) {
@@ -109,7 +116,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     let unwanted = gate.filter(|gate| gate.answered());
     let lease = lease.filter(|_| unwanted.is_none());
     let close = unwanted.is_some();
-    let watch = |body, record| Download::watch(body, record, flight, lease, unwanted);
+    let watch = |body, record| Download::watch(body, record, flight, lease, unwanted, deadline);
     let mut response = respond(&client, &backend, record, upgrade, response, watch);
     if close {
         // The client may or may not send its body now; nobody can tell from the bytes alone.
@@ -120,7 +127,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
 
 /// What the request is counted as.
 fn subject(client: &Client, request: &Request<Received>) -> Subject {
-    let grpc = is_grpc(request);
+    let grpc = grpc::is_call(request);
     let routes = &client.target.routes;
     Subject {
         carried: if grpc { Carried::Grpc } else { Carried::Http },
@@ -200,14 +207,6 @@ fn is_probe(client: &Client, request: &Request<Received>) -> bool {
         && request.headers().get(header::USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"kube-probe/"))
 }
 
-fn is_grpc(request: &Request<Received>) -> bool {
-    request.version() == Version::HTTP_2
-        && request
-            .headers()
-            .get(header::CONTENT_TYPE)
-            .is_some_and(|content_type| content_type.as_bytes().starts_with(b"application/grpc"))
-}
-
 /// Turns the request into the one to be sent.
 fn prepare(request: Request<Received>, target: &Target, upgrade: bool) -> Request<Upload> {
     let (mut parts, body) = request.into_parts();
@@ -235,8 +234,19 @@ fn prepare(request: Request<Received>, target: &Target, upgrade: bool) -> Reques
             return request;
         }
         parts.version = Version::HTTP_11;
+    } else if parts.uri.authority().is_none()
+        && let Some(authority) = parts.headers.get(header::HOST).and_then(authority)
+        && let Ok(uri) = absolute(&parts.uri, authority)
+    {
+        // A client may name the host in HTTP/1's way; the next hop is told in HTTP/2's (RFC 9113, section 8.3.1).
+        parts.uri = uri;
     }
     Request::from_parts(parts, Upload::from(body))
+}
+
+fn absolute(uri: &Uri, authority: Authority) -> Result<Uri, http::Error> {
+    let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build()
 }
 
 /// Turns an endpoint's response into the client's.
@@ -252,15 +262,12 @@ fn respond(
     if let Some(witness) = &mut record.witness {
         witness.answered(response.headers());
     }
-    if let Some(status) = grpc_status(response.headers()) {
+    if let Some(status) = grpc::status(response.headers()) {
         record.grpc_status(status);
     }
     note_remote_error(client, backend, &mut record, &mut response);
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS
-        || (upgrade.is_some()
-            && response.status().is_success()
-            && response.version() == Version::HTTP_11
-            && is_tunnel(&response));
+        || (upgrade.is_some() && response.status().is_success() && is_tunnel(&response));
     if let (true, Some(theirs)) = (switched, upgrade) {
         tunnel(client, backend, theirs, hyper::upgrade::on(&mut response));
     }
@@ -327,23 +334,16 @@ pub fn malformed(client: &Client) {
 /// Answers in place of an endpoint; says what is wrong and what to do about it.
 fn refuse(mut record: Record, error: MeshError, detail: &str) -> Response<Download> {
     record.failed(error);
-    let mut response = if record.is_grpc() {
+    if record.is_grpc() {
         let mut response = Response::new(Download::Text(Bytes::new()));
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert(GRPC_STATUS, HeaderValue::from(error.grpc_status()));
-        // Causes are plain ASCII without percent signs, so they need no percent-encoding.
-        headers.insert(GRPC_MESSAGE, HeaderValue::from_static(error.cause()));
-        response
-    } else {
-        let detail = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
-        let text = format!("{}: {}{detail}. {}.\n", error.code(), error.cause(), error.cure());
-        let mut response = Response::new(Download::Text(Bytes::from(text)));
-        *response.status_mut() = StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::BAD_GATEWAY);
-        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-        response.headers_mut().insert(header::CONTENT_TYPE, plain);
-        response
-    };
+        *response.headers_mut() = grpc::trailers_only(error, detail);
+        return response;
+    }
+    let text = format!("{}: {}\n", error.code(), error.sentence(detail));
+    let mut response = Response::new(Download::Text(Bytes::from(text)));
+    *response.status_mut() = StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::BAD_GATEWAY);
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
     response.headers_mut().insert(ERROR_HEADER, HeaderValue::from_static(error.code()));
     response
 }

@@ -7,6 +7,7 @@ use crate::drain::Phase;
 use crate::error::{Chain, Failure};
 use crate::guard::{Guard, Notes};
 use crate::limits;
+use crate::patience::Patience;
 use crate::proxy::Proxy;
 use crate::record::ConnectionRecord;
 use crate::request::{self, Client, choose};
@@ -89,12 +90,23 @@ async fn settled(proxy: &Proxy) {
 }
 
 /// Serves HTTP/2 until the client goes or the proxy ends.
-pub async fn http2(client: Arc<Client>, stream: Stream) {
+pub async fn http2(client: Arc<Client>, mut stream: Stream) {
+    if !greets(&client.proxy, &mut stream).await {
+        return;
+    }
+    // Another proxy has had patience with its own clients, and carries those of many.
+    let patience = matches!(stream, Stream::Plain(_)).then(Arc::<Patience>::default);
     let service = {
-        let client = client.clone();
+        let (client, patience) = (client.clone(), patience.clone());
         service_fn(move |request| {
-            let client = client.clone();
-            async move { Ok::<_, Infallible>(request::serve(client, request.map(Received::from)).await) }
+            let (client, unanswered) = (client.clone(), patience.as_ref().map(Patience::begin));
+            async move {
+                let response = request::serve(client, request.map(Received::http2)).await;
+                if let Some(unanswered) = unanswered {
+                    unanswered.answered();
+                }
+                Ok::<_, Infallible>(response)
+            }
         })
     };
     let connection = http2::Builder::new(TokioExecutor::new())
@@ -105,18 +117,35 @@ pub async fn http2(client: Arc<Client>, stream: Stream) {
         .initial_connection_window_size(limits::HTTP2_CONNECTION_WINDOW)
         .max_send_buf_size(limits::HTTP2_SEND_BUFFER)
         .max_header_list_size(limits::HTTP2_HEADER_LIST)
+        .enable_connect_protocol()
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        // GOAWAY in two steps: the client learns of it before streams are refused, so none is lost.
-        () = client.proxy.drain.reached(Phase::Leaving) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let mut leaving = false;
+    let result = loop {
+        tokio::select! {
+            result = connection.as_mut() => break result,
+            // GOAWAY in two steps: the client learns of it before streams are refused, so none is lost.
+            () = client.proxy.drain.reached(Phase::Leaving), if !leaving => {
+                connection.as_mut().graceful_shutdown();
+                leaving = true;
+            }
+            () = Patience::lost(patience.as_deref()) => {
+                tracing::warn!(limit = limits::HTTP2_GIVEN_UP, "closed a connection whose client gave up most of its requests");
+                return;
+            }
         }
     };
     if let Err(error) = result {
         tracing::debug!(error = %Chain(&error), "HTTP/2 connection of a client ended");
+    }
+}
+
+/// Waits for a client's preface and SETTINGS; on the latter the codec does not insist. Another proxy needs no check.
+async fn greets(proxy: &Proxy, stream: &mut Stream) -> bool {
+    let Stream::Plain(plain) = stream else { return true };
+    tokio::select! {
+        greeting = plain.peek(detect::HTTP2_GREETING) => greeting.is_ok_and(detect::is_http2_greeting),
+        () = proxy.drain.reached(Phase::Closing) => false,
     }
 }
 

@@ -1,11 +1,11 @@
 //! One byte stream, whatever protects it: plain TCP (with the bytes that detection had already read in front) or TLS
 //! over it.
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
@@ -20,6 +20,17 @@ impl Rewound {
     /// A connection with the bytes already read from it.
     pub fn new(ahead: Bytes, tcp: TcpStream) -> Self {
         Self { ahead, tcp }
+    }
+
+    /// Reads ahead until at least `n` bytes are there, or the other side has closed; says what is there.
+    pub async fn peek(&mut self, n: usize) -> io::Result<&[u8]> {
+        if self.ahead.len() < n {
+            let mut ahead = BytesMut::with_capacity(n.max(2048));
+            ahead.extend_from_slice(&self.ahead);
+            while ahead.len() < n && self.tcp.read_buf(&mut ahead).await? > 0 {}
+            self.ahead = ahead.freeze();
+        }
+        Ok(&self.ahead)
     }
 }
 

@@ -13,7 +13,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use tokio::time::Sleep;
 
@@ -65,6 +65,26 @@ impl Gate {
     }
 }
 
+/// Ends a body before its time: its stream is reset with CANCEL.
+#[derive(Debug, Default)]
+pub struct Brake {
+    pulled: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Brake {
+    /// Ends the body.
+    pub fn pull(&self) {
+        self.pulled.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    fn is_pulled(&self, cx: &Context<'_>) -> bool {
+        self.waker.register(cx.waker());
+        self.pulled.load(Ordering::Acquire)
+    }
+}
+
 /// How far a reading has come.
 #[derive(Clone, Copy, Debug, Default)]
 struct Cursor {
@@ -83,6 +103,8 @@ struct Source<B> {
     reading: u32,
     /// Counts what comes, while somebody taps.
     meter: Option<Arc<Meter>>,
+    /// Ends the body before its time.
+    brake: Option<Arc<Brake>>,
 }
 
 #[derive(Clone, Debug)]
@@ -115,6 +137,11 @@ impl Upload {
         if let Some(source) = &self.source {
             source.lock().meter = Some(meter);
         }
+    }
+
+    /// What ends the body before its time; `None` if there is no body.
+    pub fn brake(&mut self) -> Option<Arc<Brake>> {
+        Some(self.source.as_ref()?.lock().brake.get_or_insert_default().clone())
     }
 
     /// Another reading from the start. As long as it exists, what is sent is kept.
@@ -191,7 +218,7 @@ where
     B::Error: Into<BoxError>,
 {
     fn new(body: B) -> Self {
-        Self { body, kept: Vec::new(), kept_bytes: 0, gone: false, ended: false, reading: 0, meter: None }
+        Self { body, kept: Vec::new(), kept_bytes: 0, gone: false, ended: false, reading: 0, meter: None, brake: None }
     }
 
     fn poll(
@@ -207,6 +234,9 @@ where
             return Poll::Ready(Some(Err("the body is no longer whole".into())));
         }
         self.reading = cursor.reading;
+        if self.brake.as_ref().is_some_and(|brake| brake.is_pulled(cx)) {
+            return Poll::Ready(Some(Err(h2::Error::from(h2::Reason::CANCEL).into())));
+        }
         if let Some(piece) = self.kept.get(cursor.at) {
             cursor.at += 1;
             return Poll::Ready(Some(Ok(match piece.clone() {

@@ -3,10 +3,10 @@
 
 use crate::body::Received;
 use crate::error::{BoxError, Chain, Failure};
-use crate::headers::connection_options;
+use crate::headers::{connection_options, has_outer_space};
 use crate::limits;
 use crate::mux;
-use crate::pool::{Http1, Http2, Shared};
+use crate::pool::{Http1, Http2, Shared, Tunnels};
 use crate::proxy::Proxy;
 use crate::state::Backend;
 use crate::stream::{Rewound, Stream};
@@ -19,8 +19,10 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_api::MeshError;
+use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -232,9 +234,17 @@ async fn send_http2(
             Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
         };
         attempts += 1;
+        if request.extensions().get::<hyper::ext::Protocol>().is_some() && !takes_tunnels(backend, opened).await {
+            let why = "the server's settings do not enable extended CONNECT";
+            return Err(Unanswered { failure: Failure::delivered(MeshError::NotExtended, why), request: None });
+        }
         let copy = copy(&request);
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok(response.map(Received::from)),
+            Ok(response) if has_outer_space(response.headers()) => {
+                let why = "a field's value begins or ends with a space (RFC 9113, section 8.2.1)";
+                return Err(Unanswered { failure: Failure::delivered(MeshError::InvalidResponse, why), request: None });
+            }
+            Ok(response) => return Ok(response.map(Received::http2)),
             Err(mut error) => {
                 // The connection closed before it took the request, or the server is leaving and did not look at it.
                 let unseen = h2_error(error.error()).is_some_and(is_refused) && copy.body().is_whole();
@@ -254,6 +264,17 @@ async fn send_http2(
     }
 }
 
+/// True if the server takes extended CONNECT on the connection opened then. Its settings, which say so, may still be on
+/// their way (RFC 8441, section 3).
+async fn takes_tunnels(backend: &Backend, opened: Instant) -> bool {
+    let told = async {
+        while !backend.pool.takes_tunnels(opened).await {
+            tokio::time::sleep(limits::HTTP2_SETTINGS_POLL).await;
+        }
+    };
+    tokio::time::timeout(limits::HTTP2_SETTINGS_WAIT, told).await.is_ok()
+}
+
 /// A handle to the endpoint's HTTP/2 connection; whoever comes first opens it, the others wait for that.
 async fn shared_http2(proxy: &Proxy, backend: &Backend) -> Result<(Http2, Instant), Failure> {
     if let Ok(mut shared) = backend.pool.http2.try_lock()
@@ -268,17 +289,17 @@ async fn shared_http2(proxy: &Proxy, backend: &Backend) -> Result<(Http2, Instan
             shared.used = Instant::now();
             return Ok((shared.sender.clone(), shared.opened));
         }
-        let sender = open_http2(proxy, backend).await?;
+        let (sender, tunnels) = open_http2(proxy, backend).await?;
         let now = Instant::now();
-        *shared = Some(Shared { sender: sender.clone(), opened: now, used: now });
+        *shared = Some(Shared { sender: sender.clone(), tunnels, opened: now, used: now });
         Ok((sender, now))
     });
     Box::pin(taken).await.unwrap_or_else(|_| Err(too_late(backend)))
 }
 
-async fn open_http2(proxy: &Proxy, backend: &Backend) -> Result<Http2, Failure> {
+async fn open_http2(proxy: &Proxy, backend: &Backend) -> Result<(Http2, Arc<Tunnels>), Failure> {
     let stream = connect(proxy, backend, Alpn::Http2).await?;
-    let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+    let (mut sender, mut connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(limits::HTTP2_STREAM_WINDOW)
         .initial_connection_window_size(limits::HTTP2_CONNECTION_WINDOW)
@@ -289,13 +310,20 @@ async fn open_http2(proxy: &Proxy, backend: &Backend) -> Result<Http2, Failure> 
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| Failure::undelivered(MeshError::ConnectFailed, error))?;
+    let tunnels = Arc::<Tunnels>::default();
+    let told = tunnels.clone();
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        let ended = poll_fn(|cx| {
+            let polled = Pin::new(&mut connection).poll(cx);
+            told.tell(connection.is_extended_connect_protocol_enabled(), cx);
+            polled
+        });
+        if let Err(error) = ended.await {
             tracing::debug!(error = %Chain(&error), "HTTP/2 connection to an endpoint ended");
         }
     });
     sender.ready().await.map_err(|error| Failure::undelivered(MeshError::ConnectFailed, error))?;
-    Ok(sender)
+    Ok((sender, tunnels))
 }
 
 /// An HTTP/1 connection in use, to be given back when its response has ended.
@@ -363,13 +391,17 @@ fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
 }
 
-/// The same request again, should it be needed. Extensions (an upgrade in waiting) stay with the original.
+/// The same request again, should it be needed. Extensions (an upgrade in waiting) stay with the original, but for the
+/// protocol of an extended CONNECT, which is part of the request.
 pub fn copy(request: &Request<Upload>) -> Request<Upload> {
     let mut copy = Request::new(request.body().again());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
+    if let Some(protocol) = request.extensions().get::<hyper::ext::Protocol>() {
+        copy.extensions_mut().insert(protocol.clone());
+    }
     listen_for_continue(&mut copy);
     copy
 }
@@ -389,8 +421,10 @@ fn failure_with(error: hyper::Error, unsent: bool) -> Failure {
     if unsent { Failure::undelivered(code, source) } else { Failure::delivered(code, source) }
 }
 
+/// True if what came was no answer: HTTP/1 that cannot be read, or HTTP/2 that broke a rule, so that our side ended the
+/// stream or the connection.
 fn is_malformed(error: &hyper::Error) -> bool {
-    error.is_parse() || error.is_parse_status()
+    error.is_parse() || error.is_parse_status() || h2_error(error).is_some_and(h2::Error::is_library)
 }
 
 fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {

@@ -31,6 +31,12 @@ macro_rules! mesh_errors {
                 match self { $(MeshError::$variant => $grpc,)* }
             }
 
+            /// What went wrong, with a detail if there is one, and what to do about it.
+            pub fn sentence(self, detail: &str) -> String {
+                let detail = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
+                format!("{}{detail}. {}.", self.cause(), self.cure())
+            }
+
             /// What went wrong, for a person.
             pub fn cause(self) -> &'static str {
                 match self { $(MeshError::$variant => $cause,)* }
@@ -60,6 +66,12 @@ mesh_errors! {
     ResetBeforeResponse "reset-before-response" 502 14
         "The application closed the connection before it answered"
         "Look at the application's log; a keep-alive timeout shorter than its clients' is a common reason";
+    DeadlineExceeded "deadline-exceeded" 504 4
+        "The call's deadline (grpc-timeout) ran out before the application had answered in full"
+        "Give the call more time, or look for what is slow with `meshctl stat` and `meshctl top`";
+    NotExtended "not-extended" 501 12
+        "The application does not take extended CONNECT, for instance WebSockets over HTTP/2 (RFC 8441)"
+        "Have the client use WebSockets over HTTP/1.1, or switch extended CONNECT on in the application";
     InvalidRequest "invalid-request" 400 13
         "The request's framing is ambiguous or malformed and was not forwarded"
         "Fix the client; the mesh refuses what two parsers could read differently";

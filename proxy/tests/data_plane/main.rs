@@ -6,7 +6,13 @@
 
 mod control;
 mod drain;
+mod frames;
+mod grpc;
 mod http;
+mod http2_abuse;
+mod http2_rules;
+mod http2_servers;
+mod http2_streams;
 mod identity;
 mod smuggling;
 mod tap;

@@ -301,6 +301,7 @@ async fn answer(mut request: Request<Incoming>) -> Response<Body> {
             tokio::time::sleep(Duration::from_millis(1200)).await;
             Response::new(full("slow"))
         }
+        "/never" => std::future::pending().await,
         "/headers" => Response::new(full(format!("{:?}", request.headers()))),
         "/empty" => Response::builder().status(StatusCode::NO_CONTENT).body(full("")).unwrap(),
         "/fail" => Response::builder().status(StatusCode::INTERNAL_SERVER_ERROR).body(full("no")).unwrap(),

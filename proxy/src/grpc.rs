@@ -1,0 +1,181 @@
+//! What the proxy knows of gRPC: which requests are calls, how long they may take, and how an answer looks that the mesh
+//! gives in an application's place (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
+
+use crate::upload::{Brake, Upload};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Version};
+use mesh_api::MeshError;
+use std::fmt::Write;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::time::Sleep;
+
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+const MESH_ERROR: HeaderName = HeaderName::from_static(mesh_api::names::ERROR_HEADER);
+const CONTENT_TYPE: &[u8] = b"application/grpc";
+
+/// The moment at which a call has to be over.
+#[derive(Debug)]
+pub struct Deadline {
+    sleep: Pin<Box<Sleep>>,
+    upload: Option<Arc<Brake>>,
+}
+
+impl Deadline {
+    /// The deadline of a call that begins now, if it has one.
+    pub fn of(request: &mut Request<Upload>) -> Option<Self> {
+        let timeout = timeout(request.headers().get(&TIMEOUT)?.as_bytes())?;
+        Some(Self { sleep: Box::pin(tokio::time::sleep(timeout)), upload: request.body_mut().brake() })
+    }
+
+    /// Ready when the time has run out; what the client still sends is then no longer passed on.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        ready!(self.sleep.as_mut().poll(cx));
+        if let Some(upload) = &self.upload {
+            upload.pull();
+        }
+        Poll::Ready(())
+    }
+}
+
+/// True if the request is a call of gRPC; gRPC-Web, which has other trailers, is not.
+pub fn is_call<B>(request: &Request<B>) -> bool {
+    request.version() == Version::HTTP_2
+        && request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .and_then(|content_type| content_type.as_bytes().strip_prefix(CONTENT_TYPE))
+            .is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
+}
+
+/// The status among headers or trailers.
+pub fn status(headers: &HeaderMap) -> Option<u16> {
+    headers.get(&STATUS)?.to_str().ok()?.parse().ok()
+}
+
+/// The outcome of `work`; `None` if the deadline comes first.
+pub async fn within<T>(deadline: &mut Option<Deadline>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        None => Some(work.await),
+        Some(deadline) => tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = poll_fn(|cx| deadline.poll(cx)) => None,
+        },
+    }
+}
+
+/// Reads the value of `grpc-timeout`: up to eight digits and a unit. What is no timeout bounds nothing.
+fn timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let amount = digits.iter().fold(0, |amount, digit| amount * 10 + u64::from(digit - b'0'));
+    match unit {
+        b'H' => Some(Duration::from_secs(amount * 3600)),
+        b'M' => Some(Duration::from_secs(amount * 60)),
+        b'S' => Some(Duration::from_secs(amount)),
+        b'm' => Some(Duration::from_millis(amount)),
+        b'u' => Some(Duration::from_micros(amount)),
+        b'n' => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+/// The head of an answer that consists of trailers only.
+pub fn trailers_only(error: MeshError, detail: &str) -> HeaderMap {
+    let mut headers = trailers(error, detail);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers
+}
+
+/// The trailers that end a call in place of an application.
+pub fn trailers(error: MeshError, detail: &str) -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(4);
+    trailers.insert(STATUS, HeaderValue::from(error.grpc_status()));
+    if let Ok(message) = HeaderValue::from_str(&percent_encode(&error.sentence(detail))) {
+        trailers.insert(MESSAGE, message);
+    }
+    trailers.insert(MESH_ERROR, HeaderValue::from_static(error.code()));
+    trailers
+}
+
+/// Encodes a text for `grpc-message`: everything but printable ASCII, and the percent sign itself.
+fn percent_encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => encoded.push(char::from(byte)),
+            _ => {
+                // Writing to a string does not fail.
+                let _ = write!(encoded, "%{byte:02X}");
+            }
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_have_digits_and_a_unit() {
+        let ok = [
+            ("1H", Duration::from_secs(3600)),
+            ("2M", Duration::from_secs(120)),
+            ("10S", Duration::from_secs(10)),
+            ("250m", Duration::from_millis(250)),
+            ("7u", Duration::from_micros(7)),
+            ("0n", Duration::ZERO),
+            ("99999999H", Duration::from_secs(99_999_999 * 3600)),
+        ];
+        for (text, expect) in ok {
+            assert_eq!(timeout(text.as_bytes()), Some(expect), "{text}");
+        }
+        for text in ["", "S", "10", "10s", "-1S", "+1S", "1.5S", "123456789S", " 1S", "1 S", "1S "] {
+            assert_eq!(timeout(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn messages_are_percent_encoded() {
+        for (text, expect) in [
+            ("plain: text, `code` & \"quotes\"~", "plain: text, `code` & \"quotes\"~"),
+            ("50 %", "50 %25"),
+            ("a\nb", "a%0Ab"),
+            ("\u{fc}", "%C3%BC"),
+            ("\u{7f}\t", "%7F%09"),
+        ] {
+            assert_eq!(percent_encode(text), expect);
+        }
+        for error in MeshError::ALL {
+            assert!(trailers(*error, "50 %").contains_key(&MESSAGE), "{error}");
+        }
+    }
+
+    #[test]
+    fn calls_are_known_by_their_content_type() {
+        for (content_type, expect) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;v=1", true),
+            ("application/grpc-web", false),
+            ("application/grpc-web+proto", false),
+            ("application/json", false),
+        ] {
+            let request = |version| {
+                let builder = Request::builder().version(version).header(header::CONTENT_TYPE, content_type);
+                builder.body(()).expect("a request")
+            };
+            assert_eq!(is_call(&request(Version::HTTP_2)), expect, "{content_type}");
+            assert!(!is_call(&request(Version::HTTP_11)), "{content_type}");
+        }
+    }
+}
