@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use mesh_api::{SpiffeId, names};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The data plane of the mesh: carries the traffic of one application instance.
@@ -36,6 +36,9 @@ pub struct RunArgs {
     /// Run from this file (YAML or JSON) instead of following a control plane
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Only say whether the file of --config can be used
+    #[arg(long, requires = "config")]
+    check: bool,
     /// Host and port of the control plane
     #[arg(
         long,
@@ -89,10 +92,16 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
+    /// The file that is only to be checked.
+    pub fn to_check(&self) -> Option<&Path> {
+        self.config.as_deref().filter(|_| self.check)
+    }
+
     /// The settings of a proxy; every argument is used or named here.
     pub fn settings(self) -> anyhow::Result<Settings> {
         let Self {
             config,
+            check: _,
             control_address,
             control_identity,
             trust_domain,

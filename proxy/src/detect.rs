@@ -2,6 +2,7 @@
 //!
 //! [`judge`] is a pure function of the bytes seen so far. [`detect`] reads until it is sure or patience ends, and
 //! gives the bytes back with the verdict. A client that says nothing speaks a protocol where the server begins.
+//! [`server_name`] finds whom the application's own TLS is meant for, which is all that can be known of it.
 
 use crate::limits;
 use bytes::{Bytes, BytesMut};
@@ -36,6 +37,11 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub const HTTP2_GREETING: usize = HTTP2_PREFACE.len() + 9;
 /// Longest method in the IANA registry is 17 characters.
 const MAX_METHOD: usize = 24;
+/// Longest name in the DNS (RFC 1035, section 2.3.4).
+const MAX_HOST: usize = 255;
+/// Extension numbers (RFC 8446, section 4.2).
+const SERVER_NAME: u16 = 0;
+const ALPN: u16 = 16;
 
 /// Reads from a new connection until it is clear what it speaks; `ahead` keeps what was read.
 pub async fn detect(tcp: &mut TcpStream) -> io::Result<(Bytes, Spoken)> {
@@ -93,15 +99,24 @@ fn judge_http1(bytes: &[u8]) -> Option<Spoken> {
         Some(b' ') => {}
         Some(_) => return Some(Spoken::Opaque),
     }
-    match bytes.iter().position(|&b| b == b'\n') {
+    match bytes.iter().position(|&b| b == b'\n' || b == 0) {
+        Some(end) if bytes[end] == 0 => Some(Spoken::Opaque),
         Some(end) => {
             let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
             let version = line.rsplit(|&b| b == b' ').next().unwrap_or_default();
             let is_http = version.strip_prefix(b"HTTP/1.").is_some_and(|minor| matches!(minor, b"0" | b"1"));
             Some(if is_http { Spoken::Http1 } else { Spoken::Opaque })
         }
-        None if bytes.contains(&0) => Some(Spoken::Opaque),
         None => None,
+    }
+}
+
+/// The server name that the client of a TLS connection asks for (RFC 6066, section 3), in lower case; `None` if it
+/// names none, or none that could be a host.
+pub fn server_name(bytes: &[u8]) -> Option<String> {
+    match ClientHello::parse(bytes) {
+        Hello::Complete(hello) => hello.server_name,
+        Hello::Partial | Hello::Invalid => None,
     }
 }
 
@@ -116,13 +131,14 @@ fn judge_tls(bytes: &[u8]) -> Option<Spoken> {
 }
 
 /// What we need of a TLS ClientHello (RFC 8446, section 4.1.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct ClientHello {
     offers_mesh: bool,
+    server_name: Option<String>,
 }
 
 /// How far a ClientHello could be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Hello {
     Complete(ClientHello),
     Partial,
@@ -154,7 +170,7 @@ impl ClientHello {
                 let wanted = (usize::from(head[1]) << 16) | (usize::from(head[2]) << 8) | usize::from(head[3]);
                 if wanted > limits::DETECT_BYTES {
                     // Longer than we look: nobody's proxy; TLS all the same.
-                    return Hello::Complete(ClientHello { offers_mesh: false });
+                    return Hello::Complete(ClientHello::default());
                 }
                 if let Some(body) = body.get(..wanted) {
                     return Self::parse_body(body).map_or(Hello::Invalid, Hello::Complete);
@@ -173,23 +189,47 @@ impl ClientHello {
         body.vector8()?; // session
         body.vector16()?; // cipher suites
         body.vector8()?; // compression
-        let mut offers_mesh = false;
+        let mut hello = Self::default();
         if !body.0.is_empty() {
             let mut extensions = Reader(body.vector16()?);
             while !extensions.0.is_empty() {
                 let kind = extensions.u16()?;
-                let data = extensions.vector16()?;
-                if kind == 16 {
-                    let mut names = Reader(Reader(data).vector16()?);
-                    while !names.0.is_empty() {
-                        let name = names.vector8()?;
-                        offers_mesh |= [ALPN_H1, ALPN_H1_MUX, ALPN_H2, ALPN_TCP].contains(&name);
-                    }
+                let data = Reader(extensions.vector16()?);
+                match kind {
+                    SERVER_NAME => hello.server_name = host_name(data)?,
+                    ALPN => hello.offers_mesh = offers_mesh(data)?,
+                    _ => {}
                 }
             }
         }
-        Some(Self { offers_mesh })
+        Some(hello)
     }
+}
+
+/// The host in a `server_name` extension; names of other kinds are passed over.
+fn host_name(mut data: Reader<'_>) -> Option<Option<String>> {
+    let mut names = Reader(data.vector16()?);
+    let mut host = None;
+    while !names.0.is_empty() {
+        let kind = names.take(1)?[0];
+        let name = names.vector16()?;
+        let plausible = !name.is_empty()
+            && name.len() <= MAX_HOST
+            && name.iter().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(b));
+        if kind == 0 && plausible {
+            host = Some(String::from_utf8_lossy(name).to_ascii_lowercase());
+        }
+    }
+    Some(host)
+}
+
+fn offers_mesh(mut data: Reader<'_>) -> Option<bool> {
+    let mut names = Reader(data.vector16()?);
+    let mut offers = false;
+    while !names.0.is_empty() {
+        offers |= [ALPN_H1, ALPN_H1_MUX, ALPN_H2, ALPN_TCP].contains(&names.vector8()?);
+    }
+    Some(offers)
 }
 
 /// True if the bytes can begin a record that carries a handshake.
@@ -256,6 +296,8 @@ mod tests {
         check(b"M-SEARCH * HTTP/1.1\r\n", Some(Spoken::Http1));
         check(b"GET / HTTP/1.1 x\r\n", Some(Spoken::Opaque));
         check(b"GET key\r\n", Some(Spoken::Opaque));
+        check(b"GET \0 HTTP/1.1\r\n", Some(Spoken::Opaque));
+        check(b"GET / HTTP/1.1\r\n\0", Some(Spoken::Http1));
         check(b"PING\r\n", Some(Spoken::Opaque));
         check(b"get key\r\n", Some(Spoken::Opaque));
         check(b"EHLO me\r\n", Some(Spoken::Opaque));
@@ -286,6 +328,7 @@ mod tests {
             // The same, one byte a record.
             let shredded: Vec<u8> = bytes[5..].iter().flat_map(|b| [0x16, 3, 1, 0, 1, *b]).collect();
             assert_eq!(judge(&shredded), Some(expect));
+            assert_eq!(server_name(&shredded).as_deref(), Some("a.example"));
         }
     }
 

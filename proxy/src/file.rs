@@ -1,18 +1,23 @@
 //! `--config FILE`: a proxy without a control plane.
 //!
-//! The file is YAML (hence also JSON) in the form of [`FileConfig`]. It and the certificates it names are looked at
-//! every second; a change that cannot be used is reported with its place and the last good state stays in use.
+//! The file is YAML (hence also JSON) in the form of [`FileConfig`]; paths in it are relative to its folder. It and the
+//! certificates it names are looked at every second, by what they hold and not by their times, so that a file written in
+//! place, renamed over or reached through links that move (as a mounted ConfigMap does it) is noticed all the same. A
+//! change that cannot be used is reported with its place, and the last good state stays in use.
 
 use crate::limits;
 use crate::proxy::{Defaults, Proxy};
 use crate::state;
 use crate::tls::Current;
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use mesh_api::FileConfig;
-use std::collections::HashSet;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_saphyr::Spanned;
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 /// What a file says, ready for use.
 #[derive(Debug)]
@@ -21,23 +26,52 @@ pub struct Loaded {
     credentials: Option<Current>,
 }
 
+impl Loaded {
+    /// What it is about, in one line.
+    pub fn summary(&self) -> String {
+        let endpoints: usize = self.config.destinations.iter().map(|entry| entry.endpoints.len()).sum();
+        let identity = self.credentials.as_ref().map_or("no identity".to_owned(), |c| c.identity.to_string());
+        format!(
+            "{identity}, {} destinations with {endpoints} endpoints, {} inbound ports",
+            self.config.destinations.len(),
+            self.config.inbound.ports.len()
+        )
+    }
+}
+
 /// Reads and checks the file and everything it names.
 pub fn load(path: &Path) -> anyhow::Result<Loaded> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let config: FileConfig =
-        serde_saphyr::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
-    check(&config).with_context(|| format!("{} is not valid", path.display()))?;
+    let text = read(path)?;
+    let config = parse(&text).with_context(|| format!("{} cannot be used", path.display()))?;
     let credentials = match &config.identity {
         None => None,
         Some(identity) => {
-            let read = |p: &PathBuf| std::fs::read_to_string(p).with_context(|| format!("cannot read {}", p.display()));
-            let (chain, key, anchors) = (read(&identity.certificate)?, read(&identity.key)?, read(&identity.anchors)?);
-            let current = Current::from_pem(&chain, &key, &anchors)
+            let [chain, key, anchors] =
+                [&identity.certificate, &identity.key, &identity.anchors].map(|named| read(&beside(path, named)));
+            let current = Current::from_pem(&chain?, &key?, &anchors?)
                 .with_context(|| format!("the identity in {} cannot be used", identity.certificate.display()))?;
             Some(current)
         }
     };
     Ok(Loaded { config, credentials })
+}
+
+/// Reads and checks the text of a file. Errors name the line and what was expected there.
+pub fn parse(text: &str) -> anyhow::Result<FileConfig> {
+    let config: FileConfig = serde_saphyr::from_str(text)?;
+    check(&config, &serde_saphyr::from_str(text).unwrap_or_default())?;
+    Ok(config)
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    let size = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
+    ensure!(size <= limits::FILE_BYTES, "{} has {size} bytes, more than {}", path.display(), limits::FILE_BYTES);
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// A path named in the file at `path`.
+fn beside(path: &Path, named: &Path) -> PathBuf {
+    path.parent().map_or_else(|| named.to_owned(), |folder| folder.join(named))
 }
 
 /// Puts what a file says into use.
@@ -51,51 +85,87 @@ pub fn apply(proxy: &Proxy, loaded: Loaded) {
 
 /// Follows changes of the file, for ever.
 pub async fn follow(proxy: Arc<Proxy>, path: PathBuf) {
-    let mut seen = stamps(&path);
+    let mut seen = fingerprint(&path);
     loop {
         tokio::time::sleep(limits::FILE_POLL).await;
-        let now = stamps(&path);
+        let now = fingerprint(&path);
         if now == seen {
+            continue;
+        }
+        // Whoever writes several files may be in the middle of it; what is half done is told from what is wrong by
+        // looking again.
+        tokio::time::sleep(limits::FILE_SETTLE).await;
+        if fingerprint(&path) != now {
             continue;
         }
         seen = now;
         match load(&path) {
             Ok(loaded) => {
+                tracing::info!(path = %path.display(), now = %loaded.summary(), "configuration reloaded");
                 apply(&proxy, loaded);
-                tracing::info!(path = %path.display(), "configuration reloaded");
             }
             Err(error) => tracing::warn!("{error:#}; the configuration stays as it was"),
         }
     }
 }
 
-fn check(config: &FileConfig) -> anyhow::Result<()> {
-    let mut addresses = HashSet::new();
+/// Where in the text things stand that can be wrong although they are well-formed.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Places {
+    destinations: Vec<Place>,
+    outbound_default: Option<Spanned<IgnoredAny>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Place {
+    address: Option<Spanned<IgnoredAny>>,
+    endpoints: Option<Spanned<IgnoredAny>>,
+}
+
+fn check(config: &FileConfig, places: &Places) -> anyhow::Result<()> {
+    let line = |place: Option<&Spanned<IgnoredAny>>| match place.map(|place| place.referenced.line()) {
+        Some(line) if line > 0 => format!("line {line}: "),
+        _ => String::new(),
+    };
+    let count = config.destinations.len();
+    ensure!(count <= limits::MAX_TARGETS, "destinations: {count} of them, more than {}", limits::MAX_TARGETS);
+    let mut addresses = HashMap::new();
     for (at, entry) in config.destinations.iter().enumerate() {
-        ensure!(addresses.insert(entry.address), "destinations[{at}]: {} is listed twice", entry.address);
-        if let Err(reason) = state::validate(&entry.endpoints) {
-            bail!("destinations[{at}].endpoints: {reason}");
+        let place = places.destinations.get(at);
+        if let Some(first) = addresses.insert(entry.address, at) {
+            let line = line(place.and_then(|place| place.address.as_ref()));
+            bail!(
+                "{line}destinations[{at}].address: {} is also the address of destinations[{first}]; expected every \
+                 address once",
+                entry.address
+            );
         }
+        state::validate(&entry.endpoints).map_err(|reason| {
+            let line = line(place.and_then(|place| place.endpoints.as_ref()));
+            anyhow!("{line}destinations[{at}].endpoints: {reason}; expected IP:PORT of something that listens")
+        })?;
     }
-    ensure!(config.destinations.len() <= limits::MAX_TARGETS, "destinations: more than {}", limits::MAX_TARGETS);
-    if let Some(default) = config.outbound_default {
-        ensure!(addresses.contains(&default), "outbound_default: {default} is none of the destinations");
+    if let Some(default) = config.outbound_default.filter(|default| !addresses.contains_key(default)) {
+        let line = line(places.outbound_default.as_ref());
+        bail!("{line}outbound_default: {default} is none of the destinations; expected the address of one of them");
     }
     Ok(())
 }
 
-/// Times and sizes of the file and of the files it names, as far as they can be had.
-fn stamps(path: &Path) -> Vec<Option<(SystemTime, u64)>> {
-    let stamp = |path: &Path| {
-        let meta = std::fs::metadata(path).ok()?;
-        Some((meta.modified().ok()?, meta.len()))
-    };
-    let mut all = vec![stamp(path)];
-    let config: Option<FileConfig> = std::fs::read_to_string(path).ok().and_then(|t| serde_saphyr::from_str(&t).ok());
-    if let Some(identity) = config.and_then(|c| c.identity) {
-        all.extend([&identity.certificate, &identity.key, &identity.anchors].map(|p| stamp(p)));
+/// A hash of the file and of the files it names, as far as they can be read.
+fn fingerprint(path: &Path) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let text = read(path).ok();
+    text.hash(&mut hasher);
+    let config: Option<FileConfig> = text.and_then(|text| serde_saphyr::from_str(&text).ok());
+    if let Some(identity) = config.and_then(|config| config.identity) {
+        for named in [&identity.certificate, &identity.key, &identity.anchors] {
+            read(&beside(path, named)).ok().hash(&mut hasher);
+        }
     }
-    all
+    hasher.finish()
 }
 
 #[cfg(test)]
@@ -112,12 +182,20 @@ mod tests {
     #[test]
     fn a_bad_file_is_refused_with_its_place() {
         let unknown = error_of("inbound:\n  ports:\n    80: {protocol: smoke}\n");
-        assert!(unknown.contains("line 3") && unknown.contains("smoke"), "{unknown}");
-        let twice = "{address: '10.0.0.1:80', destination: {}, endpoints: []}";
-        let error = error_of(&format!("destinations: [{twice}, {twice}]"));
-        assert!(error.contains("destinations[1]"), "{error}");
-        let error = error_of("outbound_default: 10.0.0.1:80");
-        assert!(error.contains("none of the destinations"), "{error}");
+        assert!(unknown.contains("line 3") && unknown.contains("smoke") && unknown.contains("http1"), "{unknown}");
+        assert!(unknown.contains("proxy.yaml"), "{unknown}");
+        let twice = "- {address: '10.0.0.1:80', destination: {}, endpoints: []}";
+        let error = error_of(&format!("destinations:\n{twice}\n{twice}\n"));
+        assert!(error.contains("line 3: destinations[1].address"), "{error}");
+        let error = error_of("# first\n\noutbound_default: 10.0.0.1:80");
+        assert!(error.contains("line 3: outbound_default") && error.contains("none of the destinations"), "{error}");
+        let workload = "{namespace: a, kind: deployment, name: b}";
+        let error = error_of(&format!(
+            "destinations:\n- address: 10.0.0.1:80\n  destination: {{}}\n  endpoints:\n  - {{address: '10.0.0.2:0', workload: {workload}, pod: p}}\n"
+        ));
+        assert!(error.contains("line 5: destinations[0].endpoints: 10.0.0.2:0"), "{error}");
+        let error = error_of("outbund_default: 10.0.0.1:80");
+        assert!(error.contains("line 1") && error.contains("outbound_default"), "{error}");
         let error = error_of("identity: {certificate: /nowhere/a, key: /nowhere/b, anchors: /nowhere/c}");
         assert!(error.contains("/nowhere/a"), "{error}");
     }

@@ -53,6 +53,7 @@ use anyhow::Context;
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -83,10 +84,15 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Carries traffic until SIGTERM or SIGINT.
+/// Carries traffic until SIGTERM or SIGINT, or only checks the configuration file.
 fn carry(args: RunArgs) -> anyhow::Result<()> {
     // Another part of the same process may have chosen the (same) provider already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    if let Some(path) = args.to_check() {
+        let loaded = file::load(path)?;
+        return writeln!(std::io::stdout(), "{} is valid: {}", path.display(), loaded.summary())
+            .context("cannot write to the standard output");
+    }
     raise_file_limit();
     let bind = |port: u16| listen::bind_any(port).with_context(|| format!("cannot listen on port {port}"));
     let listeners = run::Listeners {

@@ -200,6 +200,10 @@ pub const DRAIN_LINGER: Duration = Duration::from_secs(2);
 pub const DRAIN_SETTLE: Duration = Duration::from_secs(1);
 /// How often the files of `--config` are looked at.
 pub const FILE_POLL: Duration = Duration::from_secs(1);
+/// How long they must stay as they are before a change counts.
+pub const FILE_SETTLE: Duration = Duration::from_millis(200);
+/// Size of each of them.
+pub const FILE_BYTES: u64 = 16 * 1024 * 1024;
 /// Stack of every thread but the first.
 pub const THREAD_STACK: usize = 512 * 1024;
 /// Connections to the admin port.

@@ -294,7 +294,7 @@ fn tls_server_name(identity: &SpiffeId, port: Option<u16>) -> ServerName<'static
 }
 
 /// The port in `p<port>.<identity>`.
-fn port_in_server_name(name: &str) -> Option<u16> {
+pub fn port_in_server_name(name: &str) -> Option<u16> {
     name.split_once('.')?.0.strip_prefix('p')?.parse().ok()
 }
 

@@ -240,7 +240,7 @@ impl super::Rule {
 
 /// A message of the kernel, as far as it matters here.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub enum Answer {
     /// Message `sequence` succeeded or failed.
     Result {
         /// Which.
@@ -255,7 +255,7 @@ pub(super) enum Answer {
 }
 
 /// Reads the messages of one datagram; what makes no sense ends it.
-pub(super) fn answers(mut bytes: &[u8]) -> Vec<Answer> {
+pub fn answers(mut bytes: &[u8]) -> Vec<Answer> {
     let mut answers = Vec::new();
     while let Some((header, _)) = bytes.split_at_checked(16) {
         let length = u32_at(header, 0) as usize;

@@ -1,0 +1,207 @@
+//! HTTP/1 framing as we see it: whatever a client sends, what goes on to the application is nothing but whole requests that
+//! a strict reader (RFC 9112) finds to be the same ones.
+//!
+//! The input runs through the same server, the same refusals and the same client as in the proxy, in memory and polled by
+//! hand, so that an execution is deterministic. Two things are asserted: the application's side holds exactly one
+//! well-formed request for each one sent on, and where the strict reader understands the client's first request, the
+//! proxy either refused it or understood the same.
+
+#![no_main]
+
+#[path = "../strict.rs"]
+mod strict;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::client::conn::http1 as client;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::server::conn::http1 as server;
+use hyper::service::service_fn;
+use libfuzzer_sys::fuzz_target;
+use mesh_proxy::headers::{ambiguity, strip_hop_by_hop, wants_upgrade};
+use mesh_proxy::limits;
+use mesh_proxy::upload::Upload;
+use std::convert::Infallible;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use strict::Reading;
+
+/// Rounds of polling after which nothing more can happen in memory.
+const ROUNDS: usize = 64;
+
+/// One end of a connection: what there is to read, and what was written.
+#[derive(Default)]
+struct Ends {
+    input: Vec<u8>,
+    at: usize,
+    closed: bool,
+    output: Vec<u8>,
+}
+
+#[derive(Clone, Default)]
+struct Wire(Arc<Mutex<Ends>>);
+
+impl Wire {
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        self.0.lock().expect("nothing panics while it holds the ends")
+    }
+}
+
+impl Read for Wire {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let mut ends = self.ends();
+        let rest = ends.input.len() - ends.at;
+        if rest == 0 {
+            return if ends.closed { Poll::Ready(Ok(())) } else { Poll::Pending };
+        }
+        let n = rest.min(buf.remaining());
+        buf.put_slice(&ends.input[ends.at..ends.at + n]);
+        ends.at += n;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for Wire {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.ends().output.extend_from_slice(buf);
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// An empty body that nobody waits for.
+struct Nothing;
+
+impl Body for Nothing {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        true
+    }
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().expect("nothing panics while it notes a request")
+}
+
+/// What happened to one execution's requests.
+#[derive(Default)]
+struct Seen {
+    /// For each request that came: what the application's side got of it, or nothing if it was refused.
+    requests: Vec<Option<Wire>>,
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let wire = Wire::default();
+    *wire.ends() = Ends { input: bytes.to_vec(), closed: true, ..Ends::default() };
+    let service = {
+        let seen = seen.clone();
+        service_fn(move |request: Request<Incoming>| {
+            let seen = seen.clone();
+            async move { Ok::<_, Infallible>(serve(&seen, request).await) }
+        })
+    };
+    let connection = server::Builder::new()
+        .half_close(true)
+        .auto_date_header(false)
+        .max_buf_size(limits::HTTP1_BUFFER)
+        .serve_connection(wire, service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..ROUNDS {
+        if Future::poll(connection.as_mut(), &mut cx).is_ready() {
+            break;
+        }
+    }
+    check(bytes, &lock(&seen));
+});
+
+/// The proxy's way of a request, without account and choice of endpoint.
+async fn serve(seen: &Mutex<Seen>, request: Request<Incoming>) -> Response<Nothing> {
+    if ambiguity(&request).is_some() || wants_upgrade(&request) {
+        lock(seen).requests.push(None);
+        return answer(StatusCode::BAD_REQUEST);
+    }
+    let (mut parts, body) = request.into_parts();
+    strip_hop_by_hop(&mut parts.headers, false);
+    if !parts.headers.contains_key(header::HOST) {
+        parts.headers.insert(header::HOST, HeaderValue::from_static("application"));
+    }
+    parts.version = Version::HTTP_11;
+    let wire = Wire::default();
+    lock(seen).requests.push(Some(wire.clone()));
+    let built = client::Builder::new().max_buf_size(limits::HTTP1_BUFFER).handshake(wire.clone()).await;
+    let Ok((mut sender, connection)) = built else { return answer(StatusCode::BAD_GATEWAY) };
+    let mut connection = pin!(connection);
+    let mut response = pin!(sender.send_request(Request::from_parts(parts, Upload::from(body))));
+    std::future::poll_fn(|cx| {
+        let _ = Future::poll(connection.as_mut(), cx);
+        {
+            // The application answers as soon as it has the whole request.
+            let mut ends = wire.ends();
+            if ends.input.is_empty() && matches!(strict::read(&ends.output), Reading::Request { .. }) {
+                ends.input = b"HTTP/1.1 204 No Content\r\n\r\n".to_vec();
+            }
+        }
+        Future::poll(response.as_mut(), cx)
+    })
+    .await
+    .map_or_else(|_| answer(StatusCode::BAD_GATEWAY), |response| answer(response.status()))
+}
+
+fn answer(status: StatusCode) -> Response<Nothing> {
+    let mut response = Response::new(Nothing);
+    *response.status_mut() = status;
+    response
+}
+
+fn check(bytes: &[u8], seen: &Seen) {
+    for request in seen.requests.iter().flatten() {
+        let ends = request.ends();
+        match strict::read(&ends.output) {
+            // Cut short: the client's body never came to its end.
+            Reading::Partial => {}
+            Reading::Request { length, .. } => {
+                assert_eq!(length, ends.output.len(), "more than one request: {}", ends.output.escape_ascii());
+            }
+            Reading::Invalid(why) => panic!("forwarded what is invalid ({why}): {}", ends.output.escape_ascii()),
+        }
+    }
+    let Reading::Request { method, target, body, .. } = strict::read(bytes) else { return };
+    let Some(Some(first)) = seen.requests.first() else { return };
+    let ends = first.ends();
+    if let Reading::Request { method: sent_method, target: sent_target, body: sent_body, .. } =
+        strict::read(&ends.output)
+    {
+        assert_eq!(method, sent_method);
+        assert!(
+            target == sent_target || target.ends_with(&sent_target),
+            "{} became {}",
+            target.escape_ascii(),
+            sent_target.escape_ascii()
+        );
+        assert_eq!(body.escape_ascii().to_string(), sent_body.escape_ascii().to_string());
+    }
+}
