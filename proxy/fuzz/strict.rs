@@ -27,7 +27,10 @@ pub fn read(bytes: &[u8]) -> Reading {
 
 fn parse(bytes: &[u8]) -> Result<Reading, Reading> {
     let mut rest = Rest { bytes, at: 0 };
-    let line = rest.line()?;
+    let mut line = rest.line()?;
+    if line.is_empty() {
+        line = rest.line()?; // one empty line in front is put up with (section 2.2)
+    }
     let mut words = line.split(|b| *b == b' ');
     let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
     else {
@@ -39,11 +42,13 @@ fn parse(bytes: &[u8]) -> Result<Reading, Reading> {
     if target.is_empty() || !target.iter().all(|b| (0x21..0x7f).contains(b) || *b >= 0x80) {
         return Err(Reading::Invalid("the target is none"));
     }
-    if version != b"HTTP/1.1" {
+    let old = version == b"HTTP/1.0";
+    if version != b"HTTP/1.1" && !old {
         return Err(Reading::Invalid("another version"));
     }
     let fields = fields(&mut rest)?;
     let body = match framing(&fields)? {
+        Framing::Chunked if old => return Err(Reading::Invalid("chunks in a version that has none")),
         Framing::Length(length) => rest.take(length)?.to_vec(),
         Framing::Chunked => chunked(&mut rest)?,
     };

@@ -77,6 +77,15 @@ pub struct RunArgs {
     /// How long the end may take after SIGTERM
     #[arg(long, env = "MESH_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = duration)]
     drain_timeout: Duration,
+    /// How long to go on listening after SIGTERM, while endpoint lists forget this pod; part of --drain-timeout
+    #[arg(long, env = "MESH_DRAIN_LINGER", value_name = "DURATION", default_value = "2s", value_parser = duration)]
+    drain_linger: Duration,
+    /// Connections open at once; newer ones are turned away. Half the limit of open files, if that is less
+    #[arg(long, env = "MESH_MAX_CONNECTIONS", value_name = "N", default_value_t = limits::MAX_CONNECTIONS)]
+    max_connections: usize,
+    /// TLS handshakes of arriving connections under way at once; newer ones are reset
+    #[arg(long, env = "MESH_MAX_HANDSHAKES", value_name = "N", default_value_t = limits::MAX_HANDSHAKES)]
+    max_handshakes: usize,
     /// Threads that carry traffic
     #[arg(long, env = "MESH_WORKERS", value_name = "N", default_value_t = 1)]
     workers: usize,
@@ -113,6 +122,9 @@ impl RunArgs {
             service_account,
             log: _,
             drain_timeout,
+            drain_linger,
+            max_connections,
+            max_handshakes,
             workers,
             inbound_port: _,
             outbound_port: _,
@@ -135,7 +147,17 @@ impl RunArgs {
                 }))
             }
         };
-        Ok(Settings { source, pod_ip, drain_linger: limits::DRAIN_LINGER, drain_timeout, workers })
+        // Permits past this bound are a programming error to the semaphores that count them.
+        let bounded = |n: usize| n.clamp(1, u32::MAX as usize);
+        Ok(Settings {
+            source,
+            pod_ip,
+            drain_linger,
+            drain_timeout,
+            workers,
+            max_connections: bounded(max_connections),
+            max_handshakes: bounded(max_handshakes),
+        })
     }
 }
 

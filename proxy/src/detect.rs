@@ -6,6 +6,7 @@
 
 use crate::limits;
 use bytes::{Bytes, BytesMut};
+use mesh_api::Protocol;
 use mesh_api::names::{ALPN_H1, ALPN_H1_MUX, ALPN_H2, ALPN_TCP};
 use std::io;
 use tokio::io::AsyncReadExt;
@@ -66,6 +67,19 @@ pub async fn detect(tcp: &mut TcpStream) -> io::Result<(Bytes, Spoken)> {
                 deadline = opened + limits::DETECT_TIMEOUT;
             }
         }
+    }
+}
+
+/// What to do with a connection, given what is declared of its port and what was seen. What is declared wins; only the
+/// kind of HTTP is taken from the bytes, and the application's own TLS cannot be looked into whatever was declared.
+pub fn settle(declared: Protocol, spoken: Spoken) -> Spoken {
+    match (declared, spoken) {
+        (_, Spoken::Tls | Spoken::MeshTls | Spoken::Closed) => spoken,
+        (Protocol::Detect, spoken) => spoken,
+        (Protocol::Opaque, _) => Spoken::Opaque,
+        (_, Spoken::Http1 | Spoken::Http2) => spoken,
+        (Protocol::Http1, _) => Spoken::Http1,
+        (Protocol::Http2 | Protocol::Grpc, _) => Spoken::Http2,
     }
 }
 
@@ -330,6 +344,19 @@ mod tests {
             assert_eq!(judge(&shredded), Some(expect));
             assert_eq!(server_name(&shredded).as_deref(), Some("a.example"));
         }
+    }
+
+    #[test]
+    fn what_is_declared_wins_except_over_tls_and_the_kind_of_http() {
+        let check = |declared, spoken, expect| assert_eq!(settle(declared, spoken), expect);
+        check(Protocol::Detect, Spoken::Http2, Spoken::Http2);
+        check(Protocol::Opaque, Spoken::Http1, Spoken::Opaque);
+        check(Protocol::Opaque, Spoken::Silent, Spoken::Opaque);
+        check(Protocol::Grpc, Spoken::Opaque, Spoken::Http2);
+        check(Protocol::Http1, Spoken::Silent, Spoken::Http1);
+        check(Protocol::Http1, Spoken::Http2, Spoken::Http2);
+        check(Protocol::Grpc, Spoken::Http1, Spoken::Http1);
+        check(Protocol::Http1, Spoken::Tls, Spoken::Tls);
     }
 
     proptest! {

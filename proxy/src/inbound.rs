@@ -1,25 +1,30 @@
 //! Connections that arrive for the application: who is calling, what it speaks, and on to the application's own port.
 
-use crate::detect::{self, Spoken};
+use crate::detect::{self, Spoken, settle};
 use crate::limits;
 use crate::listen::{canonical, original_destination};
 use crate::metrics::count;
 use crate::proxy::Proxy;
 use crate::request::Client;
-use crate::serve::{self, Broken};
+use crate::serve::{self, Broken, passthrough_route};
 use crate::stream::{Rewound, Stream};
 use crate::streams;
 use crate::tls::Alpn;
 use bytes::Bytes;
 use mesh_api::golden::{Direction, TlsStatus};
-use mesh_api::{MeshError, Protocol, SpiffeId, WorkloadRef};
+use mesh_api::{MeshError, SpiffeId, WorkloadRef};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpStream;
 
-/// Serves one accepted connection to its end.
-pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, from: SocketAddr) -> io::Result<()> {
+/// Serves one accepted connection to its end; with a `refusal`, that is what it is told.
+pub async fn serve(
+    proxy: Arc<Proxy>,
+    mut tcp: TcpStream,
+    from: SocketAddr,
+    refusal: Option<MeshError>,
+) -> io::Result<()> {
     // Where to: the redirect's memory knows; without one, mesh TLS may name a port, and a default may be configured.
     let whereto = WhereTo {
         original: original_destination(&tcp),
@@ -32,7 +37,7 @@ pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, from: SocketAddr) -> i
     let (mut ahead, mut spoken) = detect::detect(&mut tcp).await?;
     if spoken == Spoken::Silent {
         let app = app.ok_or_else(|| unknown_port(from))?;
-        let client = Arc::new(plain_client(&proxy, app, from, TlsStatus::Plain));
+        let client = Arc::new(refusing(plain_client(&proxy, app, from, TlsStatus::Plain), refusal));
         match serve::silent(&client, &client.target.now(), tcp, || {}).await? {
             Broken::ByServer => {
                 count(&proxy.counters.allowed_plain);
@@ -43,26 +48,34 @@ pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, from: SocketAddr) -> i
     }
 
     // Mesh TLS: the caller proves who it is.
-    if spoken == Spoken::MeshTls && proxy.credentials.current().is_some() {
+    if spoken == Spoken::MeshTls && proxy.credentials.current().is_some() && refusal.is_none() {
         return mesh(proxy, tcp, ahead, from, whereto).await;
     }
 
     // Anything else: let in unidentified.
     let app = app.ok_or_else(|| unknown_port(from))?;
-    count(&proxy.counters.allowed_plain);
+    if refusal.is_none() {
+        count(&proxy.counters.allowed_plain);
+    }
     let spoken = settle(proxy.state.port_policy(app.port()).protocol, spoken);
     let tls = if matches!(spoken, Spoken::Tls | Spoken::MeshTls) { TlsStatus::Passthrough } else { TlsStatus::Plain };
-    let client = Arc::new(plain_client(&proxy, app, from, tls));
+    let client = Arc::new(refusing(plain_client(&proxy, app, from, tls), refusal));
+    let route = passthrough_route(&client.target, spoken, &ahead);
     let stream = Stream::Plain(Rewound::new(ahead, tcp));
     match spoken {
         Spoken::Http1 => serve::http1(client, stream).await,
         Spoken::Http2 => serve::http2(client, stream).await,
         Spoken::Closed => serve::wordless(&client, &client.target.now(), stream).await,
         Spoken::Tls | Spoken::MeshTls | Spoken::Opaque | Spoken::Silent => {
-            serve::opaque(&client, &client.target.now(), stream).await;
+            serve::opaque(&client, &client.target.now(), stream, route).await;
         }
     }
     Ok(())
+}
+
+/// The client of a connection that is turned away, if it is.
+fn refusing(client: Client, refusal: Option<MeshError>) -> Client {
+    Client { refusal: refusal.or(client.refusal), ..client }
 }
 
 /// Serves a connection of another mesh proxy.
@@ -70,9 +83,16 @@ async fn mesh(proxy: Arc<Proxy>, tcp: TcpStream, ahead: Bytes, from: SocketAddr,
     let Some(current) = proxy.credentials.current() else {
         return Err(io::Error::other("no certificate"));
     };
+    // A handshake costs more than most requests: with too many under way, the newest has to go elsewhere.
+    let Ok(handshake) = proxy.handshakes.try_acquire() else {
+        count(&proxy.counters.connections_shed);
+        Stream::from(tcp).reset();
+        return Ok(());
+    };
     let accepted = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, current.accept(Rewound::new(ahead, tcp)))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    drop(handshake);
     let (tls, peer) = accepted.inspect_err(|error| {
         count(&proxy.counters.denied_tls);
         tracing::warn!(client = %from, %error, "refused a client that proved no identity of this mesh");
@@ -86,7 +106,7 @@ async fn mesh(proxy: Arc<Proxy>, tcp: TcpStream, ahead: Bytes, from: SocketAddr,
         Alpn::Http1 => serve::http1(client, stream).await,
         Alpn::Http1Mux => streams::serve(client, stream).await,
         Alpn::Http2 => serve::http2(client, stream).await,
-        Alpn::Tcp => serve::opaque(&client, &client.target.now(), stream).await,
+        Alpn::Tcp => serve::opaque(&client, &client.target.now(), stream, Arc::default()).await,
     }
     Ok(())
 }
@@ -103,18 +123,6 @@ impl WhereTo {
     /// A redirected connection goes where it had been going; no name can point it elsewhere.
     fn resolve(self, named: Option<SocketAddr>) -> Option<SocketAddr> {
         self.original.or(named).or(self.default)
-    }
-}
-
-/// What to do with a connection, given what is declared of the port and what was seen.
-fn settle(declared: Protocol, spoken: Spoken) -> Spoken {
-    match (declared, spoken) {
-        // The application's own TLS cannot be looked into, whatever the port is declared to speak.
-        (_, Spoken::Tls | Spoken::MeshTls | Spoken::Closed) => spoken,
-        (Protocol::Detect, spoken) => spoken,
-        (Protocol::Opaque, _) => Spoken::Opaque,
-        (Protocol::Http1, _) => Spoken::Http1,
-        (Protocol::Http2 | Protocol::Grpc, _) => Spoken::Http2,
     }
 }
 
@@ -155,15 +163,6 @@ fn unknown_port(from: SocketAddr) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_declared_wins_except_over_tls() {
-        let check = |declared, spoken, expect| assert_eq!(settle(declared, spoken), expect);
-        check(Protocol::Detect, Spoken::Http2, Spoken::Http2);
-        check(Protocol::Opaque, Spoken::Http1, Spoken::Opaque);
-        check(Protocol::Grpc, Spoken::Opaque, Spoken::Http2);
-        check(Protocol::Http1, Spoken::Tls, Spoken::Tls);
-    }
 
     #[test]
     fn a_name_never_redirects_a_redirected_connection() {

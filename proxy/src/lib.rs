@@ -93,14 +93,17 @@ fn carry(args: RunArgs) -> anyhow::Result<()> {
         return writeln!(std::io::stdout(), "{} is valid: {}", path.display(), loaded.summary())
             .context("cannot write to the standard output");
     }
-    raise_file_limit();
+    let files = raise_file_limit();
     let bind = |port: u16| listen::bind_any(port).with_context(|| format!("cannot listen on port {port}"));
     let listeners = run::Listeners {
         inbound: bind(args.inbound_port)?,
         outbound: bind(args.outbound_port)?,
         admin: bind(args.admin_port)?,
     };
-    run::run(args.settings()?, listeners, async {
+    let mut settings = args.settings()?;
+    // Every connection has another side.
+    settings.max_connections = settings.max_connections.min((files.saturating_sub(limits::OTHER_FILES) / 2).max(1));
+    run::run(settings, listeners, async {
         if let Err(error) = told_to_end().await {
             tracing::error!(%error, "cannot wait for signals; running until killed");
             std::future::pending::<()>().await;
@@ -129,12 +132,15 @@ fn log_to_stderr(filter: &str) {
     }
 }
 
-/// As many open files as we may have: every connection takes one or two.
-fn raise_file_limit() {
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-    {
-        tracing::debug!(%error, "the limit of open files stays at {soft}");
+/// As many open files as we may have; returns how many.
+fn raise_file_limit() -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return usize::MAX };
+    let mut got = soft;
+    if soft < hard {
+        match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+            Ok(()) => got = hard,
+            Err(error) => tracing::debug!(%error, "the limit of open files stays at {soft}"),
+        }
     }
+    usize::try_from(got).unwrap_or(usize::MAX)
 }

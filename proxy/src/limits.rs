@@ -8,8 +8,16 @@ use std::time::Duration;
 
 // Connections.
 
-/// Accepted connections open at once, both directions together; the next ones wait in the listen queue.
+/// Accepted connections open at once, both directions together, unless set otherwise (`--max-connections`). Newer ones
+/// are turned away with [`mesh_api::MeshError::Overload`]: as an answer where the client speaks HTTP in plain text, else
+/// as a reset.
 pub const MAX_CONNECTIONS: usize = 16_384;
+/// Connections in the process of being turned away; past it they are reset at once.
+pub const TURNED_AWAY: usize = 256;
+/// Time to turn one away: to read what it asks, and to answer.
+pub const TURN_AWAY_TIME: Duration = Duration::from_secs(2);
+/// Open files that are not connections: listeners, logs, control, the admin port.
+pub const OTHER_FILES: usize = 256;
 /// Length of the kernel's queue of connections not yet accepted.
 pub const LISTEN_BACKLOG: i32 = 4096;
 /// Pause after a failed `accept` (usually: out of file descriptors).
@@ -18,6 +26,9 @@ pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// TLS handshake, either side.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// TLS handshakes of arriving connections under way at once, unless set otherwise (`--max-handshakes`); newer ones are
+/// reset, and their callers try another endpoint.
+pub const MAX_HANDSHAKES: usize = 1024;
 /// Different endpoints tried for one request or connection while nothing of it was delivered.
 pub const MAX_ATTEMPTS: usize = 3;
 /// Silence on a connection before the kernel probes whether the other end is alive, and between probes.
@@ -194,7 +205,7 @@ pub const CERTIFY_BYTES: usize = 256 * 1024;
 
 // Process.
 
-/// How long the proxy goes on listening after SIGTERM, while others forget it.
+/// How long the proxy goes on listening after SIGTERM, while others forget it, unless set otherwise (`--drain-linger`).
 pub const DRAIN_LINGER: Duration = Duration::from_secs(2);
 /// How long after that an HTTP/1 connection may stay silent before it is closed: a request may be on its way on it.
 pub const DRAIN_SETTLE: Duration = Duration::from_secs(1);
@@ -208,3 +219,6 @@ pub const FILE_BYTES: u64 = 16 * 1024 * 1024;
 pub const THREAD_STACK: usize = 512 * 1024;
 /// Connections to the admin port.
 pub const ADMIN_CONNECTIONS: usize = 64;
+
+// An idle connection is closed by the side that may open another one, never while a request is on its way on it.
+const _: () = assert!(POOL_IDLE_TIMEOUT.as_secs() + SWEEP_INTERVAL.as_secs() < HTTP1_CLIENT_IDLE.as_secs());

@@ -31,6 +31,8 @@ pub struct Counters {
     pub denied_tls: AtomicU64,
     /// Golden frames sent together with the next because control took too long to read.
     pub frames_delayed: AtomicU64,
+    /// Connections turned away because of the limit of connections or of handshakes.
+    pub connections_shed: AtomicU64,
     /// Connections forwarded without asking control because too many destinations are known.
     pub targets_untracked: AtomicU64,
     /// Access log lines not written because their reader was slow.
@@ -184,6 +186,7 @@ fn process(text: &mut Text, proxy: &Proxy) {
     plain(&families::GOLDEN_REMEMBERED, remembered as u64);
     for (family, n) in [
         (&families::GOLDEN_FRAMES_DELAYED, &counters.frames_delayed),
+        (&families::CONNECTIONS_SHED, &counters.connections_shed),
         (&families::TARGETS_UNTRACKED, &counters.targets_untracked),
         (&families::ACCESS_LOG_DROPPED, &counters.access_log_dropped),
         (&families::SPANS_SENT, &counters.spans_sent),

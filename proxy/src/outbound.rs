@@ -1,11 +1,11 @@
 //! Connections that the application opens: where they are going, what they speak, and on to one of the endpoints.
 
-use crate::detect::{self, Spoken};
+use crate::detect::{self, Spoken, settle};
 use crate::limits;
 use crate::listen::original_destination;
 use crate::proxy::Proxy;
 use crate::request::Client;
-use crate::serve::{self, Broken};
+use crate::serve::{self, Broken, passthrough_route};
 use crate::state::Known;
 use crate::stream::{Rewound, Stream};
 use bytes::Bytes;
@@ -17,13 +17,19 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::net::TcpStream;
 
-/// Serves one accepted connection to its end.
-pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, from: SocketAddr) -> io::Result<()> {
+/// Serves one accepted connection to its end; with a `refusal`, that is what it is told.
+pub async fn serve(
+    proxy: Arc<Proxy>,
+    mut tcp: TcpStream,
+    from: SocketAddr,
+    refusal: Option<MeshError>,
+) -> io::Result<()> {
     // Where to: a connection that nobody redirected leads to ourselves, unless a default is configured.
     let own = crate::listen::canonical(tcp.local_addr()?);
     let address = original_destination(&tcp).or(proxy.defaults.lock().outbound).unwrap_or(own);
-    let refusal = (address == own || proxy.is_own_listener(address)).then_some(MeshError::LoopDetected);
-    let target = if refusal.is_some() { proxy.state.app(address) } else { proxy.state.target(address) };
+    let loops = address == own || proxy.is_own_listener(address);
+    let target = if loops { proxy.state.app(address) } else { proxy.state.target(address) };
+    let refusal = if loops { Some(MeshError::LoopDetected) } else { refusal };
     let known = target.resolve(limits::RESOLVE_WAIT).await;
     let client = |tls| Client {
         direction: Direction::Outbound,
@@ -38,11 +44,12 @@ pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, from: SocketAddr) -> i
 
     // What is spoken: declared, remembered, or seen.
     let (mut ahead, mut spoken) = match known.destination.protocol {
-        Protocol::Http1 => (Bytes::new(), Spoken::Http1),
-        Protocol::Http2 | Protocol::Grpc => (Bytes::new(), Spoken::Http2),
         Protocol::Opaque => (Bytes::new(), Spoken::Opaque),
         Protocol::Detect if target.is_server_first(Instant::now()) => (Bytes::new(), Spoken::Opaque),
-        Protocol::Detect => detect::detect(&mut tcp).await?,
+        declared => {
+            let (ahead, spoken) = detect::detect(&mut tcp).await?;
+            (ahead, settle(declared, spoken))
+        }
     };
     if spoken == Spoken::Silent {
         let remember = || target.set_server_first(Instant::now());
@@ -52,18 +59,27 @@ pub async fn serve(proxy: Arc<Proxy>, mut tcp: TcpStream, from: SocketAddr) -> i
         }
     }
 
+    let route = passthrough_route(&target, spoken, &ahead);
     let stream = Stream::Plain(Rewound::new(ahead, tcp));
-    carry(&known, spoken, stream, client).await;
+    carry(&known, spoken, stream, route, client).await;
     Ok(())
 }
 
-async fn carry(known: &Arc<Known>, spoken: Spoken, stream: Stream, client: impl Fn(TlsStatus) -> Client) {
+async fn carry(
+    known: &Arc<Known>,
+    spoken: Spoken,
+    stream: Stream,
+    route: Arc<str>,
+    client: impl Fn(TlsStatus) -> Client,
+) {
     match spoken {
         Spoken::Http1 => serve::http1(Arc::new(client(TlsStatus::Plain)), stream).await,
         Spoken::Http2 => serve::http2(Arc::new(client(TlsStatus::Plain)), stream).await,
-        Spoken::Tls | Spoken::MeshTls => serve::opaque(&Arc::new(client(TlsStatus::Passthrough)), known, stream).await,
+        Spoken::Tls | Spoken::MeshTls => {
+            serve::opaque(&Arc::new(client(TlsStatus::Passthrough)), known, stream, route).await
+        }
         Spoken::Opaque | Spoken::Silent | Spoken::Closed => {
-            serve::opaque(&Arc::new(client(TlsStatus::Plain)), known, stream).await
+            serve::opaque(&Arc::new(client(TlsStatus::Plain)), known, stream, route).await
         }
     }
 }

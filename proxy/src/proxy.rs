@@ -16,6 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
 use tokio::sync::{Notify, mpsc};
 
 /// Everything a proxy is told at its start. `/config` shows it; it holds no secrets.
@@ -31,6 +32,10 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// Threads that carry traffic.
     pub workers: usize,
+    /// Accepted connections open at once.
+    pub max_connections: usize,
+    /// TLS handshakes of arriving connections under way at once.
+    pub max_handshakes: usize,
 }
 
 /// Where configuration and identity come from.
@@ -82,6 +87,8 @@ pub struct Proxy {
     pub counters: Arc<Counters>,
     /// Its end.
     pub drain: Drain,
+    /// The right to a TLS handshake with an arriving connection.
+    pub handshakes: Semaphore,
     /// Opens connections the redirect exempts.
     pub dialer: Dialer,
     /// Address of the pod, if known.
@@ -108,6 +115,7 @@ impl Proxy {
             golden,
             counters,
             drain: Drain::default(),
+            handshakes: Semaphore::new(settings.max_handshakes),
             observer: Mutex::default(),
             taps: Taps::default(),
             parting: Parting::default(),

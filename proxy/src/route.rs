@@ -59,6 +59,20 @@ impl Routes {
 }
 
 impl Routes {
+    /// The route of the application's own TLS to a server of that name.
+    pub fn host(&self, name: &str) -> Arc<str> {
+        let mut inner = self.inner.lock();
+        if let Some(route) = inner.known.get(name) {
+            return route.clone();
+        }
+        if inner.known.len() >= MAX_ROUTES || name.len() > MAX_ROUTE_BYTES {
+            return inner.other.clone();
+        }
+        let route: Arc<str> = Arc::from(name);
+        inner.known.insert(Box::from(name), route.clone());
+        route
+    }
+
     /// The route of health probes.
     pub fn probe(&self) -> Arc<str> {
         self.inner.lock().probe.clone()

@@ -1,9 +1,12 @@
 //! Runs a proxy: one thread (or more) that carries traffic, and one for control and the admin port.
 
 use crate::drain::Phase;
+use crate::metrics::count;
 use crate::proxy::{Proxy, Settings, Source};
+use crate::stream::Stream;
 use crate::{admin, client, file, identity, inbound, limits, listen, outbound, serve};
 use anyhow::Context;
+use mesh_api::MeshError;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::pin::pin;
 use std::sync::Arc;
@@ -68,14 +71,16 @@ async fn carry(
     outbound: StdListener,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let slots = Arc::new(Semaphore::new(limits::MAX_CONNECTIONS));
+    let slots = Slots::new(proxy.settings.max_connections);
     let inbound = TcpListener::from_std(inbound).context("the inbound listener cannot be used")?;
     let outbound = TcpListener::from_std(outbound).context("the outbound listener cannot be used")?;
     let arriving = tokio::spawn(accept(proxy.clone(), slots.clone(), inbound, |proxy, stream, from, slot| {
-        serve::spawn(&proxy.clone(), slot, inbound::serve(proxy, stream, from));
+        let refusal = slot.refusal;
+        serve::spawn(&proxy.clone(), slot, inbound::serve(proxy, stream, from, refusal));
     }));
     let leaving = tokio::spawn(accept(proxy.clone(), slots, outbound, |proxy, stream, from, slot| {
-        serve::spawn(&proxy.clone(), slot, outbound::serve(proxy, stream, from));
+        let refusal = slot.refusal;
+        serve::spawn(&proxy.clone(), slot, outbound::serve(proxy, stream, from, refusal));
     }));
     let sweeper = tokio::spawn(sweep(proxy.clone()));
     tracing::info!(inbound = proxy.inbound_port, outbound = proxy.outbound_port, "carrying traffic");
@@ -94,20 +99,57 @@ async fn carry(
 
 async fn accept(
     proxy: Arc<Proxy>,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     listener: TcpListener,
-    start: impl Fn(Arc<Proxy>, TcpStream, SocketAddr, OwnedSemaphorePermit),
+    start: impl Fn(Arc<Proxy>, TcpStream, SocketAddr, Slot),
 ) {
     let mut closing = pin!(proxy.drain.reached(Phase::Closing));
     loop {
         // Whoever is in the listen queue when we stop is still served: the queue comes first, then the end.
-        // The semaphore is never closed, so a slot comes sooner or later.
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
         tokio::select! {
             biased;
-            (stream, from) = listen::accept(&listener) => start(proxy.clone(), stream, from, slot),
+            (stream, from) = listen::accept(&listener) => {
+                let slot = slots.take();
+                if slot.as_ref().is_none_or(|slot| slot.refusal.is_some()) {
+                    count(&proxy.counters.connections_shed);
+                }
+                match slot {
+                    Some(slot) => start(proxy.clone(), stream, from, slot),
+                    None => Stream::from(stream).reset(),
+                }
+            }
             () = &mut closing => return,
         }
+    }
+}
+
+/// The places of accepted connections. When all are taken, the newest connection gets one of a few places to be turned
+/// away in, so that its client learns why.
+#[derive(Clone, Debug)]
+struct Slots {
+    served: Arc<Semaphore>,
+    turned_away: Arc<Semaphore>,
+}
+
+/// The place of one connection.
+#[derive(Debug)]
+pub struct Slot {
+    /// The error with which it is turned away.
+    pub refusal: Option<MeshError>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Slots {
+    fn new(connections: usize) -> Self {
+        let semaphore = |n| Arc::new(Semaphore::new(n));
+        Self { served: semaphore(connections), turned_away: semaphore(limits::TURNED_AWAY) }
+    }
+
+    fn take(&self) -> Option<Slot> {
+        let place = |of: &Arc<Semaphore>, refusal| {
+            of.clone().try_acquire_owned().ok().map(|permit| Slot { refusal, _permit: permit })
+        };
+        place(&self.served, None).or_else(|| place(&self.turned_away, Some(MeshError::Overload)))
     }
 }
 

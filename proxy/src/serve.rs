@@ -12,7 +12,8 @@ use crate::proxy::Proxy;
 use crate::record::ConnectionRecord;
 use crate::request::{self, Client, choose};
 use crate::route::PROBE;
-use crate::state::{Backend, Known};
+use crate::run::Slot;
+use crate::state::{Backend, Known, Target};
 use crate::stream::Stream;
 use crate::tap::witness::Onlooker;
 use crate::tcp;
@@ -33,7 +34,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// Serves HTTP/1 until the client goes or the proxy ends.
 pub async fn http1(client: Arc<Client>, stream: Stream) {
@@ -48,7 +48,9 @@ pub async fn http1(client: Arc<Client>, stream: Stream) {
                 if let Some(method) = leaves {
                     notes.settle(&method, &mut response);
                 }
-                let leaving = client.proxy.drain.phase() >= Phase::Leaving || request::is_distrusted(&response);
+                let leaving = client.proxy.drain.phase() >= Phase::Leaving
+                    || is_turned_away(&client)
+                    || request::is_distrusted(&response);
                 if leaving && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
@@ -80,6 +82,21 @@ pub async fn http1(client: Arc<Client>, stream: Stream) {
     }
     if let Err(error) = result {
         tracing::debug!(error = %Chain(&error), "HTTP/1 connection of a client ended");
+    }
+}
+
+/// True if the connection was accepted only to be told that there are too many.
+fn is_turned_away(client: &Client) -> bool {
+    client.refusal == Some(MeshError::Overload)
+}
+
+/// Resolves when an HTTP/2 client should look for another connection.
+async fn told_to_leave(client: &Client) {
+    if is_turned_away(client) {
+        // Time enough for its first requests to arrive and be answered.
+        tokio::time::sleep(limits::TURN_AWAY_TIME / 2).await;
+    } else {
+        client.proxy.drain.reached(Phase::Leaving).await;
     }
 }
 
@@ -125,7 +142,7 @@ pub async fn http2(client: Arc<Client>, mut stream: Stream) {
         tokio::select! {
             result = connection.as_mut() => break result,
             // GOAWAY in two steps: the client learns of it before streams are refused, so none is lost.
-            () = client.proxy.drain.reached(Phase::Leaving), if !leaving => {
+            () = told_to_leave(&client), if !leaving => {
                 connection.as_mut().graceful_shutdown();
                 leaving = true;
             }
@@ -149,11 +166,11 @@ async fn greets(proxy: &Proxy, stream: &mut Stream) -> bool {
     }
 }
 
-/// Carries a connection without looking into it.
-pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream) {
+/// Carries a connection without looking into it, counted under `route`.
+pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream, route: Arc<str>) {
     match open_opaque(client, known).await {
         Some(opened) => {
-            let record = account(client, Some(&opened.backend), Arc::default());
+            let record = account(client, Some(&opened.backend), route);
             tcp::carry(stream, opened.server, BytesMut::new(), &record).await;
         }
         None => stream.reset(),
@@ -162,12 +179,16 @@ pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream) {
 
 /// Carries a connection whose client closed its side without a word: a probe, or one that only wants to listen.
 pub async fn wordless(client: &Arc<Client>, known: &Known, stream: Stream) {
-    match open_opaque(client, known).await {
-        Some(opened) => {
-            let record = account(client, Some(&opened.backend), client.target.routes.probe());
-            tcp::carry(stream, opened.server, BytesMut::new(), &record).await;
+    opaque(client, known, stream, client.target.routes.probe()).await;
+}
+
+/// The route of a connection that is not looked into: the server name of the application's own TLS, else none.
+pub fn passthrough_route(target: &Target, spoken: Spoken, ahead: &[u8]) -> Arc<str> {
+    match spoken {
+        Spoken::Tls | Spoken::MeshTls => {
+            detect::server_name(ahead).map_or_else(Arc::default, |name| target.routes.host(&name))
         }
-        None => stream.reset(),
+        _ => Arc::default(),
     }
 }
 
@@ -245,7 +266,8 @@ pub async fn silent(
             Ok(Broken::ByClient(tcp, ahead, if spoken == Spoken::Silent { Spoken::Opaque } else { spoken }))
         }
         read = opened.server.read_buf(&mut said) => {
-            if read.is_ok_and(|n| n > 0) {
+            // A server that is tired of waiting for a request is not one that speaks first.
+            if read.is_ok_and(|n| n > 0) && !said.starts_with(b"HTTP/") {
                 server_first();
             }
             let record = account(client, Some(&opened.backend), Arc::default());
@@ -256,14 +278,14 @@ pub async fn silent(
 }
 
 /// Runs an accepted connection: its `slot` is free again when it ends, and the drain waits for it.
-pub fn spawn(
-    proxy: &Arc<Proxy>,
-    slot: OwnedSemaphorePermit,
-    connection: impl Future<Output = io::Result<()>> + Send + 'static,
-) {
+pub fn spawn(proxy: &Arc<Proxy>, slot: Slot, connection: impl Future<Output = io::Result<()>> + Send + 'static) {
     proxy.drain.spawn(async move {
-        let _slot = slot;
-        if let Err(error) = connection.await {
+        let ended = if slot.refusal.is_some() {
+            tokio::time::timeout(limits::TURN_AWAY_TIME, connection).await.unwrap_or(Ok(()))
+        } else {
+            connection.await
+        };
+        if let Err(error) = ended {
             tracing::debug!(%error, "connection ended");
         }
     });

@@ -17,10 +17,11 @@ use http::{Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http1 as client;
-use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1 as server;
 use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use libfuzzer_sys::fuzz_target;
+use mesh_proxy::guard::{Guard, Notes};
 use mesh_proxy::headers::{ambiguity, strip_hop_by_hop, wants_upgrade};
 use mesh_proxy::limits;
 use mesh_proxy::upload::Upload;
@@ -30,6 +31,7 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use strict::Reading;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Rounds of polling after which nothing more can happen in memory.
 const ROUNDS: usize = 64;
@@ -52,8 +54,8 @@ impl Wire {
     }
 }
 
-impl Read for Wire {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut ends = self.ends();
         let rest = ends.input.len() - ends.at;
         if rest == 0 {
@@ -66,7 +68,7 @@ impl Read for Wire {
     }
 }
 
-impl Write for Wire {
+impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.ends().output.extend_from_slice(buf);
         Poll::Ready(Ok(buf.len()))
@@ -115,18 +117,30 @@ fuzz_target!(|bytes: &[u8]| {
     let seen = Arc::new(Mutex::new(Seen::default()));
     let wire = Wire::default();
     *wire.ends() = Ends { input: bytes.to_vec(), closed: true, ..Ends::default() };
+    // The guard's time limits want a clock to be there; no execution lasts long enough to reach one.
+    thread_local!(static CLOCK: tokio::runtime::Runtime = clock());
+    let clock = CLOCK.with(|runtime| runtime.handle().clone());
+    let _clock = clock.enter();
+    let (guard, notes) = Guard::new(wire);
     let service = {
-        let seen = seen.clone();
+        let (seen, notes) = (seen.clone(), notes.clone());
         service_fn(move |request: Request<Incoming>| {
-            let seen = seen.clone();
-            async move { Ok::<_, Infallible>(serve(&seen, request).await) }
+            let (seen, notes) = (seen.clone(), notes.clone());
+            async move {
+                let leaves = Notes::leaves_http(&request).then(|| request.method().clone());
+                let mut response = serve(&seen, request).await;
+                if let Some(method) = leaves {
+                    notes.settle(&method, &mut response);
+                }
+                Ok::<_, Infallible>(response)
+            }
         })
     };
     let connection = server::Builder::new()
         .half_close(true)
         .auto_date_header(false)
         .max_buf_size(limits::HTTP1_BUFFER)
-        .serve_connection(wire, service)
+        .serve_connection(TokioIo::new(guard), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     let mut cx = Context::from_waker(Waker::noop());
@@ -137,6 +151,10 @@ fuzz_target!(|bytes: &[u8]| {
     }
     check(bytes, &lock(&seen));
 });
+
+fn clock() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a thread can have a runtime")
+}
 
 /// The proxy's way of a request, without account and choice of endpoint.
 async fn serve(seen: &Mutex<Seen>, request: Request<Incoming>) -> Response<Nothing> {
@@ -152,7 +170,7 @@ async fn serve(seen: &Mutex<Seen>, request: Request<Incoming>) -> Response<Nothi
     parts.version = Version::HTTP_11;
     let wire = Wire::default();
     lock(seen).requests.push(Some(wire.clone()));
-    let built = client::Builder::new().max_buf_size(limits::HTTP1_BUFFER).handshake(wire.clone()).await;
+    let built = client::Builder::new().max_buf_size(limits::HTTP1_BUFFER).handshake(TokioIo::new(wire.clone())).await;
     let Ok((mut sender, connection)) = built else { return answer(StatusCode::BAD_GATEWAY) };
     let mut connection = pin!(connection);
     let mut response = pin!(sender.send_request(Request::from_parts(parts, Upload::from(body))));
@@ -189,19 +207,24 @@ fn check(bytes: &[u8], seen: &Seen) {
             Reading::Invalid(why) => panic!("forwarded what is invalid ({why}): {}", ends.output.escape_ascii()),
         }
     }
-    let Reading::Request { method, target, body, .. } = strict::read(bytes) else { return };
     let Some(Some(first)) = seen.requests.first() else { return };
     let ends = first.ends();
-    if let Reading::Request { method: sent_method, target: sent_target, body: sent_body, .. } =
-        strict::read(&ends.output)
-    {
-        assert_eq!(method, sent_method);
-        assert!(
-            target == sent_target || target.ends_with(&sent_target),
-            "{} became {}",
-            target.escape_ascii(),
-            sent_target.escape_ascii()
-        );
-        assert_eq!(body.escape_ascii().to_string(), sent_body.escape_ascii().to_string());
+    let Reading::Request { method: sent_method, target: sent_target, body: sent_body, .. } = strict::read(&ends.output)
+    else {
+        return;
+    };
+    match strict::read(bytes) {
+        Reading::Request { method, target, body, .. } => {
+            assert_eq!(method, sent_method);
+            assert!(
+                target == sent_target || target.ends_with(&sent_target),
+                "{} became {}",
+                target.escape_ascii(),
+                sent_target.escape_ascii()
+            );
+            assert_eq!(body.escape_ascii().to_string(), sent_body.escape_ascii().to_string());
+        }
+        Reading::Partial => panic!("forwarded before it was complete: {}", ends.output.escape_ascii()),
+        Reading::Invalid(why) => panic!("understood what is invalid ({why}): {}", ends.output.escape_ascii()),
     }
 }

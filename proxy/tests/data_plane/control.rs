@@ -148,6 +148,8 @@ fn follow(authority: &Authority, plane: &Plane, token: &std::path::Path) -> Foll
         source: Source::Control(Box::new(control.clone())),
         pod_ip: None,
         drain_linger: Duration::ZERO,
+        max_connections: 1000,
+        max_handshakes: 100,
         drain_timeout: Duration::ZERO,
         workers: 1,
     };

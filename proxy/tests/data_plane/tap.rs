@@ -47,6 +47,8 @@ impl Tapped {
             source: Source::File(path.clone()),
             pod_ip: None,
             drain_linger: Duration::ZERO,
+            max_connections: 1000,
+            max_handshakes: 100,
             drain_timeout: Duration::ZERO,
             workers: 1,
         };

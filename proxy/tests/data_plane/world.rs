@@ -123,6 +123,8 @@ impl Proxy {
             source,
             pod_ip: None,
             drain_linger: Duration::from_millis(300),
+            max_connections: 1000,
+            max_handshakes: 100,
             drain_timeout: Duration::from_secs(10),
             workers: 1,
         };
