@@ -68,7 +68,7 @@ fn framing(fields: &[(Vec<u8>, Vec<u8>)]) -> Result<Framing, Reading> {
     let (codings, lengths) = (all(b"transfer-encoding"), all(b"content-length"));
     match (&codings[..], &lengths[..]) {
         ([], []) => Ok(Framing::Length(0)),
-        ([], [length]) if !length.is_empty() && length.len() < 8 && length.iter().all(u8::is_ascii_digit) => {
+        ([], [length]) if !length.is_empty() && length.len() < 19 && length.iter().all(u8::is_ascii_digit) => {
             let digits = std::str::from_utf8(length).ok().and_then(|digits| digits.parse().ok());
             digits.map(Framing::Length).ok_or(Reading::Invalid("the length is no number"))
         }
@@ -103,7 +103,7 @@ fn chunked(rest: &mut Rest<'_>) -> Result<Vec<u8>, Reading> {
     loop {
         let line = rest.line()?;
         let size = line.split(|b| *b == b';').next().unwrap_or_default();
-        if size.is_empty() || size.len() > 6 || !size.iter().all(u8::is_ascii_hexdigit) {
+        if size.is_empty() || size.len() > 15 || !size.iter().all(u8::is_ascii_hexdigit) {
             return Err(Reading::Invalid("a chunk size is no number"));
         }
         let size = std::str::from_utf8(size).ok().and_then(|digits| usize::from_str_radix(digits, 16).ok());

@@ -208,7 +208,7 @@ fn is_probe(client: &Client, request: &Request<Received>) -> bool {
 }
 
 /// Turns the request into the one to be sent.
-fn prepare(request: Request<Received>, target: &Target, upgrade: bool) -> Request<Upload> {
+pub fn prepare(request: Request<Received>, target: &Target, upgrade: bool) -> Request<Upload> {
     let (mut parts, body) = request.into_parts();
     if parts.version != Version::HTTP_2 {
         strip_hop_by_hop(&mut parts.headers, upgrade);

@@ -12,8 +12,7 @@
 mod strict;
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
-use http::{Request, Response, StatusCode, Version};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http1 as client;
@@ -21,10 +20,13 @@ use hyper::server::conn::http1 as server;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use libfuzzer_sys::fuzz_target;
+use mesh_proxy::body::Received;
 use mesh_proxy::guard::{Guard, Notes};
-use mesh_proxy::headers::{ambiguity, strip_hop_by_hop, wants_upgrade};
+use mesh_proxy::golden::Golden;
+use mesh_proxy::headers::{ambiguity, wants_upgrade};
 use mesh_proxy::limits;
-use mesh_proxy::upload::Upload;
+use mesh_proxy::request::prepare;
+use mesh_proxy::state::{State, Target};
 use std::convert::Infallible;
 use std::io;
 use std::pin::{Pin, pin};
@@ -152,6 +154,10 @@ fuzz_target!(|bytes: &[u8]| {
     check(bytes, &lock(&seen));
 });
 
+fn target() -> Arc<Target> {
+    State::new(false, Arc::new(Golden::new(0)), Arc::default()).app(([127, 0, 0, 1], 80).into())
+}
+
 fn clock() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a thread can have a runtime")
 }
@@ -162,18 +168,14 @@ async fn serve(seen: &Mutex<Seen>, request: Request<Incoming>) -> Response<Nothi
         lock(seen).requests.push(None);
         return answer(StatusCode::BAD_REQUEST);
     }
-    let (mut parts, body) = request.into_parts();
-    strip_hop_by_hop(&mut parts.headers, false);
-    if !parts.headers.contains_key(header::HOST) {
-        parts.headers.insert(header::HOST, HeaderValue::from_static("application"));
-    }
-    parts.version = Version::HTTP_11;
+    thread_local!(static TARGET: Arc<Target> = target());
+    let request = TARGET.with(|target| prepare(request.map(Received::from), target, false));
     let wire = Wire::default();
     lock(seen).requests.push(Some(wire.clone()));
     let built = client::Builder::new().max_buf_size(limits::HTTP1_BUFFER).handshake(TokioIo::new(wire.clone())).await;
     let Ok((mut sender, connection)) = built else { return answer(StatusCode::BAD_GATEWAY) };
     let mut connection = pin!(connection);
-    let mut response = pin!(sender.send_request(Request::from_parts(parts, Upload::from(body))));
+    let mut response = pin!(sender.send_request(request));
     std::future::poll_fn(|cx| {
         let _ = Future::poll(connection.as_mut(), cx);
         {

@@ -57,13 +57,13 @@ impl Tapped {
         let served = proxy.clone();
         tokio::spawn(async move {
             while let Ok((tcp, from)) = arriving.accept().await {
-                tokio::spawn(inbound::serve(served.clone(), tcp, from));
+                tokio::spawn(inbound::serve(served.clone(), tcp, from, None));
             }
         });
         let served = proxy.clone();
         tokio::spawn(async move {
             while let Ok((tcp, from)) = leaving.accept().await {
-                tokio::spawn(outbound::serve(served.clone(), tcp, from));
+                tokio::spawn(outbound::serve(served.clone(), tcp, from, None));
             }
         });
         Self { proxy, inbound, outbound, _dir: dir }

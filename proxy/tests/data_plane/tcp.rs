@@ -109,16 +109,7 @@ async fn a_reset_travels_through_both_proxies() {
 #[tokio::test]
 async fn the_applications_own_tls_passes_through() {
     // Anything that begins like a ClientHello without our ALPN; the far end only has to see the same bytes.
-    let provider = mesh_proxy::tls::provider();
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth();
-    let mut tls = rustls::ClientConnection::new(config.into(), "example.org".try_into().unwrap()).unwrap();
-    let mut hello = Vec::new();
-    tls.write_tls(&mut hello).unwrap();
-
+    let mut hello = client_hello(&[b"h2".as_slice()]);
     let web = Proxy::start(
         mesh_api::FileConfig { inbound_default: Some(reverser().await), ..Default::default() },
         Some(&Authority::new().issue(&account("web"))),
@@ -131,8 +122,8 @@ async fn the_applications_own_tls_passes_through() {
     tokio::time::timeout(SOON, stream.read_to_end(&mut got)).await.unwrap().unwrap();
     hello.reverse();
     assert!(got == hello);
-    load.expect_metric("mesh_tcp_opened_total", &["tls=\"passthrough\""], 1.0).await;
-    web.expect_metric("mesh_tcp_opened_total", &["tls=\"passthrough\""], 1.0).await;
+    load.expect_metric("mesh_tcp_opened_total", &["tls=\"passthrough\"", "route=\"example.org\""], 1.0).await;
+    web.expect_metric("mesh_tcp_opened_total", &["tls=\"passthrough\"", "route=\"example.org\""], 1.0).await;
 }
 
 #[tokio::test]
@@ -142,4 +133,95 @@ async fn without_an_endpoint_the_client_is_reset_and_it_is_counted() {
     assert!(tokio::time::timeout(SOON, stream.read_u8()).await.unwrap().is_err());
     load.expect_metric("mesh_tcp_failures_total", &["error=\"no-endpoints\""], 1.0).await;
     load.expect_metric("mesh_tcp_open_connections", &[], 0.0).await;
+}
+
+/// A server that greets, and counts who comes.
+async fn greeter(greeting: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                stream.write_all(greeting).await.unwrap();
+                let _ = stream.read_u8().await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_silent_client_is_carried_within_a_tenth_of_a_second_and_its_port_remembered() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app = listener.local_addr().unwrap();
+    let load = Proxy::start(towards(Protocol::Detect, vec![endpoint(app, None)]), None);
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let start = std::time::Instant::now();
+        let mut stream = TcpStream::connect(load.outbound).await.unwrap();
+        // Neither says anything, yet they are connected.
+        let (mut accepted, _) = tokio::time::timeout(SOON, listener.accept()).await.unwrap().unwrap();
+        took.push(start.elapsed());
+        accepted.write_all(b"220 hello\r\n").await.unwrap();
+        let mut greeting = [0; 11];
+        tokio::time::timeout(SOON, stream.read_exact(&mut greeting)).await.unwrap().unwrap();
+    }
+    assert!(took[0] >= Duration::from_millis(100), "{took:?}");
+    // The machine may be busy, but not always.
+    assert!(took[1..].iter().min().unwrap() < &Duration::from_millis(100), "{took:?}");
+    assert!(took[0] < Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_gives_up_waiting_for_a_request_is_not_one_that_speaks_first() {
+    let app = greeter(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+    let load = Proxy::start(towards(Protocol::Detect, vec![endpoint(app, None)]), None);
+    let mut silent = TcpStream::connect(load.outbound).await.unwrap();
+    let mut word = [0; 4];
+    tokio::time::timeout(SOON, silent.read_exact(&mut word)).await.unwrap().unwrap();
+    assert_eq!(&word, b"HTTP");
+    // The next client's request is still seen as one.
+    let mut stream = TcpStream::connect(load.outbound).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
+    tokio::time::timeout(SOON, stream.read_exact(&mut word)).await.unwrap().unwrap();
+    load.expect_metric("mesh_requests_total", &["status=\"408\""], 1.0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_resets_has_its_server_reset() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let authority = Authority::new();
+    let db = server(&authority, "db", listener.local_addr().unwrap());
+    let load = client(&authority, vec![endpoint(db.inbound, Some(account("db")))]);
+    let mut stream = TcpStream::connect(load.outbound).await.unwrap();
+    stream.write_all(b"\0hello").await.unwrap();
+    let (mut accepted, _) = listener.accept().await.unwrap();
+    let mut word = [0; 6];
+    accepted.read_exact(&mut word).await.unwrap();
+    stream.set_zero_linger().unwrap();
+    drop(stream);
+    let error = tokio::time::timeout(SOON, accepted.read_u8()).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn what_is_declared_needs_no_detection() {
+    // Opaque although it looks like HTTP: the server sees exactly these bytes.
+    let request = b"GET /  HTTP/1.1\r\nodd";
+    let load = Proxy::start(towards(Protocol::Opaque, vec![endpoint(reverser().await, None)]), None);
+    let mut stream = TcpStream::connect(load.outbound).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    tokio::time::timeout(SOON, stream.read_to_end(&mut got)).await.unwrap().unwrap();
+    got.reverse();
+    assert_eq!(got, request);
+    // Declared to be one kind of HTTP, spoken the other: the bytes are certain.
+    let app = App::start().await;
+    for declared in [Protocol::Http1, Protocol::Grpc] {
+        let load = Proxy::start(towards(declared, vec![endpoint(app.address, None)]), None);
+        assert_eq!(Http::one(load.outbound).await.get("/").await.status, 200);
+        assert_eq!(Http::two(load.outbound).await.get("/").await.status, 200);
+    }
 }

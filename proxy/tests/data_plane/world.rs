@@ -55,8 +55,14 @@ impl Authority {
     }
 
     pub fn issue(&self, identity: &SpiffeId) -> Pems {
+        self.issue_for_hours(identity, 24)
+    }
+
+    pub fn issue_for_hours(&self, identity: &SpiffeId, hours: i64) -> Pems {
         let key = KeyPair::generate().unwrap();
-        let chain = self.params(identity).signed_by(&key, &self.issuer).unwrap().pem();
+        let mut params = self.params(identity);
+        params.not_after = time::OffsetDateTime::now_utc() + time::Duration::hours(hours);
+        let chain = params.signed_by(&key, &self.issuer).unwrap().pem();
         Pems { chain, key: key.serialize_pem(), anchors: self.anchors() }
     }
 
@@ -95,7 +101,12 @@ pub struct Proxy {
 
 impl Proxy {
     /// Starts a proxy with `config`; `pems` becomes its identity.
-    pub fn start(mut config: FileConfig, pems: Option<&Pems>) -> Self {
+    pub fn start(config: FileConfig, pems: Option<&Pems>) -> Self {
+        Self::start_with(config, pems, |_| {})
+    }
+
+    /// The same with other settings.
+    pub fn start_with(mut config: FileConfig, pems: Option<&Pems>, change: impl FnOnce(&mut Settings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         if let Some(pems) = pems {
             let write = |name: &str, text: &str| {
@@ -111,15 +122,19 @@ impl Proxy {
         }
         let path = dir.path().join("proxy.json");
         std::fs::write(&path, serde_json::to_string(&config).unwrap()).unwrap();
-        Self::launch(Source::File(path.clone()), path, dir)
+        Self::launch_with(Source::File(path.clone()), path, dir, change)
     }
 
     pub fn launch(source: Source, config: PathBuf, dir: TempDir) -> Self {
+        Self::launch_with(source, config, dir, |_| {})
+    }
+
+    fn launch_with(source: Source, config: PathBuf, dir: TempDir, change: impl FnOnce(&mut Settings)) -> Self {
         let bind = || listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listeners = Listeners { inbound: bind(), outbound: bind(), admin: bind() };
         let [inbound, outbound, admin] =
             [&listeners.inbound, &listeners.outbound, &listeners.admin].map(|l| l.local_addr().unwrap());
-        let settings = Settings {
+        let mut settings = Settings {
             source,
             pod_ip: None,
             drain_linger: Duration::from_millis(300),
@@ -128,6 +143,7 @@ impl Proxy {
             drain_timeout: Duration::from_secs(10),
             workers: 1,
         };
+        change(&mut settings);
         let (end, ended) = oneshot::channel();
         let thread = std::thread::spawn(move || run(settings, listeners, async { drop(ended.await) }));
         Self { inbound, outbound, admin, config, dir, end: Some(end), thread: Some(thread) }
@@ -141,6 +157,18 @@ impl Proxy {
                 Some(FileIdentity { certificate: path("tls.crt"), key: path("tls.key"), anchors: path("ca.crt") });
         }
         std::fs::write(&self.config, serde_json::to_string(&config).unwrap()).unwrap();
+    }
+
+    /// Replaces certificate, key and anchors, one after the other.
+    pub fn replace_identity(&self, pems: &Pems) {
+        for (name, text) in [("tls.crt", &pems.chain), ("tls.key", &pems.key), ("ca.crt", &pems.anchors)] {
+            std::fs::write(self.dir.path().join(name), text).unwrap();
+        }
+    }
+
+    /// Its private key.
+    pub fn key(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("tls.key")).unwrap()
     }
 
     /// Tells it to end, without waiting.
@@ -226,6 +254,20 @@ pub async fn mesh() -> (Proxy, Proxy, App) {
     let web = server(&authority, "web", app.address);
     let load = client(&authority, vec![endpoint(web.inbound, Some(account("web")))]);
     (load, web, app)
+}
+
+/// The first flight of a TLS client that asks for `example.org` and offers `alpn`.
+pub fn client_hello(alpn: &[&[u8]]) -> Vec<u8> {
+    let mut config = rustls::ClientConfig::builder_with_provider(mesh_proxy::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    let mut tls = rustls::ClientConnection::new(config.into(), "example.org".try_into().unwrap()).unwrap();
+    let mut hello = Vec::new();
+    tls.write_tls(&mut hello).unwrap();
+    hello
 }
 
 type Body = BoxBody<Bytes, hyper::Error>;
