@@ -70,14 +70,13 @@ pub async fn detect(tcp: &mut TcpStream) -> io::Result<(Bytes, Spoken)> {
     }
 }
 
-/// What to do with a connection, given what is declared of its port and what was seen. What is declared wins; only the
-/// kind of HTTP is taken from the bytes, and the application's own TLS cannot be looked into whatever was declared.
+/// What to do with a connection, given what is declared of its port and what was seen. What is declared wins, except that
+/// the application's own TLS cannot be looked into whatever was declared.
 pub fn settle(declared: Protocol, spoken: Spoken) -> Spoken {
     match (declared, spoken) {
         (_, Spoken::Tls | Spoken::MeshTls | Spoken::Closed) => spoken,
         (Protocol::Detect, spoken) => spoken,
         (Protocol::Opaque, _) => Spoken::Opaque,
-        (_, Spoken::Http1 | Spoken::Http2) => spoken,
         (Protocol::Http1, _) => Spoken::Http1,
         (Protocol::Http2 | Protocol::Grpc, _) => Spoken::Http2,
     }
@@ -347,15 +346,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_declared_wins_except_over_tls_and_the_kind_of_http() {
+    fn what_is_declared_wins_except_over_tls() {
         let check = |declared, spoken, expect| assert_eq!(settle(declared, spoken), expect);
         check(Protocol::Detect, Spoken::Http2, Spoken::Http2);
         check(Protocol::Opaque, Spoken::Http1, Spoken::Opaque);
         check(Protocol::Opaque, Spoken::Silent, Spoken::Opaque);
         check(Protocol::Grpc, Spoken::Opaque, Spoken::Http2);
         check(Protocol::Http1, Spoken::Silent, Spoken::Http1);
-        check(Protocol::Http1, Spoken::Http2, Spoken::Http2);
-        check(Protocol::Grpc, Spoken::Http1, Spoken::Http1);
+        check(Protocol::Http1, Spoken::Http2, Spoken::Http1);
         check(Protocol::Http1, Spoken::Tls, Spoken::Tls);
     }
 

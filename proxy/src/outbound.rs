@@ -1,6 +1,6 @@
 //! Connections that the application opens: where they are going, what they speak, and on to one of the endpoints.
 
-use crate::detect::{self, Spoken, settle};
+use crate::detect::{self, Spoken};
 use crate::limits;
 use crate::listen::original_destination;
 use crate::proxy::Proxy;
@@ -46,10 +46,9 @@ pub async fn serve(
     let (mut ahead, mut spoken) = match known.destination.protocol {
         Protocol::Opaque => (Bytes::new(), Spoken::Opaque),
         Protocol::Detect if target.is_server_first(Instant::now()) => (Bytes::new(), Spoken::Opaque),
-        declared => {
-            let (ahead, spoken) = detect::detect(&mut tcp).await?;
-            (ahead, settle(declared, spoken))
-        }
+        Protocol::Http1 => (Bytes::new(), Spoken::Http1),
+        Protocol::Http2 | Protocol::Grpc => (Bytes::new(), Spoken::Http2),
+        Protocol::Detect => detect::detect(&mut tcp).await?,
     };
     if spoken == Spoken::Silent {
         let remember = || target.set_server_first(Instant::now());

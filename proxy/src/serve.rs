@@ -280,6 +280,7 @@ pub async fn silent(
 /// Runs an accepted connection: its `slot` is free again when it ends, and the drain waits for it.
 pub fn spawn(proxy: &Arc<Proxy>, slot: Slot, connection: impl Future<Output = io::Result<()>> + Send + 'static) {
     proxy.drain.spawn(async move {
+        let slot = slot; // as a whole: the block would take only what it uses of it
         let ended = if slot.refusal.is_some() {
             tokio::time::timeout(limits::TURN_AWAY_TIME, connection).await.unwrap_or(Ok(()))
         } else {

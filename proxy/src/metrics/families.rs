@@ -78,7 +78,7 @@ families! {
     GOLDEN_FRAMES_DELAYED "mesh_golden_frames_delayed" Counter []
         "Golden frames sent with the next one because control was slow";
     CONNECTIONS_SHED "mesh_connections_shed" Counter []
-        "Connections turned away at the limit of connections or of handshakes.";
+        "Connections turned away at the limit of connections or of handshakes";
     TARGETS_UNTRACKED "mesh_targets_untracked" Counter []
         "Connections past the limit of known destinations";
     ACCESS_LOG_DROPPED "mesh_access_log_dropped" Counter []

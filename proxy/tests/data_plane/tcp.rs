@@ -217,11 +217,11 @@ async fn what_is_declared_needs_no_detection() {
     tokio::time::timeout(SOON, stream.read_to_end(&mut got)).await.unwrap().unwrap();
     got.reverse();
     assert_eq!(got, request);
-    // Declared to be one kind of HTTP, spoken the other: the bytes are certain.
-    let app = App::start().await;
-    for declared in [Protocol::Http1, Protocol::Grpc] {
-        let load = Proxy::start(towards(declared, vec![endpoint(app.address, None)]), None);
-        assert_eq!(Http::one(load.outbound).await.get("/").await.status, 200);
-        assert_eq!(Http::two(load.outbound).await.get("/").await.status, 200);
-    }
+    // And what is declared to be HTTP is held to it.
+    let load = Proxy::start(towards(Protocol::Http1, vec![endpoint(reverser().await, None)]), None);
+    let mut stream = TcpStream::connect(load.outbound).await.unwrap();
+    stream.write_all(b"\0\x01\x02\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(SOON, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
 }

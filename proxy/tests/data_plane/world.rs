@@ -125,10 +125,6 @@ impl Proxy {
         Self::launch_with(Source::File(path.clone()), path, dir, change)
     }
 
-    pub fn launch(source: Source, config: PathBuf, dir: TempDir) -> Self {
-        Self::launch_with(source, config, dir, |_| {})
-    }
-
     fn launch_with(source: Source, config: PathBuf, dir: TempDir, change: impl FnOnce(&mut Settings)) -> Self {
         let bind = || listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listeners = Listeners { inbound: bind(), outbound: bind(), admin: bind() };

@@ -154,7 +154,14 @@ async fn check(
             parts.headers.get("mesh-error"),
             String::from_utf8_lossy(&got).trim_end()
         );
-        ensure!(got == expect, "{} bytes came back of {}", got.len(), expect.len());
+        ensure!(
+            got == expect,
+            "{} bytes came back of {}, mesh-error {:?}, gRPC message {:?}",
+            got.len(),
+            expect.len(),
+            parts.headers.get("mesh-error"),
+            parts.headers.get("grpc-message")
+        );
         if parts.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/grpc") {
             let status = trailers.as_ref().and_then(|t| t.get("grpc-status"));
             ensure!(status.is_some_and(|status| status == "0"), "gRPC status {status:?}");
