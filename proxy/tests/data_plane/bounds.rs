@@ -100,6 +100,20 @@ async fn heads_past_the_limit_are_refused() {
     assert_eq!(app.count(), 1);
 }
 
+#[tokio::test]
+async fn an_application_that_sends_empty_frames_costs_no_request() {
+    // HTTP/2 libraries break a connection off after a hundred of them: neither may the shared connection to the
+    // application come to that, nor the client's own.
+    let (load, _web, _app) = mesh().await;
+    let mut client = Http::two(load.outbound).await;
+    for round in 0..250 {
+        let got = client.grpc("/shop.Cart/Padded", "item").await;
+        let status = got.trailers.as_ref().and_then(|trailers| trailers.get("grpc-status"));
+        assert!(status.is_some_and(|status| status == "0"), "round {round}: {got:?}");
+        assert_eq!(&got.body[..], b"item");
+    }
+}
+
 /// More bytes than all buffers on the way hold together: a writer nobody reads from has to wait.
 #[tokio::test]
 async fn a_reader_that_does_not_read_stops_the_writer() {

@@ -315,7 +315,9 @@ async fn answer(mut request: Request<Incoming>) -> Response<Body> {
         let body = request.into_body().collect().await.unwrap().to_bytes();
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", if path.ends_with("Fail") { "13" } else { "0" }.parse().unwrap());
-        let frames = [Ok(Frame::data(body)), Ok(Frame::trailers(trailers))];
+        let padding = path.ends_with("Padded").then(|| Ok(Frame::data(Bytes::new())));
+        let frames: Vec<_> =
+            [Some(Ok(Frame::data(body))), padding, Some(Ok(Frame::trailers(trailers)))].into_iter().flatten().collect();
         let body = StreamBody::new(futures::stream::iter(frames));
         return Response::builder().header("content-type", "application/grpc").body(BodyExt::boxed(body)).unwrap();
     }
