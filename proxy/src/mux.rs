@@ -31,6 +31,8 @@ pub fn fold<B>(mut request: Request<B>) -> Request<B> {
     // Scheme, authority and path are all there, which is the one thing `from_parts` asks for.
     *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
     request.headers_mut().remove(header::HOST);
+    // A stream has an end of its own (RFC 9113, section 8.2.2); the receiving proxy chooses chunks again.
+    request.headers_mut().remove(header::TRANSFER_ENCODING);
     *request.version_mut() = Version::HTTP_2;
     request
 }
