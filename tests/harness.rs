@@ -20,6 +20,8 @@ pub(crate) fn called_as() -> String {
 pub(crate) enum Need {
     /// Network namespaces, as root or through user namespaces.
     Namespaces,
+    /// A kernel with IPv6.
+    Ipv6,
     /// A program in `PATH`.
     Program(&'static str),
 }
@@ -29,6 +31,7 @@ impl Need {
     fn missing(self) -> Option<String> {
         match self {
             Need::Namespaces => mesh_sandbox::lifecycle::preflight().err().map(|missing| missing.to_string()),
+            Need::Ipv6 => (!Path::new("/proc/sys/net/ipv6").exists()).then(|| "the kernel has no IPv6".to_owned()),
             Need::Program(name) => find_program(name).is_none().then(|| format!("{name} is not installed")),
         }
     }

@@ -10,6 +10,7 @@
 mod api;
 mod api_shapes;
 mod capture;
+mod data_path;
 mod demo;
 mod explain;
 mod forger;
@@ -21,6 +22,7 @@ mod interception;
 mod kubectl;
 mod nft;
 mod node;
+mod peer;
 mod real_programs;
 mod redirect;
 mod resilience;
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         "mesh-capture" => return capture::main(),
         "mesh-forger" => return forger::main(),
         "mesh-golden" => return golden_load::main(),
+        "mesh-peer" => return peer::main(),
         _ => {}
     }
     let mut arguments = libtest_mimic::Arguments::from_args();
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         upgrade::tests(),
         interception::tests(),
         real_programs::tests(),
+        data_path::tests(),
         resilience::tests(),
         golden::tests(),
         demo::tests(),
