@@ -114,7 +114,7 @@ fn environment(settings: &ProxySettings, config: &MeshConfig) -> Vec<Value> {
     vec![
         field("MESH_POD_NAME", "metadata.name"),
         field("MESH_POD_NAMESPACE", "metadata.namespace"),
-        field("MESH_POD_IP", "status.podIP"),
+        field("MESH_POD_IPS", "status.podIPs"),
         field("MESH_SERVICE_ACCOUNT", "spec.serviceAccountName"),
         plain("MESH_TRUST_DOMAIN", config.trust_domain.clone()),
         plain("MESH_CONTROL_ADDRESS", config.control_address()),

@@ -65,9 +65,9 @@ pub struct RunArgs {
     /// Namespace of the pod
     #[arg(long, env = "MESH_POD_NAMESPACE", value_name = "NAMESPACE")]
     pod_namespace: Option<String>,
-    /// Address of the pod
-    #[arg(long, env = "MESH_POD_IP", value_name = "ADDRESS")]
-    pod_ip: Option<IpAddr>,
+    /// Addresses of the pod, of both families
+    #[arg(long, env = "MESH_POD_IPS", value_name = "ADDRESSES", value_delimiter = ',')]
+    pod_ips: Vec<IpAddr>,
     /// Service account of the pod
     #[arg(long, env = "MESH_SERVICE_ACCOUNT", value_name = "NAME")]
     service_account: Option<String>,
@@ -118,7 +118,7 @@ impl RunArgs {
             token_file,
             pod_name,
             pod_namespace,
-            pod_ip,
+            pod_ips,
             service_account,
             log: _,
             drain_timeout,
@@ -151,7 +151,7 @@ impl RunArgs {
         let bounded = |n: usize| n.clamp(1, u32::MAX as usize);
         Ok(Settings {
             source,
-            pod_ip,
+            pod_ips,
             drain_linger,
             drain_timeout,
             workers,

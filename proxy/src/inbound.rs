@@ -98,7 +98,10 @@ async fn mesh(proxy: Arc<Proxy>, tcp: TcpStream, ahead: Bytes, from: SocketAddr,
         tracing::warn!(client = %from, %error, "refused a client that proved no identity of this mesh");
     })?;
     count(&proxy.counters.allowed_mutual);
-    let named = peer.port.map(|port| SocketAddr::new(proxy.pod_ip.unwrap_or(whereto.own.ip()), port));
+    // Of the family the connection came by: the application need not listen for both.
+    let own = whereto.own.ip();
+    let ip = proxy.pod_ips.iter().copied().find(|ip| ip.is_ipv4() == own.is_ipv4()).unwrap_or(own);
+    let named = peer.port.map(|port| SocketAddr::new(ip, port));
     let app = whereto.resolve(named).ok_or_else(|| unknown_port(from))?;
     let client = Arc::new(mesh_client(&proxy, app, from, peer.identity));
     let stream = Stream::Tls(Box::new(tls));

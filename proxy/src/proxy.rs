@@ -24,8 +24,8 @@ use tokio::sync::{Notify, mpsc};
 pub struct Settings {
     /// Where configuration and identity come from.
     pub source: Source,
-    /// Address of the pod, if known.
-    pub pod_ip: Option<IpAddr>,
+    /// Addresses of the pod, as far as they are known.
+    pub pod_ips: Vec<IpAddr>,
     /// How long the proxy stays open after it was told to end.
     pub drain_linger: Duration,
     /// How long it may take to end, the linger included.
@@ -91,8 +91,8 @@ pub struct Proxy {
     pub handshakes: Semaphore,
     /// Opens connections the redirect exempts.
     pub dialer: Dialer,
-    /// Address of the pod, if known.
-    pub pod_ip: Option<IpAddr>,
+    /// Addresses of the pod, as far as they are known.
+    pub pod_ips: Vec<IpAddr>,
     /// Port of the inbound listener.
     pub inbound_port: u16,
     /// Port of the outbound listener.
@@ -120,7 +120,7 @@ impl Proxy {
             taps: Taps::default(),
             parting: Parting::default(),
             dialer: Dialer::probe(),
-            pod_ip: settings.pod_ip,
+            pod_ips: settings.pod_ips.clone(),
             inbound_port,
             outbound_port,
             defaults: Mutex::default(),
@@ -146,7 +146,7 @@ impl Proxy {
     /// True if the address is one of our own listeners, so that sending there would come back to us.
     pub fn is_own_listener(&self, address: SocketAddr) -> bool {
         let own_port = [self.inbound_port, self.outbound_port].contains(&address.port());
-        own_port && (address.ip().is_loopback() || Some(address.ip()) == self.pod_ip)
+        own_port && (address.ip().is_loopback() || self.pod_ips.contains(&address.ip()))
     }
 }
 

@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_api::MeshError;
 use std::future::poll_fn;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
@@ -41,9 +41,11 @@ pub async fn connect(proxy: &Proxy, backend: &Backend, alpn: Alpn) -> Result<Str
     };
     // Nothing redirects what stays on the loopback device, so our own pod is reached at the inbound listener and the
     // port travels in the server name.
-    let own = credentials.is_some() && Some(endpoint.address.ip()) == proxy.pod_ip;
+    let own = credentials.is_some() && proxy.pod_ips.contains(&endpoint.address.ip());
     let (address, port) = if own {
-        (SocketAddr::from((Ipv4Addr::LOCALHOST, proxy.inbound_port)), Some(endpoint.address.port()))
+        let loopback: IpAddr =
+            if endpoint.address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        (SocketAddr::new(loopback, proxy.inbound_port), Some(endpoint.address.port()))
     } else {
         (endpoint.address, None)
     };

@@ -90,7 +90,7 @@ async fn answer(request: Request<Incoming>, seen: Seen) -> Response<Body> {
         "/chunks" => chunks(),
         "/upgrade" => websocket::upgrade(request, "echo"),
         "/websocket" => websocket::upgrade(request, "websocket"),
-        "/early" => early(),
+        "/early" => early(request),
         "/hang" => hang(seen).await,
         "/reset" => reset(),
         "/big" => big(request.uri().query()),
@@ -139,8 +139,15 @@ fn chunks() -> Response<Body> {
     response
 }
 
-/// Refuses without having read the body.
-fn early() -> Response<Body> {
+/// Refuses before it has the body; what comes of it all the same is thrown away, as RFC 9112 §9.6 has it of servers.
+fn early(request: Request<Incoming>) -> Response<Body> {
+    let unwanted = !request.headers().contains_key(header::EXPECT);
+    if unwanted {
+        tokio::spawn(async move {
+            let mut body = request.into_body();
+            while let Some(Ok(_)) = body.frame().await {}
+        });
+    }
     let mut response = Response::new(full("too much\n"));
     *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
     response

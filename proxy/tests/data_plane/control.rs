@@ -146,7 +146,7 @@ fn follow(authority: &Authority, plane: &Plane, token: &std::path::Path) -> Foll
     };
     let settings = Settings {
         source: Source::Control(Box::new(control.clone())),
-        pod_ip: None,
+        pod_ips: Vec::new(),
         drain_linger: Duration::ZERO,
         max_connections: 1000,
         max_handshakes: 100,

@@ -45,7 +45,7 @@ impl Tapped {
         let [inbound, outbound] = [&arriving, &leaving].map(|listener| listener.local_addr().unwrap());
         let settings = Settings {
             source: Source::File(path.clone()),
-            pod_ip: None,
+            pod_ips: Vec::new(),
             drain_linger: Duration::ZERO,
             max_connections: 1000,
             max_handshakes: 100,

@@ -132,7 +132,7 @@ impl Proxy {
             [&listeners.inbound, &listeners.outbound, &listeners.admin].map(|l| l.local_addr().unwrap());
         let mut settings = Settings {
             source,
-            pod_ip: None,
+            pod_ips: Vec::new(),
             drain_linger: Duration::from_millis(300),
             max_connections: 1000,
             max_handshakes: 100,
