@@ -113,7 +113,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     if let Some(why) = response_ambiguity(&response, upgrade.is_some()) {
         return refuse(record, MeshError::InvalidResponse, why);
     }
-    let unwanted = gate.filter(|gate| gate.answered());
+    let unwanted = gate.filter(|gate| gate.answered(response.status()));
     let lease = lease.filter(|_| unwanted.is_none());
     let close = unwanted.is_some();
     let watch = |body, record| Download::watch(body, record, flight, lease, unwanted, deadline);

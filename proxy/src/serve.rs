@@ -168,7 +168,7 @@ async fn greets(proxy: &Proxy, stream: &mut Stream) -> bool {
 
 /// Carries a connection without looking into it, counted under `route`.
 pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream, route: Arc<str>) {
-    match open_opaque(client, known).await {
+    match open_opaque(client, known, route.clone()).await {
         Some(opened) => {
             let record = account(client, Some(&opened.backend), route);
             tcp::carry(stream, opened.server, BytesMut::new(), &record).await;
@@ -199,8 +199,8 @@ pub struct Opened {
     _flight: Flight,
 }
 
-/// Connects to the best endpoint, or another one if that fails. `None`: no endpoint; it is counted.
-pub async fn open_opaque(client: &Arc<Client>, known: &Known) -> Option<Opened> {
+/// Connects to the best endpoint, or another one if that fails. `None`: no endpoint; it is counted, under `route`.
+pub async fn open_opaque(client: &Arc<Client>, known: &Known, route: Arc<str>) -> Option<Opened> {
     let proxy = &client.proxy;
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last: Option<(Arc<Backend>, Failure)> = None;
@@ -221,7 +221,7 @@ pub async fn open_opaque(client: &Arc<Client>, known: &Known) -> Option<Opened> 
     }
     let backend = last.as_ref().map(|(backend, _)| backend);
     let code = last.as_ref().map_or(MeshError::NoEndpoints, |(_, failure)| failure.code);
-    account(client, backend, Arc::default()).failed(client.refusal.unwrap_or(code));
+    account(client, backend, route).failed(client.refusal.unwrap_or(code));
     None
 }
 
@@ -252,7 +252,7 @@ pub async fn silent(
     mut tcp: TcpStream,
     server_first: impl FnOnce(),
 ) -> io::Result<Broken> {
-    let Some(mut opened) = open_opaque(client, known).await else {
+    let Some(mut opened) = open_opaque(client, known, Arc::default()).await else {
         Stream::from(tcp).reset();
         return Ok(Broken::ByServer);
     };

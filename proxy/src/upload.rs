@@ -53,8 +53,14 @@ impl Gate {
         self.waker.wake();
     }
 
-    /// The application has answered. True if it did so without wanting the body, which will then not be sent.
-    pub fn answered(&self) -> bool {
+    /// The application has answered. True if it did so without wanting the body, which will then not be sent. Clients
+    /// send it after a success that came without a 100 (servers may begin their answer before they read), so then it
+    /// goes on, too.
+    pub fn answered(&self, status: StatusCode) -> bool {
+        if !(status.is_client_error() || status.is_server_error()) {
+            self.open();
+            return false;
+        }
         self.state.compare_exchange(ASKED, ANSWERED, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
@@ -330,6 +336,18 @@ mod tests {
             }
         }
         Ok(text)
+    }
+
+    #[test]
+    fn a_body_is_withheld_only_after_a_refusal() {
+        for (status, withheld) in [(200, false), (302, false), (413, true), (417, true), (503, true)] {
+            let gate = Gate::default();
+            assert_eq!(gate.answered(StatusCode::from_u16(status).unwrap()), withheld, "{status}");
+            assert_eq!(gate.state.load(Ordering::Relaxed), if withheld { ANSWERED } else { OPEN }, "{status}");
+        }
+        let gate = Gate::default();
+        gate.open();
+        assert!(!gate.answered(StatusCode::PAYLOAD_TOO_LARGE), "it was wanted, and is on its way");
     }
 
     #[test]
