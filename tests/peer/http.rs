@@ -86,6 +86,10 @@ async fn answer(request: Request<Incoming>, seen: Seen) -> Response<Body> {
     }
     match path.as_str() {
         "/echo" => echo(request),
+        "/collect" => {
+            let bytes = request.into_body().collect().await.map_or(0, |body| body.to_bytes().len());
+            Response::new(full(format!("{bytes} bytes")))
+        }
         "/headers" => headers(&request),
         "/chunks" => chunks(),
         "/upgrade" => websocket::upgrade(request, "echo"),
