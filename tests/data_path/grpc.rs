@@ -14,7 +14,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("both_sides_stream_at_once", || call("both", "[] status=0")),
         test("an_answer_of_trailers_alone_passes", || call("missing", "[] status=5")),
         test("deadlines_are_passed_on", deadlines_are_passed_on),
-        test("deadlines_are_kept", || call("late", "[] status=4 mesh-error=request-timeout")),
+        test("deadlines_are_kept", || call("late", "[] status=4 mesh-error=deadline-exceeded")),
         test("errors_of_the_mesh_are_statuses", errors_of_the_mesh_are_statuses),
         test("a_real_client_calls_the_cart", a_real_client_calls_the_cart),
     ]
