@@ -219,7 +219,9 @@ impl Peer {
 
     /// Connects, says nothing.
     pub async fn connect(address: SocketAddr) -> Self {
-        Self { io: TcpStream::connect(address).await.unwrap(), read: BytesMut::new() }
+        let io = TcpStream::connect(address).await.unwrap();
+        io.set_nodelay(true).unwrap();
+        Self { io, read: BytesMut::new() }
     }
 
     /// A client whose connection is set up: both sides' settings are known. The server is told to compress without a

@@ -25,6 +25,8 @@ fn call(stream: u32, method: &str, more: &[(&str, &str)]) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &block(&[&request("POST", &path)[..], &grpc, more].concat()))
 }
 
+type Fields<'a> = &'a [(&'a str, &'a str)];
+
 /// What became of a call.
 #[derive(Debug, Default)]
 struct Reply {
@@ -339,7 +341,7 @@ async fn errors_of_the_mesh_have_a_status() {
     });
     let to = |endpoints| Proxy::start(towards(Protocol::Grpc, endpoints), None);
     let mismatch = [("host", "other")];
-    let cases: [(&str, Proxy, &[(&str, &str)], MeshError); 5] = [
+    let cases: [(&str, Proxy, Fields, MeshError); 5] = [
         ("nobody there", to(vec![]), &[], MeshError::NoEndpoints),
         ("nobody listens", to(vec![endpoint(refusing, None)]), &[], MeshError::ConnectFailed),
         ("not HTTP/2", to(vec![endpoint(no_http2, None)]), &[], MeshError::InvalidResponse),
