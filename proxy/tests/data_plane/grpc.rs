@@ -334,9 +334,11 @@ async fn errors_of_the_mesh_have_a_status() {
     let no_http2 = silent.local_addr().unwrap();
     tokio::spawn(async move {
         let mut held = Vec::new();
-        while let Ok((mut io, _)) = silent.accept().await {
-            let _ = tokio::io::AsyncWriteExt::write_all(&mut io, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
-            held.push(io);
+        while let Ok((io, _)) = silent.accept().await {
+            let mut peer = Peer::server(io).await;
+            peer.until(|seen| seen.kind == HEADERS).await;
+            peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+            held.push(peer);
         }
     });
     let to = |endpoints| Proxy::start(towards(Protocol::Grpc, endpoints), None);
