@@ -22,6 +22,7 @@ mod interception;
 mod kubectl;
 mod nft;
 mod node;
+mod observability;
 mod peer;
 mod real_programs;
 mod redirect;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         data_path::tests(),
         resilience::tests(),
         golden::tests(),
+        observability::tests(),
         demo::tests(),
     ];
     let tests = tests.into_iter().flatten().collect();

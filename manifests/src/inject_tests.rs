@@ -115,6 +115,7 @@ fn a_value_that_means_nothing_is_refused_by_name() {
         ("meshctl.dev/proxy-memory-limit", "", "is not a quantity"),
         ("meshctl.dev/proxy-image", "my proxy", "write an image reference"),
         ("meshctl.dev/proxy-drain-timeout", "10", "`10` is not a duration"),
+        ("meshctl.dev/proxy-access-log", "xml", "write `json`, `apache` or `off`"),
     ] {
         let Decision::Refuse(why) = decide(&pod(with(name, value), json!({})), &Value::Null, &config()) else {
             panic!("{name}: {value} was not refused");
@@ -176,6 +177,14 @@ fn annotations_set_the_proxy() {
     );
     assert_eq!(environment_of(&pod, "MESH_LOG"), "warn,mesh_proxy=trace");
     assert_eq!(environment_of(&pod, "MESH_DRAIN_TIMEOUT"), "5s");
+}
+
+#[test]
+fn the_access_log_is_asked_for_by_annotation() {
+    for (form, expect) in [("json", json!("json")), ("apache", json!("apache")), ("off", Value::Null)] {
+        let pod = inject(&pod(with("meshctl.dev/proxy-access-log", form), json!({})));
+        assert_eq!(environment_of(&pod, "MESH_ACCESS_LOG"), &expect, "{form}");
+    }
 }
 
 #[test]

@@ -25,8 +25,11 @@ pub const PROXY_IMAGE: &str = "meshctl.dev/proxy-image";
 /// Annotation: how long the proxy drains when the pod stops.
 pub const PROXY_DRAIN_TIMEOUT: &str = "meshctl.dev/proxy-drain-timeout";
 
+/// Annotation: how the proxy logs requests on its standard output.
+pub const PROXY_ACCESS_LOG: &str = "meshctl.dev/proxy-access-log";
+
 /// Every annotation that a user may set on a pod, for messages and for finding misspelt ones.
-pub const ANNOTATIONS: [&str; 11] = [
+pub const ANNOTATIONS: [&str; 12] = [
     names::INJECT,
     names::SKIP_INBOUND_PORTS,
     names::SKIP_OUTBOUND_PORTS,
@@ -38,6 +41,7 @@ pub const ANNOTATIONS: [&str; 11] = [
     PROXY_MEMORY_LIMIT,
     PROXY_IMAGE,
     PROXY_DRAIN_TIMEOUT,
+    PROXY_ACCESS_LOG,
 ];
 
 /// Annotations with the mesh's prefix that others than the user write, or that other parts read.
@@ -168,6 +172,8 @@ pub struct ProxySettings {
     pub skip_inbound_ports: PortSet,
     /// Outbound ports that never pass the proxy.
     pub skip_outbound_ports: PortSet,
+    /// How the proxy logs requests: `json` or `apache`; not at all unless set.
+    pub access_log: Option<String>,
 }
 
 /// Grace that Kubernetes gives a pod unless its spec says otherwise.
@@ -193,6 +199,7 @@ impl ProxySettings {
             skip_outbound_ports: sources
                 .parsed(names::SKIP_OUTBOUND_PORTS)?
                 .unwrap_or_else(|| defaults.skip_outbound_ports.clone()),
+            access_log: sources.parsed::<AccessLog>(PROXY_ACCESS_LOG)?.and_then(|log| log.0),
         })
     }
 }
@@ -251,6 +258,20 @@ impl FromStr for Image {
         match !text.is_empty() && text.chars().all(plain) && text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
             true => Ok(Self(text.to_owned())),
             false => Err("write an image reference like registry.example.org/meshctl/proxy:0.1.0"),
+        }
+    }
+}
+
+/// A form of access log; `off` is none.
+struct AccessLog(Option<String>);
+
+impl FromStr for AccessLog {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(Self(None)),
+            "json" | "apache" => Ok(Self(Some(text.to_owned()))),
+            _ => Err("write `json`, `apache` or `off`"),
         }
     }
 }

@@ -111,7 +111,7 @@ pub fn token_volume() -> Value {
 fn environment(settings: &ProxySettings, config: &MeshConfig) -> Vec<Value> {
     let plain = |name: &str, value: String| json!({ "name": name, "value": value });
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
-    vec![
+    let mut environment = vec![
         field("MESH_POD_NAME", "metadata.name"),
         field("MESH_POD_NAMESPACE", "metadata.namespace"),
         field("MESH_POD_IPS", "status.podIPs"),
@@ -124,7 +124,9 @@ fn environment(settings: &ProxySettings, config: &MeshConfig) -> Vec<Value> {
         plain("MESH_DRAIN_TIMEOUT", settings.drain_timeout.to_string()),
         plain("MESH_WORKERS", config.proxy.workers.to_string()),
         plain("MESH_TRUST_ANCHORS", config.trust_anchors_pem.clone()),
-    ]
+    ];
+    environment.extend(settings.access_log.iter().map(|form| plain("MESH_ACCESS_LOG", form.clone())));
+    environment
 }
 
 /// `resources` of a container, without what is not set.

@@ -1,5 +1,6 @@
 //! The command line and environment of `mesh-proxy`, read once into one struct.
 
+use crate::access_log::Form;
 use crate::client::Control;
 use crate::limits;
 use crate::proxy::{Settings, Source};
@@ -89,6 +90,9 @@ pub struct RunArgs {
     /// Threads that carry traffic
     #[arg(long, env = "MESH_WORKERS", value_name = "N", default_value_t = 1)]
     workers: usize,
+    /// How to log requests on standard output: json, apache or off
+    #[arg(long, env = "MESH_ACCESS_LOG", value_name = "FORM", default_value = "off")]
+    access_log: Form,
     /// Port for what arrives for the application
     #[arg(long, value_name = "PORT", default_value_t = names::INBOUND_PORT)]
     pub inbound_port: u16,
@@ -126,6 +130,7 @@ impl RunArgs {
             max_connections,
             max_handshakes,
             workers,
+            access_log,
             inbound_port: _,
             outbound_port: _,
             admin_port: _,
@@ -157,6 +162,7 @@ impl RunArgs {
             workers,
             max_connections: bounded(max_connections),
             max_handshakes: bounded(max_handshakes),
+            access_log,
         })
     }
 }

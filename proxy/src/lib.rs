@@ -7,6 +7,7 @@
 //! [`record`] and [`golden`] account for everything, once; [`drain`] ends it without losing a request; [`redirect`]
 //! brings connections here in the first place, with rules written by [`nft`]. Every bound is in [`limits`].
 
+pub mod access_log;
 pub mod admin;
 pub mod args;
 pub mod balance;
@@ -40,11 +41,13 @@ pub mod route;
 pub mod run;
 pub mod serve;
 pub mod state;
+pub mod story;
 pub mod stream;
 pub mod streams;
 pub mod tap;
 pub mod tcp;
 pub mod tls;
+pub mod trace;
 pub mod upload;
 pub mod upstream;
 

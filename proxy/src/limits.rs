@@ -142,6 +142,12 @@ pub const MAX_SCOPES: usize = 4096;
 pub const MAX_ROUTES: usize = 100;
 /// Length of a learned route.
 pub const MAX_ROUTE_BYTES: usize = 128;
+/// Lines of the access log waiting to be written; further ones are dropped and counted.
+pub const ACCESS_LOG_LINES: usize = 4096;
+/// Bytes of the access log written at once.
+pub const ACCESS_LOG_BUFFER: usize = 64 * 1024;
+/// How long the end of the proxy waits for the access log.
+pub const ACCESS_LOG_FLUSH: Duration = Duration::from_millis(300);
 /// A series without traffic for this long is forgotten, milliseconds.
 pub const SERIES_IDLE_MS: u64 = 600_000;
 /// One-second frames remembered: a minute, and some for windows that do not end with the last of them.

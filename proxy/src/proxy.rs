@@ -1,5 +1,6 @@
 //! Everything the parts of one proxy share.
 
+use crate::access_log::{AccessLog, Form};
 use crate::balance::Random;
 use crate::client::Control;
 use crate::drain::Drain;
@@ -36,6 +37,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// TLS handshakes of arriving connections under way at once.
     pub max_handshakes: usize,
+    /// How requests are logged.
+    pub access_log: Form,
 }
 
 /// Where configuration and identity come from.
@@ -83,6 +86,8 @@ pub struct Proxy {
     pub taps: Taps,
     /// The last words to control.
     pub parting: Parting,
+    /// The access log.
+    pub access_log: AccessLog,
     /// Counters beside them.
     pub counters: Arc<Counters>,
     /// Its end.
@@ -113,6 +118,7 @@ impl Proxy {
             state: State::new(asks, golden.clone(), counters.clone()),
             credentials: Credentials::default(),
             golden,
+            access_log: AccessLog::start(settings.access_log, counters.clone()),
             counters,
             drain: Drain::default(),
             handshakes: Semaphore::new(settings.max_handshakes),

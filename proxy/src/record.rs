@@ -4,6 +4,7 @@
 use crate::body::Received;
 use crate::golden::{Cell, Finished, Golden, Scope, Subject};
 use crate::request::Client;
+use crate::story::Story;
 use crate::tap::witness::{Onlooker, Witness};
 use crate::tcp::Ended;
 use bytes::Bytes;
@@ -28,6 +29,8 @@ pub struct Record {
     attempts: u32,
     /// Sees the request for taps that may be interested.
     pub witness: Option<Box<Witness>>,
+    /// What is told of the request whether somebody looks or not.
+    pub story: Option<Box<Story>>,
     attempted: Instant,
 }
 
@@ -48,6 +51,7 @@ impl Record {
             complete: false,
             attempts: 0,
             witness: None,
+            story: None,
         }
     }
 
@@ -57,7 +61,10 @@ impl Record {
     }
 
     /// A piece of the response's body passes.
-    pub fn passes(&self, frame: &Frame<Bytes>) {
+    pub fn passes(&mut self, frame: &Frame<Bytes>) {
+        if let (Some(story), Some(data)) = (&mut self.story, frame.data_ref()) {
+            story.passed(data.len());
+        }
         if let Some(witness) = &self.witness {
             witness.download(frame);
         }
@@ -132,7 +139,11 @@ impl Drop for Record {
             latency: now.saturating_duration_since(self.opened),
             first_byte: self.first_byte,
         };
-        self.golden.cell(&self.scope, self.subject.clone()).finish(&finished);
+        let cell = self.golden.cell(&self.scope, self.subject.clone());
+        cell.finish(&finished);
+        if let Some(story) = self.story.take() {
+            story.end(&cell, &self.subject, &finished);
+        }
         if let Some(witness) = self.witness.take() {
             witness.tell(&self.subject, &self.scope, &finished);
         }

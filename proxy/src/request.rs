@@ -10,6 +10,7 @@ use crate::limits;
 use crate::proxy::Proxy;
 use crate::record::{ConnectionRecord, Record, method_label};
 use crate::state::{Backend, Known, Target};
+use crate::story::Story;
 use crate::tap::witness::{self, Onlooker};
 use crate::tcp;
 use crate::upload::{Upload, listen_for_continue};
@@ -58,6 +59,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     // Account: from here on the request counts, whatever happens.
     let mut record = Record::open(&proxy.golden, &client.scope, subject(&client, &request));
     record.call_witness(&client, &request);
+    record.story = Story::begin(&client, &request);
 
     // Admit: refuse what must not be forwarded.
     if let Some(refusal) = client.refusal {

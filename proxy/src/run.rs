@@ -47,6 +47,7 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: impl Future<Outpu
     let runtime = data_runtime(proxy.settings.workers)?;
     let result = runtime.block_on(carry(&proxy, inbound, outbound, shutdown));
     runtime.shutdown_background();
+    proxy.access_log.flush();
     drop(stop);
     match side.join() {
         Ok(side) => result.and(side),

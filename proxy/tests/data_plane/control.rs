@@ -152,6 +152,7 @@ fn follow(authority: &Authority, plane: &Plane, token: &std::path::Path) -> Foll
         max_handshakes: 100,
         drain_timeout: Duration::ZERO,
         workers: 1,
+        access_log: Default::default(),
     };
     let proxy = Arc::new(Shared::new(settings, 4143, 4140));
     let mut tasks = tokio::task::JoinSet::new();

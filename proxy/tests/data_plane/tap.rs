@@ -51,6 +51,7 @@ impl Tapped {
             max_handshakes: 100,
             drain_timeout: Duration::ZERO,
             workers: 1,
+            access_log: Default::default(),
         };
         let proxy = Arc::new(Shared::new(settings, inbound.port(), outbound.port()));
         file::apply(&proxy, file::load(&path).unwrap());

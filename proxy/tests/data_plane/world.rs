@@ -138,6 +138,7 @@ impl Proxy {
             max_handshakes: 100,
             drain_timeout: Duration::from_secs(10),
             workers: 1,
+            access_log: Default::default(),
         };
         change(&mut settings);
         let (end, ended) = oneshot::channel();
