@@ -116,6 +116,8 @@ fn a_value_that_means_nothing_is_refused_by_name() {
         ("meshctl.dev/proxy-image", "my proxy", "write an image reference"),
         ("meshctl.dev/proxy-drain-timeout", "10", "`10` is not a duration"),
         ("meshctl.dev/proxy-access-log", "xml", "write `json`, `apache` or `off`"),
+        ("meshctl.dev/proxy-otlp-endpoint", "otel:4317", "http://HOST:4318"),
+        ("meshctl.dev/proxy-trace-ratio", "2", "a number from 0 to 1"),
     ] {
         let Decision::Refuse(why) = decide(&pod(with(name, value), json!({})), &Value::Null, &config()) else {
             panic!("{name}: {value} was not refused");
@@ -177,6 +179,13 @@ fn annotations_set_the_proxy() {
     );
     assert_eq!(environment_of(&pod, "MESH_LOG"), "warn,mesh_proxy=trace");
     assert_eq!(environment_of(&pod, "MESH_DRAIN_TIMEOUT"), "5s");
+}
+
+#[test]
+fn spans_are_asked_for_by_annotation() {
+    let pod = inject(&pod(with("meshctl.dev/proxy-otlp-endpoint", "http://otel.obs:4318"), json!({})));
+    assert_eq!(environment_of(&pod, "MESH_OTLP_ENDPOINT"), "http://otel.obs:4318");
+    assert_eq!(environment_of(&pod, "MESH_TRACE_RATIO"), &Value::Null);
 }
 
 #[test]

@@ -27,9 +27,13 @@ pub const PROXY_DRAIN_TIMEOUT: &str = "meshctl.dev/proxy-drain-timeout";
 
 /// Annotation: how the proxy logs requests on its standard output.
 pub const PROXY_ACCESS_LOG: &str = "meshctl.dev/proxy-access-log";
+/// Annotation: where the proxy sends spans, by OTLP over HTTP with JSON.
+pub const PROXY_OTLP_ENDPOINT: &str = "meshctl.dev/proxy-otlp-endpoint";
+/// Annotation: the share of requests without a trace that begin one.
+pub const PROXY_TRACE_RATIO: &str = "meshctl.dev/proxy-trace-ratio";
 
 /// Every annotation that a user may set on a pod, for messages and for finding misspelt ones.
-pub const ANNOTATIONS: [&str; 12] = [
+pub const ANNOTATIONS: [&str; 14] = [
     names::INJECT,
     names::SKIP_INBOUND_PORTS,
     names::SKIP_OUTBOUND_PORTS,
@@ -42,6 +46,8 @@ pub const ANNOTATIONS: [&str; 12] = [
     PROXY_IMAGE,
     PROXY_DRAIN_TIMEOUT,
     PROXY_ACCESS_LOG,
+    PROXY_OTLP_ENDPOINT,
+    PROXY_TRACE_RATIO,
 ];
 
 /// Annotations with the mesh's prefix that others than the user write, or that other parts read.
@@ -174,6 +180,10 @@ pub struct ProxySettings {
     pub skip_outbound_ports: PortSet,
     /// How the proxy logs requests: `json` or `apache`; not at all unless set.
     pub access_log: Option<String>,
+    /// Where the proxy sends spans, if anywhere.
+    pub otlp_endpoint: Option<String>,
+    /// Share of requests without a trace that begin one; none unless set.
+    pub trace_ratio: Option<String>,
 }
 
 /// Grace that Kubernetes gives a pod unless its spec says otherwise.
@@ -200,6 +210,8 @@ impl ProxySettings {
                 .parsed(names::SKIP_OUTBOUND_PORTS)?
                 .unwrap_or_else(|| defaults.skip_outbound_ports.clone()),
             access_log: sources.parsed::<AccessLog>(PROXY_ACCESS_LOG)?.and_then(|log| log.0),
+            otlp_endpoint: sources.parsed::<Collector>(PROXY_OTLP_ENDPOINT)?.map(|collector| collector.0),
+            trace_ratio: sources.parsed::<Ratio>(PROXY_TRACE_RATIO)?.map(|ratio| ratio.0),
         })
     }
 }
@@ -258,6 +270,31 @@ impl FromStr for Image {
         match !text.is_empty() && text.chars().all(plain) && text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
             true => Ok(Self(text.to_owned())),
             false => Err("write an image reference like registry.example.org/meshctl/proxy:0.1.0"),
+        }
+    }
+}
+
+struct Collector(String);
+
+impl FromStr for Collector {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let host = text.strip_prefix("http://").filter(|rest| rest.starts_with(|c: char| c.is_ascii_alphanumeric()));
+        match host.is_some_and(|host| host.chars().all(|c| c.is_ascii_graphic())) {
+            true => Ok(Self(text.to_owned())),
+            false => Err("write the collector as http://HOST:4318"),
+        }
+    }
+}
+
+struct Ratio(String);
+
+impl FromStr for Ratio {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse::<f64>() {
+            Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(Self(text.to_owned())),
+            _ => Err("write a number from 0 to 1"),
         }
     }
 }

@@ -126,6 +126,8 @@ fn environment(settings: &ProxySettings, config: &MeshConfig) -> Vec<Value> {
         plain("MESH_TRUST_ANCHORS", config.trust_anchors_pem.clone()),
     ];
     environment.extend(settings.access_log.iter().map(|form| plain("MESH_ACCESS_LOG", form.clone())));
+    environment.extend(settings.otlp_endpoint.iter().map(|url| plain("MESH_OTLP_ENDPOINT", url.clone())));
+    environment.extend(settings.trace_ratio.iter().map(|ratio| plain("MESH_TRACE_RATIO", ratio.clone())));
     environment
 }
 

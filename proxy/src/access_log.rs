@@ -266,8 +266,8 @@ mod tests {
 
     #[test]
     fn lines_are_what_readers_of_logs_expect() {
-        insta::assert_snapshot!(apache(&entry(), 1_795_256_430_042), @r#"10.244.0.9 - spiffe://cluster.local/ns/shop/sa/load [21/Nov/2026:09:20:30 +0000] "GET /a\"b\x0a?c=1 HTTP/1.1" 503 77 "-" "curl/8" no-endpoints"#);
-        insta::assert_snapshot!(serde_json::to_string(&entry()).unwrap(), @r#"{"time":"2026-11-21T09:20:30.042Z","direction":"inbound","client":"10.244.0.9:41000","client_identity":"spiffe://cluster.local/ns/shop/sa/load","peer":"shop/serviceaccount/load","method":"GET","host":"web","path":"/a\"b\n?c=1","version":"HTTP/1.1","route":"/a","status":503,"error":"no-endpoints","response_bytes":77,"duration_ms":1.5,"first_byte_ms":1.25,"attempts":0,"tls":"mutual","user_agent":"curl/8"}"#);
+        insta::assert_snapshot!(apache(&entry(), 1_795_256_430_042), @r#"10.244.0.9 - spiffe://cluster.local/ns/shop/sa/load [21/Nov/2026:10:20:30 +0000] "GET /a\"b\x0a?c=1 HTTP/1.1" 503 77 "-" "curl/8" no-endpoints"#);
+        insta::assert_snapshot!(serde_json::to_string(&entry()).unwrap(), @r#"{"time":"2026-11-21T10:20:30.042Z","direction":"inbound","client":"10.244.0.9:41000","client_identity":"spiffe://cluster.local/ns/shop/sa/load","peer":"shop/serviceaccount/load","method":"GET","host":"web","path":"/a\"b\n?c=1","version":"HTTP/1.1","route":"/a","status":503,"error":"no-endpoints","response_bytes":77,"duration_ms":1.5,"first_byte_ms":1.25,"attempts":0,"tls":"mutual","user_agent":"curl/8"}"#);
     }
 
     #[test]

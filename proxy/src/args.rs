@@ -3,6 +3,7 @@
 use crate::access_log::Form;
 use crate::client::Control;
 use crate::limits;
+use crate::otlp::Tracing;
 use crate::proxy::{Settings, Source};
 use crate::redirect::RedirectArgs;
 use anyhow::{Context, bail};
@@ -93,6 +94,12 @@ pub struct RunArgs {
     /// How to log requests on standard output: json, apache or off
     #[arg(long, env = "MESH_ACCESS_LOG", value_name = "FORM", default_value = "off")]
     access_log: Form,
+    /// Collector that gets a span for each traced request, over HTTP with JSON: http://HOST:4318
+    #[arg(long, env = "MESH_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
+    /// Share of requests without a trace that begin one, 0 to 1
+    #[arg(long, env = "MESH_TRACE_RATIO", value_name = "SHARE", default_value_t = 0.0)]
+    trace_ratio: f64,
     /// Port for what arrives for the application
     #[arg(long, value_name = "PORT", default_value_t = names::INBOUND_PORT)]
     pub inbound_port: u16,
@@ -131,6 +138,8 @@ impl RunArgs {
             max_handshakes,
             workers,
             access_log,
+            otlp_endpoint,
+            trace_ratio,
             inbound_port: _,
             outbound_port: _,
             admin_port: _,
@@ -152,6 +161,7 @@ impl RunArgs {
                 }))
             }
         };
+        let tracing = Tracing::new(otlp_endpoint, trace_ratio)?;
         // Permits past this bound are a programming error to the semaphores that count them.
         let bounded = |n: usize| n.clamp(1, u32::MAX as usize);
         Ok(Settings {
@@ -163,6 +173,7 @@ impl RunArgs {
             max_connections: bounded(max_connections),
             max_handshakes: bounded(max_handshakes),
             access_log,
+            tracing,
         })
     }
 }

@@ -30,6 +30,7 @@ pub mod listen;
 pub mod metrics;
 pub mod mux;
 pub mod nft;
+pub mod otlp;
 pub mod outbound;
 pub mod patience;
 pub mod pool;

@@ -148,6 +148,14 @@ pub const ACCESS_LOG_LINES: usize = 4096;
 pub const ACCESS_LOG_BUFFER: usize = 64 * 1024;
 /// How long the end of the proxy waits for the access log.
 pub const ACCESS_LOG_FLUSH: Duration = Duration::from_millis(300);
+/// Spans waiting to be sent; further ones are dropped and counted.
+pub const SPANS: usize = 2048;
+/// Spans sent at once.
+pub const SPAN_BATCH: usize = 256;
+/// How long a batch waits to become full.
+pub const SPAN_WAIT: Duration = Duration::from_secs(1);
+/// How long the collector may take.
+pub const SPAN_TIMEOUT: Duration = Duration::from_secs(5);
 /// A series without traffic for this long is forgotten, milliseconds.
 pub const SERIES_IDLE_MS: u64 = 600_000;
 /// One-second frames remembered: a minute, and some for windows that do not end with the last of them.

@@ -7,6 +7,7 @@ use crate::drain::Drain;
 use crate::golden::Golden;
 use crate::listen::Dialer;
 use crate::metrics::Counters;
+use crate::otlp::{Span, Tracer, Tracing};
 use crate::state::State;
 use crate::tap::Taps;
 use crate::tls::Credentials;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub max_handshakes: usize,
     /// How requests are logged.
     pub access_log: Form,
+    /// Where spans go.
+    pub tracing: Tracing,
 }
 
 /// Where configuration and identity come from.
@@ -88,6 +91,10 @@ pub struct Proxy {
     pub parting: Parting,
     /// The access log.
     pub access_log: AccessLog,
+    /// The way to the collector of spans.
+    pub tracer: Tracer,
+    /// Spans on that way.
+    pub spans: Mutex<Option<mpsc::Receiver<Span>>>,
     /// Counters beside them.
     pub counters: Arc<Counters>,
     /// Its end.
@@ -113,11 +120,14 @@ impl Proxy {
     pub fn new(settings: Settings, inbound_port: u16, outbound_port: u16) -> Self {
         let golden = Arc::new(Golden::new(unix_ms()));
         let counters = Arc::new(Counters::default());
+        let (tracer, spans) = Tracer::new(&settings.tracing);
         let asks = matches!(settings.source, Source::Control(_));
         Self {
             state: State::new(asks, golden.clone(), counters.clone()),
             credentials: Credentials::default(),
             golden,
+            tracer,
+            spans: Mutex::new(spans),
             access_log: AccessLog::start(settings.access_log, counters.clone()),
             counters,
             drain: Drain::default(),

@@ -59,7 +59,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     // Account: from here on the request counts, whatever happens.
     let mut record = Record::open(&proxy.golden, &client.scope, subject(&client, &request));
     record.call_witness(&client, &request);
-    record.story = Story::begin(&client, &request);
+    record.story = Story::begin(&client, &mut request);
 
     // Admit: refuse what must not be forwarded.
     if let Some(refusal) = client.refusal {

@@ -4,7 +4,7 @@ use crate::drain::Phase;
 use crate::metrics::count;
 use crate::proxy::{Proxy, Settings, Source};
 use crate::stream::Stream;
-use crate::{admin, client, file, identity, inbound, limits, listen, outbound, serve};
+use crate::{admin, client, file, identity, inbound, limits, listen, otlp, outbound, serve};
 use anyhow::Context;
 use mesh_api::MeshError;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -173,6 +173,9 @@ fn run_control(proxy: Arc<Proxy>, admin: StdListener, stopped: oneshot::Receiver
         let admin = TcpListener::from_std(admin).context("the admin listener cannot be used")?;
         tokio::spawn(admin::serve(proxy.clone(), admin));
         tokio::spawn(client::tick(proxy.clone()));
+        if let Some(spans) = proxy.spans.lock().take() {
+            tokio::spawn(otlp::run(proxy.clone(), spans));
+        }
         match proxy.settings.source.clone() {
             Source::File(path) => drop(tokio::spawn(file::follow(proxy.clone(), path))),
             Source::Control(control) => {

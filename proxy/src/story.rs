@@ -1,22 +1,33 @@
 //! What is kept of a request until its end for those who are told of single requests whether somebody looks or not: the
-//! access log, and exemplars. Nothing is kept of a request that neither concerns.
+//! access log, exemplars, and the collector of spans. Nothing is kept of a request that none of them concerns.
 
 use crate::access_log::{Entry, rfc3339};
 use crate::body::Received;
 use crate::golden::{Cell, Finished, Subject};
 use crate::metrics::text::Exemplar;
+use crate::otlp::{self, Span};
 use crate::proxy::unix_ms;
 use crate::request::Client;
 use crate::trace::TraceContext;
-use http::{HeaderMap, HeaderName, Method, Request, Uri, Version, header};
-use mesh_api::golden::{Direction, TlsStatus};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header};
+use mesh_api::golden::{Direction, TlsStatus, is_success};
 use std::sync::Arc;
 
 /// What is kept of a request until its end.
 #[derive(Debug)]
 pub struct Story {
     trace: Option<TraceContext>,
+    span: Option<Begun>,
     logged: Option<Logged>,
+}
+
+/// A span under way.
+#[derive(Debug)]
+struct Begun {
+    client: Arc<Client>,
+    span_id: u64,
+    parent_id: u64,
+    method: Method,
 }
 
 /// What the access log tells of a request's head.
@@ -34,12 +45,13 @@ struct Logged {
 
 impl Story {
     /// The story of a request, if there is anything to tell.
-    pub fn begin(client: &Arc<Client>, request: &Request<Received>) -> Option<Box<Self>> {
-        let trace = TraceContext::of(request.headers());
+    pub fn begin(client: &Arc<Client>, request: &mut Request<Received>) -> Option<Box<Self>> {
+        let mut trace = TraceContext::of(request.headers());
         let is_logged = client.proxy.access_log.is_on();
+        let span = if client.proxy.tracer.is_on() { Begun::of(client, request, &mut trace) } else { None };
         (is_logged || trace.is_some()).then(|| {
             let logged = is_logged.then(|| Logged::of(client, request));
-            Box::new(Self { trace, logged })
+            Box::new(Self { trace, span, logged })
         })
     }
 
@@ -56,6 +68,9 @@ impl Story {
         let seconds = finished.latency.as_secs_f64();
         if let Some(TraceContext { trace_id, sampled: true, .. }) = self.trace {
             cell.exemplar(Exemplar { trace_id, seconds, at_ms });
+        }
+        if let (Some(begun), Some(trace)) = (self.span, self.trace) {
+            begun.end(trace.trace_id, cell, subject, finished, at_ms);
         }
         let Some(logged) = self.logged else { return };
         let Logged { client, method, uri, version, host, referer, user_agent, response_bytes } = logged;
@@ -87,6 +102,63 @@ impl Story {
             trace_id: self.trace.map(|trace| format!("{:032x}", trace.trace_id)),
         };
         client.proxy.access_log.tell(&entry, at_ms);
+    }
+}
+
+impl Begun {
+    /// A span of the request's trace, or of one that begins here; the next hop hears that it is its parent.
+    fn of(client: &Arc<Client>, request: &mut Request<Received>, trace: &mut Option<TraceContext>) -> Option<Self> {
+        let (random, span_id, high, low) = {
+            let mut random = client.proxy.random.lock();
+            (random.number(), random.number().max(1), random.number(), random.number().max(1))
+        };
+        let parent_id = match trace {
+            Some(context) if !context.sampled => return None,
+            Some(context) => context.parent_id,
+            None if client.proxy.tracer.begins(random) => 0,
+            None => return None,
+        };
+        let trace_id = trace.map_or((u128::from(high) << 64) | u128::from(low), |context| context.trace_id);
+        let own = TraceContext { trace_id, parent_id: span_id, sampled: true };
+        if let Ok(header) = HeaderValue::from_str(&own.header()) {
+            request.headers_mut().insert("traceparent", header);
+        }
+        *trace = Some(own);
+        Some(Self { client: client.clone(), span_id, parent_id, method: request.method().clone() })
+    }
+
+    fn end(self, trace_id: u128, cell: &Cell, subject: &Subject, finished: &Finished, at_ms: u64) {
+        let Self { client, span_id, parent_id, method } = self;
+        let key = cell.key();
+        let mut attributes = vec![
+            ("http.request.method", method.as_str().to_owned()),
+            ("http.route", subject.route.to_string()),
+            ("mesh.peer", key.peer.to_string()),
+            ("mesh.attempts", finished.attempts.to_string()),
+        ];
+        attributes.extend(finished.status.map(|status| ("http.response.status_code", status.to_string())));
+        attributes.extend(finished.grpc_status.map(|status| ("rpc.grpc.status_code", status.to_string())));
+        attributes.extend(finished.error.map(|error| ("mesh.error", error.code().to_owned())));
+        attributes.extend(key.service.map(|service| ("mesh.service", service.to_string())));
+        let end = at_ms.saturating_mul(1_000_000);
+        let took = u64::try_from(finished.latency.as_nanos()).unwrap_or(u64::MAX);
+        let span = Span {
+            trace_id,
+            span_id,
+            parent_id,
+            name: if subject.method.is_empty() {
+                subject.route.to_string()
+            } else {
+                format!("{} {}", subject.method, subject.route)
+            },
+            is_server: client.direction == Direction::Inbound,
+            nanoseconds: (end.saturating_sub(took), end),
+            failed: !is_success(finished.status, finished.grpc_status, finished.complete),
+            attributes,
+        };
+        if !client.proxy.tracer.tell(span) {
+            otlp::count_dropped(&client.proxy);
+        }
     }
 }
 

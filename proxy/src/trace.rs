@@ -20,6 +20,11 @@ impl TraceContext {
         Self::parse(headers.get("traceparent")?.to_str().ok()?)
     }
 
+    /// The header that passes this context on.
+    pub fn header(&self) -> String {
+        format!("00-{:032x}-{:016x}-{:02x}", self.trace_id, self.parent_id, u8::from(self.sampled))
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('-');
         let mut hex = |length: usize| {
@@ -49,6 +54,7 @@ mod tests {
         let context = TraceContext::parse(good).unwrap();
         assert_eq!(format!("{:032x} {:016x}", context.trace_id, context.parent_id), good[3..52].replace('-', " "));
         assert!(context.sampled);
+        assert_eq!(context.header(), good);
         assert!(!TraceContext::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00").unwrap().sampled);
         assert!(TraceContext::parse("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more").is_some());
         for bad in [

@@ -153,6 +153,7 @@ fn follow(authority: &Authority, plane: &Plane, token: &std::path::Path) -> Foll
         drain_timeout: Duration::ZERO,
         workers: 1,
         access_log: Default::default(),
+        tracing: Default::default(),
     };
     let proxy = Arc::new(Shared::new(settings, 4143, 4140));
     let mut tasks = tokio::task::JoinSet::new();

@@ -52,6 +52,7 @@ impl Tapped {
             drain_timeout: Duration::ZERO,
             workers: 1,
             access_log: Default::default(),
+            tracing: Default::default(),
         };
         let proxy = Arc::new(Shared::new(settings, inbound.port(), outbound.port()));
         file::apply(&proxy, file::load(&path).unwrap());

@@ -139,6 +139,7 @@ impl Proxy {
             drain_timeout: Duration::from_secs(10),
             workers: 1,
             access_log: Default::default(),
+            tracing: Default::default(),
         };
         change(&mut settings);
         let (end, ended) = oneshot::channel();
