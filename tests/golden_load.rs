@@ -109,7 +109,7 @@ async fn connect(address: &str) -> Result<Sender> {
 
 /// Delays lie amid the buckets of the mesh's histograms, less what the way takes: what is tested is the counting, not how
 /// a value at a bucket's edge is rounded.
-fn delay_us(ms: u64) -> u64 {
+pub(crate) fn delay_us(ms: u64) -> u64 {
     (bucket_value_us(bucket_of(ms * 1000)) as u64).saturating_sub(1500)
 }
 
