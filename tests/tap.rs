@@ -40,7 +40,7 @@ struct Tapped {
 }
 
 impl Tapping {
-    /// Begins to tap, and waits until it has begun.
+    /// Begins to tap, and waits until every proxy that is meant does.
     fn start(s: &Sandbox, line: &str) -> Result<Self> {
         let mut command = ourselves("meshctl")?;
         command.env("KUBECONFIG", &s.kubeconfig).arg("tap").args(line.split_whitespace());
@@ -59,7 +59,7 @@ impl Tapping {
             }
         });
         let mut tapping = Self { child, errors, output };
-        match tapping.error_line("Tapping ") {
+        match tapping.error_line(is_complete) {
             Ok(_) => Ok(tapping),
             Err(error) => {
                 let _ = tapping.child.kill();
@@ -68,15 +68,15 @@ impl Tapping {
         }
     }
 
-    /// The next line on stderr that contains a text.
-    fn error_line(&mut self, containing: &str) -> Result<String> {
+    /// The next line on stderr that is wanted.
+    fn error_line(&mut self, wanted: fn(&str) -> bool) -> Result<String> {
         let mut all = Vec::new();
         let end = Instant::now() + Duration::from_secs(60);
         loop {
             match self.errors.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(line) if line.contains(containing) => return Ok(line),
+                Ok(line) if wanted(&line) => return Ok(line),
                 Ok(line) => all.push(line),
-                Err(_) => bail!("it never says `{containing}`, but: {}", all.join("\n")),
+                Err(_) => bail!("it only says: {}", all.join("\n")),
             }
         }
     }
@@ -85,13 +85,19 @@ impl Tapping {
     fn stop(mut self) -> Result<Tapped> {
         std::thread::sleep(Duration::from_millis(1500));
         kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGINT)?;
-        let summary = self.error_line(" shown, ")?;
+        let summary = self.error_line(|line| line.contains(" shown, "))?;
         let status = self.child.wait()?;
         ensure!(status.code() == Some(0), "it ended with {status}");
         let text = self.output.join().map_err(|_| anyhow::anyhow!("the reader panicked"))?;
         let events = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         Ok(Tapped { events, text, summary })
     }
+}
+
+/// `Tapping 2 of 2 pods; …`
+fn is_complete(line: &str) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    matches!(words[..], ["Tapping", proxies, "of", pods, ..] if proxies == pods)
 }
 
 impl Tapped {
