@@ -77,7 +77,8 @@ impl TapAsk {
             }
         };
         let namespace = namespace.map(|name| format!("/namespaces/{name}")).unwrap_or_default();
-        let mut path = format!("/apis/{OBSERVE_GROUP}/{OBSERVE_VERSION}{namespace}/workloads/{name}/tap?");
+        // As a watch, because API servers give other requests a minute only.
+        let mut path = format!("/apis/{OBSERVE_GROUP}/{OBSERVE_VERSION}/watch{namespace}/workloads/{name}/tap?");
         let _ = write!(path, "filter={}&max_rps={}{narrow}", encode(&self.filter.to_string()), self.max_rps);
         if let Some(only) = only {
             let only: Vec<String> = only.iter().map(|one| encode(&one.to_string())).collect();
@@ -180,7 +181,7 @@ fn denial(message: &str, namespace: Option<&str>) -> Error {
     let user = between("User \"");
     let who = user.map_or("you".to_owned(), |user| format!("user {user}"));
     let error = Error::new(format!(
-        "{who} may not: the right to get workloads/{subresource} of API group {OBSERVE_GROUP} {place} is missing"
+        "{who} may not: the right to watch workloads/{subresource} of API group {OBSERVE_GROUP} {place} is missing"
     ));
     let user = user.unwrap_or("USER");
     let subject = match user.strip_prefix("system:serviceaccount:") {

@@ -133,7 +133,7 @@ impl Observe {
     async fn open(&self, peer: &Peer, uri: &Uri, headers: &HeaderMap) -> Result<(Watch, Option<u32>), Failure> {
         let question = parse(uri.path(), uri.query().unwrap_or_default())?;
         let user = self.who(peer, headers)?;
-        self.authorize(&user, question.namespace.as_deref(), &question.name, "golden").await?;
+        self.authorize(&user, question.namespace.as_deref(), &question.name, ("get", "golden")).await?;
         let scope = Scope { namespace: question.namespace, workload: question.workload };
         let watch = self.golden.watch(scope, question.window_s, question.pods, Instant::now(), unix_ms());
         let watch = watch.ok_or_else(|| {
@@ -151,16 +151,17 @@ impl Observe {
         user.map_err(|error| Failure::new(StatusCode::UNAUTHORIZED, "Unauthorized", error.to_string()))
     }
 
-    /// Asks the cluster whether a user may get `workloads/{subresource}` of a workload or, under the name `all`, of a
+    /// Asks the cluster whether a user may get (or watch) `workloads/{subresource}` of a workload or, under the name `all`, of a
     /// namespace or the cluster.
     async fn authorize(
         &self,
         user: &User,
         namespace: Option<&str>,
         name: &str,
-        subresource: &'static str,
+        (verb, subresource): (&'static str, &'static str),
     ) -> Result<(), Failure> {
-        let review = SubjectAccessReview { spec: review(user, namespace, name, subresource), ..Default::default() };
+        let spec = review(user, namespace, name, (verb, subresource));
+        let review = SubjectAccessReview { spec, ..Default::default() };
         let post = PostParams::default();
         let answer = tokio::time::timeout(limits::API_TIMEOUT, self.reviews.create(&post, &review)).await;
         let unavailable = |why: String| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", why);
@@ -176,7 +177,7 @@ impl Observe {
         };
         let why = status.reason.filter(|why| !why.is_empty()).map(|why| format!(": {why}")).unwrap_or_default();
         let message = format!(
-            "workloads.{OBSERVE_GROUP} \"{name}\" is forbidden: User \"{}\" cannot get resource \
+            "workloads.{OBSERVE_GROUP} \"{name}\" is forbidden: User \"{}\" cannot {verb} resource \
              \"workloads/{subresource}\" in API group \"{OBSERVE_GROUP}\" {place}{why}",
             user.name,
         );
@@ -223,7 +224,12 @@ pub fn unix_ms() -> u64 {
 }
 
 /// What to ask the cluster about a user.
-fn review(user: &User, namespace: Option<&str>, name: &str, subresource: &str) -> SubjectAccessReviewSpec {
+fn review(
+    user: &User,
+    namespace: Option<&str>,
+    name: &str,
+    (verb, subresource): (&str, &str),
+) -> SubjectAccessReviewSpec {
     SubjectAccessReviewSpec {
         user: Some(user.name.clone()),
         groups: Some(user.groups.clone()),
@@ -234,7 +240,7 @@ fn review(user: &User, namespace: Option<&str>, name: &str, subresource: &str) -
             version: Some(OBSERVE_VERSION.to_owned()),
             resource: Some("workloads".to_owned()),
             subresource: Some(subresource.to_owned()),
-            verb: Some("get".to_owned()),
+            verb: Some(verb.to_owned()),
             namespace: namespace.map(str::to_owned),
             name: Some(name.to_owned()),
             ..ResourceAttributes::default()
@@ -312,7 +318,7 @@ fn discovery(path: &str) -> Option<Value> {
             Some(document)
         }
         ["apis", OBSERVE_GROUP, OBSERVE_VERSION] => {
-            let resource = |name: &str, kind: &str| json!({"name": name, "singularName": "", "namespaced": true, "kind": kind, "verbs": ["get"]});
+            let resource = |name: &str, kind: &str| json!({"name": name, "singularName": "", "namespaced": true, "kind": kind, "verbs": ["get", "watch"]});
             Some(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version,
                 "resources": [resource("workloads", "Workload"), resource("workloads/golden", "GoldenFrame"),
                     resource("workloads/tap", "TapMessage")]}))

@@ -100,7 +100,7 @@ fn observer_role(names: &Names<'_>, name: &str, resources: &[&str]) -> Value {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRole",
         "metadata": names.cluster_metadata(name),
-        "rules": [rule(&[names::OBSERVE_GROUP], resources, &["get"])],
+        "rules": [rule(&[names::OBSERVE_GROUP], resources, &["get", "watch"])],
     })
 }
 

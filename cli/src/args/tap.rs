@@ -14,7 +14,7 @@ use std::time::Duration;
     meshctl tap -A --grpc-status Unavailable --for 1m -o json\n  \
     meshctl tap po/ledger-0 --protocol tcp              # connections, with bytes and how they ended\n  \
     meshctl tap deploy/web --header x-user=bob --bodies # bodies, if you may see them\n\n\
-    Rights, each `get` on a subresource of workloads.observe.meshctl.dev:\n  \
+    Rights, each `watch` on a subresource of workloads.observe.meshctl.dev:\n  \
     workloads/tap         to tap (ClusterRole mesh-tapper)\n  \
     workloads/tapbodies   for --bodies (mesh-tapper-bodies)\n  \
     workloads/tapsecrets  for --show-secrets, and to compare secret fields (mesh-tapper-secrets)")]

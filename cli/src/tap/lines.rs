@@ -288,7 +288,7 @@ pub(crate) mod tests {
             .into_iter()
             .flat_map(|wide| events.iter().map(move |event| line(event, &style(wide))))
             .collect();
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(text);
         assert!(!text.contains('\x1b') && !text.contains('\x07'));
         let colored = line(&request(), &Style { colors: true, ..style(false) });
         assert!(colored.contains("\x1b[32m200\x1b[0m"), "{colored}");

@@ -29,7 +29,7 @@ async fn refusal(status: u16, message: &str) -> Error {
 fn the_question_is_spelled_as_the_observe_api_wants_it() {
     let check = |of: &str, namespace: Option<&str>, expect: &str| {
         let path = TapAsk::new(target(of, namespace), TapFilter::default()).path();
-        let path = path.strip_prefix("/apis/observe.meshctl.dev/v1alpha1").unwrap().to_owned();
+        let path = path.strip_prefix("/apis/observe.meshctl.dev/v1alpha1/watch").unwrap().to_owned();
         assert_eq!(path.replace("filter=&max_rps=100", ""), expect, "{of}");
     };
     check("deploy/web", Some("shop"), "/namespaces/shop/workloads/deployment.web/tap?");
@@ -68,7 +68,7 @@ async fn a_stream_ends_with_its_last_status_or_an_error() {
 async fn a_missing_right_is_named_with_the_way_to_grant_it() {
     let refused = async |user: &str, right: &str| {
         let message = format!(
-            "workloads.observe.meshctl.dev \"deployment.web\" is forbidden: User \"{user}\" cannot get resource \
+            "workloads.observe.meshctl.dev \"deployment.web\" is forbidden: User \"{user}\" cannot watch resource \
              \"workloads/{right}\" in API group \"observe.meshctl.dev\" in the namespace \"shop\""
         );
         refusal(403, &message).await
@@ -76,7 +76,7 @@ async fn a_missing_right_is_named_with_the_way_to_grant_it() {
     let error = refused("bob", "tap").await;
     assert_eq!(
         error.to_string(),
-        "cannot tap deployment/web in namespace shop: user bob may not: the right to get workloads/tap of API group \
+        "cannot tap deployment/web in namespace shop: user bob may not: the right to watch workloads/tap of API group \
          observe.meshctl.dev in namespace shop is missing"
     );
     assert_eq!(

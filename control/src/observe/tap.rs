@@ -1,7 +1,8 @@
 //! `workloads/{all|KIND.NAME}/tap`: who may see which single requests, and the stream of them.
 //!
-//! Seeing heads needs `get` on `workloads/tap`; bodies need `workloads/tapbodies` beside it, secret header fields
-//! `workloads/tapsecrets`. Who taps whom is logged.
+//! Seeing heads needs a right to `workloads/tap`; bodies need `workloads/tapbodies` beside it, secret header fields
+//! `workloads/tapsecrets`. Below `/watch` the verb is `watch`, and API servers let the stream go on; else it is `get`,
+//! and they end it after their request timeout. Who taps whom is logged.
 
 use super::{Failure, Observe, stream_of};
 use crate::limits;
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 pub(super) struct Question {
     /// The name in the path: `all` or `KIND.NAME`.
     name: String,
+    verb: &'static str,
     wish: Wish,
 }
 
@@ -44,7 +46,7 @@ impl Observe {
         uri: &Uri,
         headers: &HeaderMap,
     ) -> Result<Response<Body>, Failure> {
-        let Question { name, wish } = parse(uri.path(), uri.query().unwrap_or_default())?;
+        let Question { name, verb, wish } = parse(uri.path(), uri.query().unwrap_or_default())?;
         let user = self.who(peer, headers)?;
         let namespace = wish.target.namespace.clone();
         let mut rights = vec!["tap"];
@@ -52,7 +54,7 @@ impl Observe {
         // Comparing with a secret is a way to find it out.
         rights.extend((wish.secrets || wish.filter.compares_secrets()).then_some("tapsecrets"));
         for right in rights {
-            self.authorize(&user, namespace.as_deref(), &name, right).await?;
+            self.authorize(&user, namespace.as_deref(), &name, (verb, right)).await?;
         }
         if let Some(message) = self.subscriptions.read(|world| wish.target.missing(world)) {
             return Err(Failure::new(StatusCode::NOT_FOUND, "NotFound", message));
@@ -100,7 +102,7 @@ impl Drop for Logged {
     }
 }
 
-/// Reads `/apis/GROUP/VERSION[/namespaces/NS]/workloads/{all|KIND.NAME}/tap?filter=…`, with these parameters: `kind`
+/// Reads `/apis/GROUP/VERSION[/watch][/namespaces/NS]/workloads/{all|KIND.NAME}/tap?filter=…`, with these parameters: `kind`
 /// and `only` (`NS/KIND/NAME,…`) narrow `all` down; `max_rps`, `sample`, `headers`, `bodies`, `secrets`; `for` seconds.
 fn parse(path: &str, query: &str) -> Result<Question, Failure> {
     let not_found = || {
@@ -110,11 +112,14 @@ fn parse(path: &str, query: &str) -> Result<Question, Failure> {
         Failure::new(StatusCode::NOT_FOUND, "NotFound", message)
     };
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    let (namespace, name) = match parts[..] {
-        ["apis", OBSERVE_GROUP, OBSERVE_VERSION, "workloads", name, "tap"] => (None, name),
-        ["apis", OBSERVE_GROUP, OBSERVE_VERSION, "namespaces", namespace, "workloads", name, "tap"] => {
-            (Some(namespace.to_owned()), name)
-        }
+    let ["apis", OBSERVE_GROUP, OBSERVE_VERSION, rest @ ..] = &parts[..] else { return Err(not_found()) };
+    let (verb, rest) = match rest {
+        ["watch", rest @ ..] => ("watch", rest),
+        rest => ("get", rest),
+    };
+    let (namespace, name) = match *rest {
+        ["workloads", name, "tap"] => (None, name),
+        ["namespaces", namespace, "workloads", name, "tap"] => (Some(namespace.to_owned()), name),
         _ => return Err(not_found()),
     };
     let mut target = Target { namespace, ..Target::default() };
@@ -138,7 +143,7 @@ fn parse(path: &str, query: &str) -> Result<Question, Failure> {
         let value = decode(value).ok_or_else(|| bad(key, value, "percent-encoded UTF-8"))?;
         apply(&mut wish, key, &value)?;
     }
-    Ok(Question { name: name.to_owned(), wish })
+    Ok(Question { name: name.to_owned(), verb, wish })
 }
 
 fn apply(wish: &mut Wish, key: &str, value: &str) -> Result<(), Failure> {

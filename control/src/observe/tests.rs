@@ -21,11 +21,15 @@ pub(super) fn observe() -> Observe {
         let asked: Value = serde_json::from_slice(&asked).unwrap();
         let attributes = &asked["spec"]["resourceAttributes"];
         assert_eq!(
-            (&attributes["group"], &attributes["resource"], &attributes["verb"]),
-            (&json!("observe.meshctl.dev"), &json!("workloads"), &json!("get"))
+            (&attributes["group"], &attributes["resource"]),
+            (&json!("observe.meshctl.dev"), &json!("workloads"))
         );
+        // Whoever may watch may do nothing else.
+        let watches = asked["spec"]["user"] == "dave";
+        assert_eq!(attributes["verb"], if watches { "watch" } else { "get" });
         let rights: &[&str] = match asked["spec"]["user"].as_str().unwrap() {
             "alice" => &["golden", "tap"],
+            "dave" => &["tap"],
             "carol" => &["golden", "tap", "tapbodies", "tapsecrets"],
             _ => &[],
         };

@@ -74,6 +74,15 @@ impl RequestInfo {
             _ => return info,
         };
         info.is_resource = true;
+        // An old way to write `?watch=true`, still the only one to name a stream that is no list of objects.
+        if let ["watch", rest @ ..] = rest
+            && *method == Method::GET
+            && !rest.is_empty()
+        {
+            info.read_resource(rest);
+            info.verb = "watch".to_owned();
+            return info;
+        }
         info.read_resource(rest);
         info.verb = info.resource_verb(method, query);
         if matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
@@ -189,6 +198,7 @@ mod tests {
             (Method::GET, "/api/v1", "get /api/v1"),
             (Method::GET, "/apis/apps/v1", "get /apis/apps/v1"),
             (Method::GET, "/api/v1/pods?watch=true", "watch /v1 ns=- pods name=- rest="),
+            (Method::GET, "/apis/a/v1/watch/namespaces/n/things/x/log", "watch a/v1 ns=n things/log name=x rest="),
             (Method::GET, "/api/v1/pods?watch=false", "list /v1 ns=- pods name=- rest="),
             (Method::GET, "/api/v1/namespaces/a/pods/b/log", "get /v1 ns=a pods/log name=b rest="),
             (

@@ -38,6 +38,10 @@ async fn each_part_has_its_own_right() {
     check("alice", "filter=header%3dAuthorization%3dBearer*", Some("tapsecrets")).await;
     check("alice", "filter=header%3dauthorization", None).await;
     check("carol", "bodies=true&secrets=true", None).await;
+    let watched = TAP.replace("/namespaces", "/watch/namespaces");
+    assert_eq!(ask(&observe, &format!("{watched}?for=0.1"), "dave", true).await.0, 200);
+    let (status, body) = ask(&observe, &format!("{watched}?bodies=true"), "dave", true).await;
+    assert!(status == 403 && body.contains("User \\\"dave\\\" cannot watch resource"), "{body}");
 }
 
 #[tokio::test]
@@ -75,7 +79,7 @@ fn questions_are_read() {
     let query =
         "filter=status%3D5xx+path=/a&kind=pod&only=shop/pod/a,shop/pod/b&max_rps=7&sample=0.5&headers=true&for=2&x=y";
     let path = "/apis/observe.meshctl.dev/v1alpha1/workloads/all/tap";
-    let Question { name, wish } = parse(path, query).unwrap();
+    let Question { name, wish, .. } = parse(path, query).unwrap();
     assert_eq!((name.as_str(), wish.target.kind.as_deref(), &wish.target.namespace), ("all", Some("pod"), &None));
     assert_eq!(wish.filter.to_string(), "path=/a status=5xx");
     assert_eq!(wish.target.only.unwrap().len(), 2);
