@@ -9,8 +9,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 pub(crate) fn tests() -> Vec<Trial> {
@@ -108,10 +108,10 @@ impl Tapped {
     }
 }
 
-/// Made once: a meshed pod to call the shop from, in the namespace `tap`.
+/// Made once: a meshed pod to call the shop from, in the namespace `tap`. Whoever holds it calls alone.
 static CALLER: Mutex<bool> = Mutex::new(false);
 
-fn shop() -> Result<&'static Sandbox> {
+fn shop() -> Result<(&'static Sandbox, MutexGuard<'static, bool>)> {
     let s = SHOP.get()?;
     let mut made = CALLER.lock().map_err(|e| anyhow::anyhow!("an earlier test panicked: {e}"))?;
     if !*made {
@@ -124,7 +124,7 @@ fn shop() -> Result<&'static Sandbox> {
         s.kubectl(["-n", "tap", "wait", "--for=condition=Ready", "pod/caller", "--timeout=60s"])?.ok()?;
         *made = true;
     }
-    Ok(s)
+    Ok((s, made))
 }
 
 fn call(s: &Sandbox, command: &str) -> Result<()> {
@@ -135,7 +135,7 @@ fn call(s: &Sandbox, command: &str) -> Result<()> {
 const FROM: &str = "deploy/catalog -n shop --from tap/pod/caller -o json";
 
 fn each_filter_shows_what_matches() -> Result<()> {
-    let s = shop()?;
+    let (s, _alone) = shop()?;
     let filters: [(&str, &[&str]); 9] = [
         ("", &["/nowhere", "/nowhere/at/all", "/products/1", "/products/2"]),
         ("--status 4xx", &["/nowhere", "/nowhere/at/all"]),
@@ -177,7 +177,7 @@ fn each_filter_shows_what_matches() -> Result<()> {
 }
 
 fn what_is_left_out_is_counted() -> Result<()> {
-    let s = shop()?;
+    let (s, _alone) = shop()?;
     let limited = Tapping::start(s, &format!("{FROM} --max-rps 5 --path /products"))?;
     let sampled = Tapping::start(s, &format!("{FROM} --sample 25% --path /products"))?;
     call(s, "curl -s -o /dev/null 'http://catalog.shop/products/[1-40]'")?;
@@ -193,7 +193,7 @@ fn what_is_left_out_is_counted() -> Result<()> {
 }
 
 fn secrets_are_redacted() -> Result<()> {
-    let s = shop()?;
+    let (s, _alone) = shop()?;
     let usual = Tapping::start(s, &format!("{FROM} --path /products/7"))?;
     let open = Tapping::start(s, &format!("{FROM} --path /products/7 --show-secrets --bodies"))?;
     call(s, "curl -s -o /dev/null -H 'authorization: Bearer hush' -H 'x-plain: seen' http://catalog.shop/products/7")?;
@@ -208,7 +208,7 @@ fn secrets_are_redacted() -> Result<()> {
 }
 
 fn connections_open_and_close() -> Result<()> {
-    let s = shop()?;
+    let (s, _alone) = shop()?;
     let data = Tapping::start(s, "deploy/ledger -n shop --protocol tcp --from tap/pod/caller -o json")?;
     let lines = Tapping::start(s, "po/caller -n tap --direction outbound --to shop/svc/ledger -o wide")?;
     call(s, "echo nonsense | curl -s -m 2 telnet://ledger.shop:7000 || true")?;
@@ -232,7 +232,7 @@ fn granting(s: &Sandbox, line: &str, right: &str) -> Result<Vec<String>> {
 }
 
 fn rights_are_asked_for_and_granted() -> Result<()> {
-    let s = shop()?;
+    let (s, _alone) = shop()?;
     let tap = "tap deploy/catalog -n shop --as bob --for 1s";
     // Looking at golden metrics is no right to tap.
     s.kubectl(["create", "rolebinding", "bob-views", "-n", "shop", "--clusterrole=view", "--user=bob"])?.ok()?;
@@ -262,7 +262,7 @@ fn rights_are_asked_for_and_granted() -> Result<()> {
 }
 
 fn what_cannot_be_tapped_says_why() -> Result<()> {
-    let s = shop()?;
+    let (s, _alone) = shop()?;
     let check = |line: &str, expect: &str| s.meshctl(line.split_whitespace())?.exits(2)?.complains(expect).map(|_| ());
     check("tap deploy/catalogue -n shop", "did you mean catalog?")?;
     check("tap deploy/web -n shop --status 6yx", "at character 1: expected a status")?;
