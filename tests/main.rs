@@ -29,6 +29,7 @@ mod redirect;
 mod resilience;
 mod sandbox;
 mod tap;
+mod terminal;
 mod tidy;
 mod upgrade;
 
@@ -41,6 +42,8 @@ fn main() -> ExitCode {
         "mesh-forger" => return forger::main(),
         "mesh-golden" => return golden_load::main(),
         "mesh-peer" => return peer::main(),
+        "mesh-session" => return terminal::session_main(),
+        "mesh-panics" => return terminal::panics_main(),
         _ => {}
     }
     let mut arguments = libtest_mimic::Arguments::from_args();
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         explain::tests(),
         tap::tests(),
         upgrade::tests(),
+        terminal::tests(),
         interception::tests(),
         real_programs::tests(),
         data_path::tests(),

@@ -3,6 +3,8 @@
 use crate::cluster::Cluster;
 use crate::error::{Error, Hint, Result};
 use crate::observe::{self, Ask};
+use crate::resource::Resource;
+use crate::tap::{TapAsk, TapTarget};
 use crate::top::account::Lines;
 use crate::top::state::{Screen, State, Subject};
 use crate::top::tap::filter_of;
@@ -12,7 +14,6 @@ use futures::stream::BoxStream;
 use mesh_api::WorkloadRef;
 use mesh_api::golden::GoldenFrame;
 use mesh_api::tap::TapMessage;
-use std::fmt::Write;
 use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
@@ -95,7 +96,7 @@ pub fn wants(state: &State) -> Wants {
     let told = state.account.window.frames().back().is_some_and(|frame| frame.series.iter().any(|s| s.pod.is_some()));
     let pods = subject.filter(|_| !told).and_then(workload_of);
     let tap = state.tap.subject.clone().filter(|_| state.screen == Screen::Tap);
-    Wants { pods, tap: tap.filter(|subject| workload_of(subject).is_some()) }
+    Wants { pods, tap }
 }
 
 /// The workload that the observe API knows a subject by; pods, services and namespaces are none.
@@ -196,20 +197,7 @@ async fn follow_tap(cluster: Cluster, subject: Subject, to_screen: Sender<Msg>) 
 /// Opens a tap of a subject.
 async fn observe_tap(cluster: &Cluster, subject: &Subject) -> Result<BoxStream<'static, Result<TapMessage>>> {
     let WorkloadRef { namespace, kind, name } = subject.workload();
-    let ask = format!("tap?max_rps={TAP_RPS}&filter={}", encoded(&filter_of(subject).to_string()));
-    let path = observe::path(Some(&namespace), &format!("{kind}.{name}"), &ask);
-    observe::lines(cluster, path, "taps").await
-}
-
-/// Percent-encoded (RFC 3986 section 2.1), for a query.
-fn encoded(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut encoded, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-        encoded
-    })
+    let of = Resource::read_one(&format!("{kind}/{name}"))?;
+    let target = TapTarget { namespace: Some(namespace), of, only: None };
+    crate::tap::stream(cluster, &TapAsk { max_rps: TAP_RPS, ..TapAsk::new(target, filter_of(subject)) }).await
 }

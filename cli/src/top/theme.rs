@@ -121,6 +121,25 @@ impl Theme {
         kept
     }
 
+    /// Cuts a text to so many cells in its middle: what begins alike often differs at its end.
+    pub fn cut_middle(self, text: &str, width: usize) -> String {
+        if cells_of(text) <= width || width < 8 {
+            return self.cut(text, width);
+        }
+        let head = self.cut(text, width * 2 / 5);
+        let mut tail = String::new();
+        let mut room = width - cells_of(&head);
+        for letter in text.chars().rev() {
+            let cells = cells_of(letter.encode_utf8(&mut [0; 4]));
+            if cells > room {
+                break;
+            }
+            room -= cells;
+            tail.insert(0, letter);
+        }
+        head + &tail
+    }
+
     /// Corners (top left, top right, bottom left, bottom right) and sides (horizontal, vertical, twice) of a box.
     pub fn frame(self) -> [[char; 4]; 2] {
         if self.unicode {
@@ -227,6 +246,8 @@ mod tests {
         let (rich, plain) = (Theme { color: true, unicode: true }, Theme { color: false, unicode: false });
         assert_eq!([rich.cut("catalog", 7), rich.cut("catalog", 4), plain.cut("catalog", 1)], ["catalog", "cat…", "~"]);
         assert_eq!(rich.cut("日本語", 5), "日本…");
+        assert_eq!(rich.cut_middle("/shop.v1.Cart/GetCart", 15), "/shop…t/GetCart");
+        assert_eq!(rich.cut_middle("/shop.v1.Cart", 7), "/shop.…");
         assert_eq!([rich.bar(0.5, 4), rich.bar(0.001, 4), rich.bar(0.3, 4)], ["██", "▏", "█▎"]);
         assert_eq!([plain.bar(0.5, 4), plain.bar(0.0, 4)], ["##", ""]);
     }

@@ -133,17 +133,13 @@ fn left(state: &State, text: &str, width: usize) -> String {
 
 fn draw_title(state: &State, sheet: &mut Sheet, y: u16) {
     let theme = state.theme;
-    let mut spans = vec![
+    let spans = vec![
         Span::raw(" "),
         Span::styled("meshctl top", theme.strong().patch(theme.fg(Color::Cyan))),
         Span::raw("  "),
         Span::raw(state.scope.clone()),
     ];
-    if !state.cluster.is_empty() {
-        spans.push(Span::styled(format!("{}{}", theme.separator(), state.cluster), theme.faint()));
-    }
-    let left = Line::from(spans);
-    sheet.put(0, y, &left);
+    let mut left = Line::from(spans);
     let (words, style) = match (&state.replay, &state.paused, &state.link) {
         (Some(replay), ..) => replay_words(state, replay),
         (None, Some(paused), _) => {
@@ -168,7 +164,15 @@ fn draw_title(state: &State, sheet: &mut Sheet, y: u16) {
     }
     spans.push(Span::styled(theme.separator(), theme.faint()));
     spans.push(Span::styled(words, style));
-    sheet.put_right(left.width(), y, &Line::from(spans));
+    let right = Line::from(spans);
+    // How it is going matters more than where.
+    let room = usize::from(sheet.area.width).saturating_sub(left.width() + right.width() + 3);
+    if !state.cluster.is_empty() && room > 8 {
+        let cluster = format!("{}{}", theme.separator(), state.cluster);
+        left.push_span(Span::styled(theme.cut(&cluster, room), theme.faint()));
+    }
+    sheet.put(0, y, &left);
+    sheet.put_right(left.width(), y, &right);
 }
 
 /// How far a recording is, and how fast it goes.

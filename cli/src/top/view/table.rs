@@ -78,8 +78,12 @@ fn cell(state: &State, line: &TableLine, place: Place) -> Line<'static> {
         Column::Mtls => theme.mtls(row.mtls_rate),
         Column::History => (theme.sparkline(&line.history, usize::from(place.width)), theme.fg(Color::Cyan)),
     };
-    let text = theme.cut(&text, usize::from(place.width));
-    let text = if place.column.is_number() { right(&text, usize::from(place.width)) } else { text };
+    let width = usize::from(place.width);
+    let text = match place.column {
+        Column::Route => theme.cut_middle(&text, width),
+        column if column.is_number() => right(&theme.cut(&text, width), width),
+        _ => theme.cut(&text, width),
+    };
     Line::styled(text, style.patch(dull(state)))
 }
 
