@@ -124,7 +124,8 @@ impl Desk {
         let end = || line.try_clone().map(Stdio::from);
         let child = command.stdin(end()?).stdout(end()?).stderr(end()?).spawn().context("starting the session")?;
         let person = File::from(OwnedFd::from(master));
-        let (reader, glass, stop) = (person.try_clone()?, Arc::default(), Arc::new(AtomicBool::new(false)));
+        let (reader, stop) = (person.try_clone()?, Arc::new(AtomicBool::new(false)));
+        let glass: Arc<Mutex<Glass>> = Arc::default();
         let (seen, stopped) = (Arc::clone(&glass), stop.clone());
         let listening = Some(std::thread::spawn(move || look(reader, &seen, &stopped)));
         Ok(Self { child, person: Some(person), line, before, glass, listening, stop })
@@ -365,7 +366,7 @@ fn a_live_shop_is_shown_and_recorded() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("live.rec");
     let args = ["top", "-n", "shop", "--record"].map(OsString::from).into_iter().chain([path.clone().into_os_string()]);
-    let mut desk = Desk::new("meshctl", args, &[("KUBECONFIG", &shop.kubeconfig)])?;
+    let mut desk = Desk::new("meshctl", args, &[("KUBECONFIG", shop.kubeconfig.as_path())])?;
     desk.is_taken()?;
     desk.shows("catalog")?;
     desk.shows("live")?;
@@ -373,7 +374,8 @@ fn a_live_shop_is_shown_and_recorded() -> Result<()> {
     desk.types("3", "[3 edges]")?;
     desk.shows("ledger")?;
     desk.types("1", "[1 routes]")?;
-    desk.types("\r", "ENDPOINTS")?;
+    desk.types("\r", "LATENCY")?;
+    desk.types("G", "ENDPOINTS")?;
     desk.types("t", "[4 tap]")?;
     desk.shows("seen")?;
     desk.shows("Z ")?;

@@ -75,7 +75,8 @@ async fn replay(file: &Path, args: &Top, printer: &Printer) -> Result<Outcome> {
     let damage = recording.damage.clone();
     let (mut state, mut player) = at_beginning(recording, file, args, theme(printer));
     if let Some((width, height)) = args.screenshot {
-        state.theme.color = false;
+        // The same everywhere, whatever terminal there is or isn't.
+        state.theme = Theme { color: false, unicode: true };
         play_to_end(&mut state, &mut player);
         printer.data(&screenshot(&mut state, args.screen, (width, height)))?;
     } else if args.output.is_some() || !has_terminal() {

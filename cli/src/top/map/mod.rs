@@ -251,18 +251,22 @@ impl<'a> Sheet<'a> {
         cells.max().unwrap_or(0)
     }
 
+    /// Free rows between two slots of a layer.
+    fn between(&self, upper: usize, lower: usize) -> usize {
+        let bend = |slot: usize| self.layered.slots[slot] == Slot::Bend;
+        usize::from(self.form.boxes && !(bend(upper) && bend(lower)))
+    }
+
+    /// Rows that a layer needs.
+    fn needs(&self, slots: &[usize]) -> usize {
+        let gaps: usize = slots.windows(2).map(|pair| self.between(pair[0], pair[1])).sum();
+        slots.iter().map(|slot| self.height(*slot)).sum::<usize>() + gaps
+    }
+
     /// The first row of each slot, if all fit: as near to the middle of its neighbours as the order allows.
     fn tops(&self, height: usize) -> Option<Vec<usize>> {
         let layers = &self.layered.layers;
-        let between = |upper: usize, lower: usize| {
-            let bend = |slot: usize| self.layered.slots[slot] == Slot::Bend;
-            usize::from(self.form.boxes && !(bend(upper) && bend(lower)))
-        };
-        let needs = |slots: &Vec<usize>| {
-            let gaps: usize = slots.windows(2).map(|pair| between(pair[0], pair[1])).sum();
-            slots.iter().map(|slot| self.height(*slot)).sum::<usize>() + gaps
-        };
-        let tallest = layers.iter().map(needs).max().unwrap_or(0);
+        let tallest = layers.iter().map(|slots| self.needs(slots)).max().unwrap_or(0);
         if tallest > height {
             return None;
         }
@@ -270,24 +274,36 @@ impl<'a> Sheet<'a> {
         let most = layers.iter().map(Vec::len).max().unwrap_or(1);
         let spread = if self.form.boxes && most > 1 { ((height - tallest) / most).min(2) } else { 0 };
         let height = height.min(tallest + spread * most);
-        let mut middles: Vec<f64> = vec![height as f64 / 2.0; self.layered.slots.len()];
+        let middles = self.middles(height as f64);
+        let mut tops = vec![0usize; self.layered.slots.len()];
+        for slots in layers {
+            // Rounding must neither overlap nor leave the screen.
+            let mut free = 0;
+            let mut rest = self.needs(slots);
+            for (at, &slot) in slots.iter().enumerate() {
+                let wished = (middles[slot] - self.height(slot) as f64 / 2.0).round().max(0.0) as usize;
+                tops[slot] = wished.clamp(free, height.saturating_sub(rest).max(free));
+                let gap = slots.get(at + 1).map_or(0, |next| self.between(slot, *next));
+                free = tops[slot] + self.height(slot) + gap;
+                rest = rest.saturating_sub(self.height(slot) + gap);
+            }
+        }
+        Some(tops)
+    }
+
+    /// The middle of each slot, settled by going back and forth between the layers.
+    fn middles(&self, height: f64) -> Vec<f64> {
+        let layers = &self.layered.layers;
+        let mut middles = vec![height / 2.0; self.layered.slots.len()];
         for round in 0..8 {
             let forth = round % 2 == 0;
-            let order: Vec<usize> = if forth { (0..layers.len()).collect() } else { (0..layers.len()).rev().collect() };
-            for layer in order {
+            for step in 0..layers.len() {
+                let layer = if forth { step } else { layers.len() - 1 - step };
                 let slots = &layers[layer];
-                let wish = |&slot: &usize| {
-                    let ends: Vec<f64> = if forth == (layer > 0) || layer + 1 == layers.len() {
-                        self.arriving[slot].iter().map(|link| middles[self.layered.links[*link].left]).collect()
-                    } else {
-                        self.leaving[slot].iter().map(|link| middles[self.layered.links[*link].right]).collect()
-                    };
-                    let middle =
-                        if ends.is_empty() { middles[slot] } else { ends.iter().sum::<f64>() / ends.len() as f64 };
-                    middle - self.height(slot) as f64 / 2.0
-                };
-                let wishes: Vec<f64> = slots.iter().map(wish).collect();
-                let step = |at: usize| (self.height(slots[at]) + between(slots[at], slots[at + 1])) as f64;
+                let look_left = forth == (layer > 0) || layer + 1 == layers.len();
+                let wishes: Vec<f64> = slots.iter().map(|&slot| self.wish(slot, look_left, &middles)).collect();
+                let step = |at: usize| (self.height(slots[at]) + self.between(slots[at], slots[at + 1])) as f64;
+                // Pushed down from the top and up from the bottom: the mean of both keeps order and distance.
                 let (mut down, mut up) = (wishes.clone(), wishes);
                 down[0] = down[0].max(0.0);
                 for at in 1..slots.len() {
@@ -296,7 +312,7 @@ impl<'a> Sheet<'a> {
                 for at in (0..slots.len()).rev() {
                     let limit = match at + 1 {
                         next if next < slots.len() => up[next] - step(at),
-                        _ => height as f64 - self.height(slots[at]) as f64,
+                        _ => height - self.height(slots[at]) as f64,
                     };
                     up[at] = up[at].min(limit);
                 }
@@ -305,20 +321,18 @@ impl<'a> Sheet<'a> {
                 }
             }
         }
-        let mut tops = vec![0usize; self.layered.slots.len()];
-        for slots in layers {
-            // Rounding must neither overlap nor leave the screen.
-            let mut free = 0;
-            let mut rest = needs(slots);
-            for (at, &slot) in slots.iter().enumerate() {
-                let wished = (middles[slot] - self.height(slot) as f64 / 2.0).round().max(0.0) as usize;
-                tops[slot] = wished.clamp(free, height.saturating_sub(rest).max(free));
-                let gap = slots.get(at + 1).map_or(0, |next| between(slot, *next));
-                free = tops[slot] + self.height(slot) + gap;
-                rest = rest.saturating_sub(self.height(slot) + gap);
-            }
-        }
-        Some(tops)
+        middles
+    }
+
+    /// Where a slot would begin if it had only its neighbours at one side to please.
+    fn wish(&self, slot: usize, look_left: bool, middles: &[f64]) -> f64 {
+        let ends: Vec<f64> = if look_left {
+            self.arriving[slot].iter().map(|link| middles[self.layered.links[*link].left]).collect()
+        } else {
+            self.leaving[slot].iter().map(|link| middles[self.layered.links[*link].right]).collect()
+        };
+        let middle = if ends.is_empty() { middles[slot] } else { ends.iter().sum::<f64>() / ends.len() as f64 };
+        middle - self.height(slot) as f64 / 2.0
     }
 
     /// By link: the rows of its left and right ends.
