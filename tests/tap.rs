@@ -213,9 +213,10 @@ fn connections_open_and_close() -> Result<()> {
     let lines = Tapping::start(s, "po/caller -n tap --direction outbound --to shop/svc/ledger -o wide")?;
     call(s, "echo nonsense | curl -s -m 2 telnet://ledger.shop:7000 || true")?;
     let data = data.stop()?;
+    // A client that is slow to speak may first be given a connection that is only tried out.
     let kinds: Vec<&str> = data.events.iter().filter_map(|event| event["event"].as_str()).collect();
-    ensure!(kinds == ["open", "close"], "{}", data.text);
-    let closed = &data.events[1];
+    ensure!(!kinds.is_empty() && kinds.chunks(2).all(|pair| pair == ["open", "close"]), "{}", data.text);
+    let closed = data.events.last().context("no event")?;
     ensure!(closed["read_bytes"].as_u64().is_some_and(|bytes| bytes >= 9) && !closed["ending"].is_null(), "{closed}");
     ensure!(closed["source"]["identity"] == "spiffe://cluster.local/ns/tap/sa/default", "{closed}");
     let lines = lines.stop()?;

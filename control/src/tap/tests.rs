@@ -252,8 +252,8 @@ fn what_is_missing_is_told_with_what_is_there() {
     };
     check(of("deployment", "web"), None);
     check(
-        of("deployment", "wbe"),
-        Some("there is no deployment/wbe with running pods in namespace shop; there are cart, web"),
+        of("deployment", "frontend"),
+        Some("there is no deployment/frontend with running pods in namespace shop; there are cart, web"),
     );
     check(
         of("deployment", "carts"),
