@@ -38,7 +38,7 @@ pub async fn serve(
     if spoken == Spoken::Silent {
         let app = app.ok_or_else(|| unknown_port(from))?;
         let client = Arc::new(refusing(plain_client(&proxy, app, from, TlsStatus::Plain), refusal));
-        match serve::silent(&client, &client.target.now(), tcp, || {}).await? {
+        match Box::pin(serve::silent(&client, &client.target.now(), tcp, || {})).await? {
             Broken::ByServer => {
                 count(&proxy.counters.allowed_plain);
                 return Ok(());
@@ -49,7 +49,7 @@ pub async fn serve(
 
     // Mesh TLS: the caller proves who it is.
     if spoken == Spoken::MeshTls && proxy.credentials.current().is_some() && refusal.is_none() {
-        return mesh(proxy, tcp, ahead, from, whereto).await;
+        return Box::pin(mesh(proxy, tcp, ahead, from, whereto)).await;
     }
 
     // Anything else: let in unidentified.
@@ -63,11 +63,11 @@ pub async fn serve(
     let route = passthrough_route(&client.target, spoken, &ahead);
     let stream = Stream::Plain(Rewound::new(ahead, tcp));
     match spoken {
-        Spoken::Http1 => serve::http1(client, stream).await,
-        Spoken::Http2 => serve::http2(client, stream).await,
-        Spoken::Closed => serve::wordless(&client, &client.target.now(), stream).await,
+        Spoken::Http1 => Box::pin(serve::http1(client, stream)).await,
+        Spoken::Http2 => Box::pin(serve::http2(client, stream)).await,
+        Spoken::Closed => Box::pin(serve::wordless(&client, &client.target.now(), stream)).await,
         Spoken::Tls | Spoken::MeshTls | Spoken::Opaque | Spoken::Silent => {
-            serve::opaque(&client, &client.target.now(), stream, route).await;
+            Box::pin(serve::opaque(&client, &client.target.now(), stream, route)).await;
         }
     }
     Ok(())
@@ -106,10 +106,10 @@ async fn mesh(proxy: Arc<Proxy>, tcp: TcpStream, ahead: Bytes, from: SocketAddr,
     let client = Arc::new(mesh_client(&proxy, app, from, peer.identity));
     let stream = Stream::Tls(Box::new(tls));
     match peer.alpn {
-        Alpn::Http1 => serve::http1(client, stream).await,
-        Alpn::Http1Mux => streams::serve(client, stream).await,
-        Alpn::Http2 => serve::http2(client, stream).await,
-        Alpn::Tcp => serve::opaque(&client, &client.target.now(), stream, Arc::default()).await,
+        Alpn::Http1 => Box::pin(serve::http1(client, stream)).await,
+        Alpn::Http1Mux => Box::pin(streams::serve(client, stream)).await,
+        Alpn::Http2 => Box::pin(serve::http2(client, stream)).await,
+        Alpn::Tcp => Box::pin(serve::opaque(&client, &client.target.now(), stream, Arc::default())).await,
     }
     Ok(())
 }

@@ -2,8 +2,9 @@
 //!
 //! Reading order: [`run`] starts threads and listeners; [`inbound`] and [`outbound`] find out where a connection goes
 //! and what it speaks ([`detect`]); [`guard`] refuses what two parsers could read differently ([`framing`], [`head`]);
-//! [`request`] is the straight line of every HTTP request and [`tcp`] of everything else; [`upstream`], [`pool`], [`balance`] and [`tls`] are the way to an endpoint, [`upload`] and [`body`] what
-//! passes there and back; [`state`] is what the proxy knows, told by [`client`] (control) or [`file`](mod@file);
+//! [`request`] is the straight line of every HTTP request and [`tcp`] of everything else; [`upstream`], [`pool`],
+//! [`streams`], [`mux`], [`balance`] and [`tls`] are the way to an endpoint, [`upload`] and [`body`] what passes there
+//! and back; [`state`] is what the proxy knows, told by [`client`] (control) or [`file`](mod@file);
 //! [`record`] and [`golden`] account for everything, once; [`drain`] ends it without losing a request; [`redirect`]
 //! brings connections here in the first place, with rules written by [`nft`]. Every bound is in [`limits`].
 
@@ -27,6 +28,7 @@ pub mod identity;
 pub mod inbound;
 pub mod limits;
 pub mod listen;
+pub mod memory;
 pub mod metrics;
 pub mod mux;
 pub mod nft;

@@ -52,7 +52,7 @@ pub async fn serve(
     };
     if spoken == Spoken::Silent {
         let remember = || target.set_server_first(Instant::now());
-        match serve::silent(&Arc::new(client(TlsStatus::Plain)), &known, tcp, remember).await? {
+        match Box::pin(serve::silent(&Arc::new(client(TlsStatus::Plain)), &known, tcp, remember)).await? {
             Broken::ByServer => return Ok(()),
             Broken::ByClient(back, bytes, what) => (tcp, ahead, spoken) = (back, bytes, what),
         }
@@ -72,13 +72,13 @@ async fn carry(
     client: impl Fn(TlsStatus) -> Client,
 ) {
     match spoken {
-        Spoken::Http1 => serve::http1(Arc::new(client(TlsStatus::Plain)), stream).await,
-        Spoken::Http2 => serve::http2(Arc::new(client(TlsStatus::Plain)), stream).await,
+        Spoken::Http1 => Box::pin(serve::http1(Arc::new(client(TlsStatus::Plain)), stream)).await,
+        Spoken::Http2 => Box::pin(serve::http2(Arc::new(client(TlsStatus::Plain)), stream)).await,
         Spoken::Tls | Spoken::MeshTls => {
-            serve::opaque(&Arc::new(client(TlsStatus::Passthrough)), known, stream, route).await
+            Box::pin(serve::opaque(&Arc::new(client(TlsStatus::Passthrough)), known, stream, route)).await
         }
         Spoken::Opaque | Spoken::Silent | Spoken::Closed => {
-            serve::opaque(&Arc::new(client(TlsStatus::Plain)), known, stream, route).await
+            Box::pin(serve::opaque(&Arc::new(client(TlsStatus::Plain)), known, stream, route)).await
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::story::Story;
 use crate::tap::witness::{self, Onlooker};
 use crate::tcp;
 use crate::upload::{Upload, listen_for_continue};
-use crate::upstream::{self, Flight, Lease, Unanswered};
+use crate::upstream::{self, Flight, Lease, Outgoing, Unanswered};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -145,7 +145,7 @@ async fn attempt(
     client: &Client,
     known: &Known,
     backend: &Arc<Backend>,
-    request: Request<Upload>,
+    request: Outgoing,
     tried: usize,
 ) -> Result<(Response<Received>, Option<Lease>), Unanswered> {
     let meshed = protection(client, backend) == TlsStatus::Mutual && client.direction == Direction::Outbound;
@@ -210,7 +210,7 @@ fn is_probe(client: &Client, request: &Request<Received>) -> bool {
 }
 
 /// Turns the request into the one to be sent.
-pub fn prepare(request: Request<Received>, target: &Target, upgrade: bool) -> Request<Upload> {
+pub fn prepare(request: Request<Received>, target: &Target, upgrade: bool) -> Outgoing {
     let (mut parts, body) = request.into_parts();
     if parts.version != Version::HTTP_2 {
         strip_hop_by_hop(&mut parts.headers, upgrade);
@@ -231,7 +231,7 @@ pub fn prepare(request: Request<Received>, target: &Target, upgrade: bool) -> Re
             parts.headers.remove(header::EXPECT); // HTTP/1.0 does not know it (RFC 9110, section 10.1.1)
         } else if expects {
             parts.version = Version::HTTP_11;
-            let mut request = Request::from_parts(parts, Upload::on_request(body));
+            let mut request = Box::new(Request::from_parts(parts, Upload::on_request(body)));
             listen_for_continue(&mut request);
             return request;
         }
@@ -243,7 +243,7 @@ pub fn prepare(request: Request<Received>, target: &Target, upgrade: bool) -> Re
         // A client may name the host in HTTP/1's way; the next hop is told in HTTP/2's (RFC 9113, section 8.3.1).
         parts.uri = uri;
     }
-    Request::from_parts(parts, Upload::from(body))
+    Box::new(Request::from_parts(parts, Upload::from(body)))
 }
 
 fn absolute(uri: &Uri, authority: Authority) -> Result<Uri, http::Error> {

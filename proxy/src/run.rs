@@ -1,6 +1,7 @@
 //! Runs a proxy: one thread (or more) that carries traffic, and one for control and the admin port.
 
 use crate::drain::Phase;
+use crate::memory::Thrift;
 use crate::metrics::count;
 use crate::proxy::{Proxy, Settings, Source};
 use crate::stream::Stream;
@@ -155,7 +156,9 @@ impl Slots {
 }
 
 async fn sweep(proxy: Arc<Proxy>) {
+    let mut thrift = Thrift::default();
     loop {
+        thrift.look(proxy.drain.open());
         tokio::time::sleep(limits::SWEEP_INTERVAL).await;
         proxy.state.sweep(Instant::now());
     }

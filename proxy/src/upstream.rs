@@ -10,7 +10,7 @@ use crate::pool::{Http1, Http2, Shared, Tunnels};
 use crate::proxy::Proxy;
 use crate::state::Backend;
 use crate::stream::{Rewound, Stream};
-use crate::streams::Carrier;
+use crate::streams::{Broken, Carrier};
 use crate::tls::Alpn;
 use crate::upload::{Upload, listen_for_continue};
 use bytes::Bytes;
@@ -67,25 +67,41 @@ pub async fn connect(proxy: &Proxy, backend: &Backend, alpn: Alpn) -> Result<Str
     Ok(Stream::Tls(Box::new(tls)))
 }
 
+/// A request on its way. Every future on the path has room for each value it passes on, so a request held by value
+/// made them 4.3 KB together, allocated and moved for every request; boxed, it is one allocation of 264 bytes.
+pub type Outgoing = Box<Request<Upload>>;
+
 /// A request that an endpoint did not answer; `request` is given back if it can be sent elsewhere.
 #[derive(Debug)]
 pub struct Unanswered {
     /// Why.
     pub failure: Failure,
     /// The request, if nothing of it is lost.
-    pub request: Option<Request<Upload>>,
+    pub request: Option<Outgoing>,
 }
 
 /// Has a request answered by an endpoint, over a kept connection if there is one.
 pub async fn send(
     proxy: &Proxy,
     backend: &Arc<Backend>,
-    request: Request<Upload>,
+    request: Outgoing,
 ) -> Result<(Response<Received>, Option<Lease>), Unanswered> {
     match request.version() {
-        Version::HTTP_2 => send_http2(proxy, backend, request).await.map(|response| (response, None)),
+        Version::HTTP_2 if *request.method() == Method::CONNECT => {
+            send_tunnel(proxy, backend, request).await.map(|response| (response, None))
+        }
+        Version::HTTP_2 => send_stream(proxy, backend, Alpn::Http2, request).await.map(|response| (response, None)),
         _ if backend.endpoint.identity.is_some() && proxy.offers_identity() && mux::carries(&request) => {
-            send_stream(proxy, backend, mux::fold(request)).await.map(|response| (response, None))
+            match send_stream(proxy, backend, Alpn::Http1Mux, mux::fold(request)).await {
+                Ok(mut response) => {
+                    *response.version_mut() = Version::HTTP_11;
+                    Ok((response, None))
+                }
+                Err(Unanswered { failure, mut request }) => {
+                    request.as_deref_mut().map(mux::unfold);
+                    Err(Unanswered { failure, request })
+                }
+            }
         }
         _ => send_http1(proxy, backend, request).await,
     }
@@ -94,7 +110,7 @@ pub async fn send(
 async fn send_http1(
     proxy: &Proxy,
     backend: &Arc<Backend>,
-    mut request: Request<Upload>,
+    mut request: Outgoing,
 ) -> Result<(Response<Received>, Option<Lease>), Unanswered> {
     let idempotent = is_idempotent(request.method());
     let meshed = backend.endpoint.identity.is_some();
@@ -104,12 +120,12 @@ async fn send_http1(
         // The server may close a kept connection just now. A request it has not begun to answer is sent again if it
         // may safely be seen twice, or has not been seen: another proxy closes in order only between requests.
         let copy = repeatable.then(|| copy(&request));
-        match sender.try_send_request(request).await {
+        match sender.try_send_request(*request).await {
             Ok(response) => return Ok(lease(backend, sender, response)),
             Err(mut error) => {
                 let unseen = meshed && error.error().is_incomplete_message();
                 let again = unseen || (idempotent && !is_malformed(error.error()));
-                match error.take_message().or(copy.filter(|copy| again && copy.body().is_whole())) {
+                match error.take_message().map(Box::new).or(copy.filter(|copy| again && copy.body().is_whole())) {
                     Some(unanswered) => request = unanswered,
                     None => return Err(Unanswered { failure: failure_with(error.into_error(), false), request: None }),
                 }
@@ -120,10 +136,10 @@ async fn send_http1(
         Ok(sender) => sender,
         Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
     };
-    match sender.try_send_request(request).await {
+    match sender.try_send_request(*request).await {
         Ok(response) => Ok(lease(backend, sender, response)),
         Err(mut error) => {
-            let request = error.take_message();
+            let request = error.take_message().map(Box::new);
             Err(Unanswered { failure: failure_with(error.into_error(), request.is_some()), request })
         }
     }
@@ -159,61 +175,58 @@ async fn open_http1(proxy: &Proxy, backend: &Backend) -> Result<Http1, Failure> 
     Ok(sender)
 }
 
-/// Has a folded request answered over the connection to the endpoint's proxy.
+/// Has a request answered as a stream of the connection that all streams share.
 async fn send_stream(
     proxy: &Proxy,
     backend: &Arc<Backend>,
-    mut request: Request<Upload>,
+    alpn: Alpn,
+    mut request: Outgoing,
 ) -> Result<Response<Received>, Unanswered> {
-    let idempotent = is_idempotent(request.method());
-    for attempt in 1.. {
-        let carrier = match backend.pool.carrier(Instant::now()) {
+    // HTTP/1 between proxies is sent again as it would be on a kept connection of its own.
+    let repeatable = alpn == Alpn::Http1Mux && is_idempotent(request.method());
+    let mut attempts = 0;
+    loop {
+        let carrier = match backend.pool.carrier(alpn, Instant::now()) {
             Some(carrier) => carrier,
-            None => match Box::pin(open_carrier(proxy, backend)).await {
+            None => match Box::pin(open_carrier(proxy, backend, alpn)).await {
                 Ok(carrier) => carrier,
-                Err(failure) => return Err(Unanswered { failure, request: Some(mux::unfold(request)) }),
+                Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
             },
         };
+        attempts += 1;
         let id = carrier.id();
         let copy = copy(&request);
-        let error = match carrier.exchange(request).await {
-            Ok(mut response) => {
-                *response.version_mut() = Version::HTTP_11;
-                return Ok(response);
-            }
-            Err(error) => error,
+        let (error, sent) = match carrier.exchange(request).await {
+            Ok(response) => return Ok(response),
+            Err(Broken { error, sent }) => (error, sent),
         };
         if !error.is_reset() {
-            backend.pool.retire_carrier(id); // more than this stream is broken
-        }
-        // Sent again if the other proxy did not look at it, or if it broke off and may safely be seen twice.
-        let refused = is_refused(&error);
-        let again = (refused || (idempotent && !error.is_reset())) && copy.body().is_whole();
-        if again && attempt < limits::MAX_ATTEMPTS {
-            request = copy;
-            continue;
+            backend.pool.retire_carrier(alpn, id); // more than this stream is broken
         }
         let code = if is_tls(&error) { MeshError::TlsFailed } else { MeshError::ResetBeforeResponse };
-        return Err(if refused && again {
-            Unanswered { failure: Failure::undelivered(code, error), request: Some(mux::unfold(copy)) }
-        } else {
-            Unanswered { failure: Failure::delivered(code, error), request: None }
-        });
+        let unseen = !sent || is_refused(&error);
+        let again = unseen || (repeatable && !error.is_reset());
+        match Some(copy).filter(|copy| again && copy.body().is_whole()) {
+            Some(copy) if attempts < limits::MAX_ATTEMPTS => request = copy,
+            copy if unseen => {
+                return Err(Unanswered { failure: Failure::undelivered(code, error), request: copy });
+            }
+            _ => return Err(Unanswered { failure: Failure::delivered(code, error), request: None }),
+        }
     }
-    unreachable!("the last attempt returns")
 }
 
-/// The connection to the endpoint's proxy; whoever comes first opens it, the others wait for that.
-async fn open_carrier(proxy: &Proxy, backend: &Backend) -> Result<Carrier, Failure> {
+/// The connection that streams share; whoever comes first opens it, the others wait for that.
+async fn open_carrier(proxy: &Proxy, backend: &Backend, alpn: Alpn) -> Result<Carrier, Failure> {
     let opened = tokio::time::timeout(limits::CONNECT_TIMEOUT + limits::HANDSHAKE_TIMEOUT, async {
         let _opening = backend.pool.opening.lock().await;
-        if let Some(carrier) = backend.pool.carrier(Instant::now()) {
+        if let Some(carrier) = backend.pool.carrier(alpn, Instant::now()) {
             return Ok(carrier);
         }
-        let stream = connect(proxy, backend, Alpn::Http1Mux).await?;
+        let stream = connect(proxy, backend, alpn).await?;
         let carrier = Carrier::open(stream).await;
         let carrier = carrier.map_err(|error| Failure::undelivered(MeshError::ConnectFailed, error))?;
-        backend.pool.set_carrier(carrier.clone(), Instant::now());
+        backend.pool.set_carrier(alpn, carrier.clone(), Instant::now());
         Ok(carrier)
     });
     opened.await.unwrap_or_else(|_| Err(too_late(backend)))
@@ -224,10 +237,11 @@ fn too_late(backend: &Backend) -> Failure {
     Failure::undelivered(MeshError::ConnectTimeout, why)
 }
 
-async fn send_http2(
+/// Has a CONNECT of HTTP/2 answered: the HTTP library turns its stream into a tunnel.
+async fn send_tunnel(
     proxy: &Proxy,
     backend: &Arc<Backend>,
-    mut request: Request<Upload>,
+    mut request: Outgoing,
 ) -> Result<Response<Received>, Unanswered> {
     let mut attempts = 0;
     loop {
@@ -241,7 +255,7 @@ async fn send_http2(
             return Err(Unanswered { failure: Failure::delivered(MeshError::NotExtended, why), request: None });
         }
         let copy = copy(&request);
-        match sender.try_send_request(request).await {
+        match sender.try_send_request(*request).await {
             Ok(response) if has_outer_space(response.headers()) => {
                 let why = "a field's value begins or ends with a space (RFC 9113, section 8.2.1)";
                 return Err(Unanswered { failure: Failure::delivered(MeshError::InvalidResponse, why), request: None });
@@ -250,7 +264,7 @@ async fn send_http2(
             Err(mut error) => {
                 // The connection closed before it took the request, or the server is leaving and did not look at it.
                 let unseen = h2_error(error.error()).is_some_and(is_refused) && copy.body().is_whole();
-                let unsent = error.take_message().or(unseen.then_some(copy));
+                let unsent = error.take_message().map(Box::new).or(unseen.then_some(copy));
                 if !h2_error(error.error()).is_some_and(h2::Error::is_reset) {
                     backend.pool.retire(opened).await; // more than this stream is broken
                 }
@@ -395,8 +409,8 @@ fn is_idempotent(method: &Method) -> bool {
 
 /// The same request again, should it be needed. Extensions (an upgrade in waiting) stay with the original, but for the
 /// protocol of an extended CONNECT, which is part of the request.
-pub fn copy(request: &Request<Upload>) -> Request<Upload> {
-    let mut copy = Request::new(request.body().again());
+pub fn copy(request: &Request<Upload>) -> Outgoing {
+    let mut copy = Box::new(Request::new(request.body().again()));
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
