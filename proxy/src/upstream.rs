@@ -198,7 +198,11 @@ async fn send_stream(
         let copy = copy(&request);
         let (error, sent) = match carrier.exchange(request).await {
             Ok(response) => return Ok(response),
-            Err(Broken { error, sent }) => (error, sent),
+            Err(Broken::Stream { error, sent }) => (error, sent),
+            Err(Broken::Body(error)) => {
+                let failure = Failure::delivered(MeshError::InvalidRequest, error);
+                return Err(Unanswered { failure, request: None });
+            }
         };
         if !error.is_reset() {
             backend.pool.retire_carrier(alpn, id); // more than this stream is broken
