@@ -1,10 +1,9 @@
 //! Connections to one endpoint, kept for the next request: HTTP/1 ones idle in a stack (the most recently used goes
-//! first, so that the others can go cold and be closed), one HTTP/2 connection that all requests share (tunnels have their
-//! own), and to another proxy one that all exchanges of HTTP/1 share.
+//! first, so that the others can go cold and be closed), one HTTP/2 connection that all requests share, and to another
+//! proxy one that all exchanges of HTTP/1 share.
 
 use crate::limits;
 use crate::streams::Carrier;
-use crate::tls::Alpn;
 use crate::upload::Upload;
 use futures::task::AtomicWaker;
 use hyper::client::conn::{http1, http2};
@@ -27,8 +26,7 @@ pub struct Pool {
     idle: Mutex<Vec<Idle>>,
     /// Held while a connection is being opened, so that requests that arrive together open only one.
     pub http2: tokio::sync::Mutex<Option<Shared>>,
-    /// What carries streams of HTTP/2, and what carries exchanges of HTTP/1 as such.
-    carriers: Mutex<[Option<(Carrier, Instant)>; 2]>,
+    carrier: Mutex<Option<(Carrier, Instant)>>,
     /// Held while a carrier is being opened, for the same reason.
     pub opening: tokio::sync::Mutex<()>,
     slots: Arc<Semaphore>,
@@ -79,7 +77,7 @@ impl Default for Pool {
         Self {
             idle: Mutex::default(),
             http2: tokio::sync::Mutex::default(),
-            carriers: Mutex::default(),
+            carrier: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
             slots: Arc::new(Semaphore::new(limits::POOL_CONNECTIONS)),
         }
@@ -111,22 +109,22 @@ impl Pool {
         }
     }
 
-    /// The connection that all streams carried like this share, if there is one.
-    pub fn carrier(&self, alpn: Alpn, now: Instant) -> Option<Carrier> {
-        let mut carriers = self.carriers.lock();
-        let (carrier, used) = carriers[place(alpn)].as_mut().filter(|(carrier, _)| !carrier.is_closed())?;
+    /// The connection to the endpoint's proxy that exchanges share, if there is one.
+    pub fn carrier(&self, now: Instant) -> Option<Carrier> {
+        let mut carrier = self.carrier.lock();
+        let (carrier, used) = carrier.as_mut().filter(|(carrier, _)| !carrier.is_closed())?;
         *used = now;
         Some(carrier.clone())
     }
 
     /// Shares a new connection.
-    pub fn set_carrier(&self, alpn: Alpn, carrier: Carrier, now: Instant) {
-        self.carriers.lock()[place(alpn)] = Some((carrier, now));
+    pub fn set_carrier(&self, carrier: Carrier, now: Instant) {
+        *self.carrier.lock() = Some((carrier, now));
     }
 
     /// Lets go of that connection; streams that are under way on it finish.
-    pub fn retire_carrier(&self, alpn: Alpn, id: Id) {
-        self.carriers.lock()[place(alpn)].take_if(|(carrier, _)| carrier.id() == id);
+    pub fn retire_carrier(&self, id: Id) {
+        self.carrier.lock().take_if(|(carrier, _)| carrier.id() == id);
     }
 
     /// True if the server of the HTTP/2 connection opened then has said that it takes extended CONNECT.
@@ -158,9 +156,7 @@ impl Pool {
     pub fn sweep(&self, now: Instant) {
         let cold = |since: Instant| now.saturating_duration_since(since) > limits::POOL_IDLE_TIMEOUT;
         self.idle.lock().retain(|idle| !cold(idle.since) && !idle.sender.is_closed());
-        for carrier in self.carriers.lock().iter_mut() {
-            carrier.take_if(|(carrier, used)| cold(*used) || carrier.is_closed());
-        }
+        self.carrier.lock().take_if(|(carrier, used)| cold(*used) || carrier.is_closed());
         if let Ok(mut shared) = self.http2.try_lock()
             && shared.as_ref().is_some_and(|s| cold(s.used) || s.sender.is_closed())
         {
@@ -172,8 +168,4 @@ impl Pool {
     pub fn idle(&self) -> usize {
         self.idle.lock().len()
     }
-}
-
-fn place(alpn: Alpn) -> usize {
-    usize::from(alpn == Alpn::Http1Mux)
 }

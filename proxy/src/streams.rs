@@ -1,5 +1,5 @@
-//! HTTP/2 without a client or server on top: the way to endpoints that speak it, and both ends of a connection between
-//! proxies whose streams are exchanges of HTTP/1 ([`crate::mux`]).
+//! Both ends of an HTTP/2 connection between two proxies whose streams are exchanges of HTTP/1 ([`crate::mux`]), without
+//! an HTTP client or server on top.
 //!
 //! A request is handed to the connection by the task that serves it, and its body is pumped there too: an exchange
 //! needs no task or channel of its own on the sending side, and one task on the receiving side.
@@ -40,10 +40,8 @@ pub struct Carrier {
 }
 
 impl Carrier {
-    /// Opens HTTP/2 on a connection. Other proxies are asked now and then whether they are alive; applications are not,
-    /// because some take offence at pings (gRPC's `too_many_pings`).
+    /// Opens HTTP/2 on a connection to another proxy, which is asked now and then whether it is alive.
     pub async fn open(stream: Stream) -> Result<Self, h2::Error> {
-        let meshed = matches!(stream, Stream::Tls(_));
         let (sender, mut connection) = h2::client::Builder::new()
             .enable_push(false)
             .initial_window_size(limits::HTTP2_STREAM_WINDOW)
@@ -52,7 +50,7 @@ impl Carrier {
             .max_header_list_size(limits::HTTP2_HEADER_LIST)
             .handshake(stream)
             .await?;
-        let pings = meshed.then(|| connection.ping_pong()).flatten();
+        let pings = connection.ping_pong();
         let connection = tokio::spawn(async move {
             let ended = tokio::select! {
                 ended = connection => ended,

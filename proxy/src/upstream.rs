@@ -87,18 +87,17 @@ pub async fn send(
     request: Outgoing,
 ) -> Result<(Response<Received>, Option<Lease>), Unanswered> {
     match request.version() {
-        Version::HTTP_2 if *request.method() == Method::CONNECT => {
-            send_tunnel(proxy, backend, request).await.map(|response| (response, None))
-        }
-        Version::HTTP_2 => send_stream(proxy, backend, Alpn::Http2, request).await.map(|response| (response, None)),
+        Version::HTTP_2 => send_http2(proxy, backend, request).await.map(|response| (response, None)),
         _ if backend.endpoint.identity.is_some() && proxy.offers_identity() && mux::carries(&request) => {
-            match send_stream(proxy, backend, Alpn::Http1Mux, mux::fold(request)).await {
+            match send_stream(proxy, backend, mux::fold(request)).await {
                 Ok(mut response) => {
                     *response.version_mut() = Version::HTTP_11;
                     Ok((response, None))
                 }
                 Err(Unanswered { failure, mut request }) => {
-                    request.as_deref_mut().map(mux::unfold);
+                    if let Some(request) = &mut request {
+                        mux::unfold(request);
+                    }
                     Err(Unanswered { failure, request })
                 }
             }
@@ -175,20 +174,19 @@ async fn open_http1(proxy: &Proxy, backend: &Backend) -> Result<Http1, Failure> 
     Ok(sender)
 }
 
-/// Has a request answered as a stream of the connection that all streams share.
+/// Has a folded request answered as a stream of the connection to the endpoint's proxy.
 async fn send_stream(
     proxy: &Proxy,
     backend: &Arc<Backend>,
-    alpn: Alpn,
     mut request: Outgoing,
 ) -> Result<Response<Received>, Unanswered> {
     // HTTP/1 between proxies is sent again as it would be on a kept connection of its own.
-    let repeatable = alpn == Alpn::Http1Mux && is_idempotent(request.method());
+    let repeatable = is_idempotent(request.method());
     let mut attempts = 0;
     loop {
-        let carrier = match backend.pool.carrier(alpn, Instant::now()) {
+        let carrier = match backend.pool.carrier(Instant::now()) {
             Some(carrier) => carrier,
-            None => match Box::pin(open_carrier(proxy, backend, alpn)).await {
+            None => match Box::pin(open_carrier(proxy, backend)).await {
                 Ok(carrier) => carrier,
                 Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
             },
@@ -205,7 +203,7 @@ async fn send_stream(
             }
         };
         if !error.is_reset() {
-            backend.pool.retire_carrier(alpn, id); // more than this stream is broken
+            backend.pool.retire_carrier(id); // more than this stream is broken
         }
         let code = if is_tls(&error) { MeshError::TlsFailed } else { MeshError::ResetBeforeResponse };
         let unseen = !sent || is_refused(&error);
@@ -221,16 +219,16 @@ async fn send_stream(
 }
 
 /// The connection that streams share; whoever comes first opens it, the others wait for that.
-async fn open_carrier(proxy: &Proxy, backend: &Backend, alpn: Alpn) -> Result<Carrier, Failure> {
+async fn open_carrier(proxy: &Proxy, backend: &Backend) -> Result<Carrier, Failure> {
     let opened = tokio::time::timeout(limits::CONNECT_TIMEOUT + limits::HANDSHAKE_TIMEOUT, async {
         let _opening = backend.pool.opening.lock().await;
-        if let Some(carrier) = backend.pool.carrier(alpn, Instant::now()) {
+        if let Some(carrier) = backend.pool.carrier(Instant::now()) {
             return Ok(carrier);
         }
-        let stream = connect(proxy, backend, alpn).await?;
+        let stream = connect(proxy, backend, Alpn::Http1Mux).await?;
         let carrier = Carrier::open(stream).await;
         let carrier = carrier.map_err(|error| Failure::undelivered(MeshError::ConnectFailed, error))?;
-        backend.pool.set_carrier(alpn, carrier.clone(), Instant::now());
+        backend.pool.set_carrier(carrier.clone(), Instant::now());
         Ok(carrier)
     });
     opened.await.unwrap_or_else(|_| Err(too_late(backend)))
@@ -241,8 +239,7 @@ fn too_late(backend: &Backend) -> Failure {
     Failure::undelivered(MeshError::ConnectTimeout, why)
 }
 
-/// Has a CONNECT of HTTP/2 answered: the HTTP library turns its stream into a tunnel.
-async fn send_tunnel(
+async fn send_http2(
     proxy: &Proxy,
     backend: &Arc<Backend>,
     mut request: Outgoing,
