@@ -259,3 +259,114 @@ fn size_digit(b: u8, digits: u8, size: u64) -> Result<Chunk, Refusal> {
     }
     Ok(Chunk::Size { digits: digits + 1, size: size << 4 | u64::from(digit) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    /// Follows `bytes` in pieces of `size`, giving again what was not passed on. How many bytes passed, and why no more.
+    fn follow(bytes: &[u8], size: usize) -> (usize, Option<Stop>) {
+        let mut framing = Framing::default();
+        let (mut passed, mut read) = (0, 0);
+        while read < bytes.len() {
+            read = (read + size).min(bytes.len());
+            let followed = framing.follow(&bytes[passed..read]);
+            passed += followed.passed;
+            if followed.stop.is_some() {
+                return (passed, followed.stop);
+            }
+        }
+        (passed, None)
+    }
+
+    #[test]
+    fn requests_are_followed_from_one_to_the_next() {
+        let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+        let chunks =
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nA: b\r\n\r\n";
+        let all = [GET, post, "\r\n", chunks, GET].concat();
+        for size in 1..all.len() + 1 {
+            assert_eq!(follow(all.as_bytes(), size), (all.len(), None), "pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_is_refused_at_its_place() {
+        let check = |good: &str, bad: &str, kind: fn(Refusal) -> Stop| {
+            let all = [good, bad].concat();
+            for size in [1, 7, all.len()] {
+                let (passed, stop) = follow(all.as_bytes(), size);
+                let matches = match stop {
+                    Some(Stop::Head(r) | Stop::Content(r)) => stop == Some(kind(r)),
+                    _ => false,
+                };
+                assert!(matches && passed == good.len(), "{bad:?} in pieces of {size}: {passed}, {stop:?}");
+            }
+        };
+        check(GET, "GET / HTTP/1.1\nHost: a\n\n", Stop::Head);
+        check(GET, "GET / HTTP/3.0\r\n\r\n", Stop::Head);
+        check(GET, "\n", Stop::Head);
+        let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        check(chunked, "x", Stop::Content);
+        check(&format!("{chunked}3\r\nabc"), "d", Stop::Content);
+        check(&format!("{chunked}0\r\n"), "Host: a\r\n\r\n", Stop::Content);
+    }
+
+    #[test]
+    fn behind_the_last_request_there_is_nothing() {
+        let last = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        assert_eq!(follow(format!("{last}anything").as_bytes(), 1), (last.len(), Some(Stop::Ended)));
+    }
+
+    #[test]
+    fn what_follows_an_upgrade_depends_on_the_answer() {
+        let asking = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\n\r\n";
+        let mut framing = Framing::default();
+        assert_eq!(framing.follow(asking), Followed { passed: asking.len(), stop: None });
+        assert!(framing.is_pending() && !framing.is_early());
+        framing.go_on();
+        assert!(matches!(framing.follow(b"\n").stop, Some(Stop::Head(_))), "judged as HTTP again");
+
+        let mut framing = Framing::default();
+        framing.follow(asking);
+        assert_eq!(framing.follow(b"\n\n"), Followed { passed: 2, stop: None });
+        assert!(framing.is_early());
+        framing.go_on();
+        assert_eq!(framing.follow(b"x").stop, Some(Stop::Ended), "sent before the answer was known");
+    }
+
+    #[test]
+    fn what_has_no_end_is_refused_at_the_limit() {
+        let endless = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(limits::HTTP1_HEAD));
+        let (passed, stop) = follow(endless.as_bytes(), 4096);
+        assert!(passed == 0 && matches!(stop, Some(Stop::Head(Refusal { status: 431, .. }))), "{stop:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn the_size_of_the_pieces_changes_nothing(
+            pieces in prop::collection::vec(prop::sample::select(vec![
+                GET,
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n",
+                "4\r\nabcd\r\n", "4;e\r\n", "abcd", "0\r\n\r\n", "0\r\nA: b\r\n\r\n", "\r\n", "\n", "\r", "x", "5",
+            ]), 0..8),
+            size in 1usize..40,
+        ) {
+            let all = pieces.concat();
+            let (passed, stop) = follow(all.as_bytes(), all.len().max(1));
+            let piecemeal = follow(all.as_bytes(), size);
+            // An incomplete section may be refused earlier when it is seen earlier, never later.
+            prop_assert_eq!(piecemeal, (passed, stop));
+        }
+
+        #[test]
+        fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..400), size in 1usize..50) {
+            follow(&bytes, size);
+            follow(&[b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", &bytes[..]].concat(), size);
+        }
+    }
+}

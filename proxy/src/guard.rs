@@ -305,3 +305,92 @@ fn answer(Refusal { status, why }: Refusal) -> Bytes {
         text.len(),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::body::Download;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use std::convert::Infallible;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    /// A client's end of a guarded connection on which every request is answered with its path.
+    fn serve() -> (DuplexStream, Arc<Notes>, tokio::task::JoinHandle<hyper::Result<()>>) {
+        let (client, server) = duplex(256 * 1024);
+        let (guard, notes) = Guard::new(server);
+        let service = service_fn(|request: Request<hyper::body::Incoming>| async move {
+            Ok::<_, Infallible>(Response::new(Download::Text(Bytes::from(request.uri().path().to_owned()))))
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .half_close(true)
+            .auto_date_header(false)
+            .serve_connection(TokioIo::new(guard), service);
+        (client, notes, tokio::spawn(connection))
+    }
+
+    async fn rest(mut client: DuplexStream) -> String {
+        let mut text = String::new();
+        client.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_does_not_arrive_is_answered_with_408() {
+        let (mut client, notes, _connection) = serve();
+        client.write_all(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.1\r\nHo").await.unwrap();
+        let begun = Instant::now();
+        // A byte now and then does not help.
+        for _ in 0..3 {
+            tokio::time::sleep(limits::HTTP1_HEAD_TIMEOUT / 4).await;
+            client.write_all(b"s").await.unwrap();
+        }
+        let text = rest(client).await;
+        assert!(
+            text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("\r\n\r\n/aHTTP/1.1 408 Request Timeout\r\n"),
+            "{text}"
+        );
+        assert!(text.contains("mesh-error: invalid-request\r\n") && notes.refused());
+        assert!(begun.elapsed() < limits::HTTP1_HEAD_TIMEOUT * 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_client_is_not_hurried() {
+        let (mut client, notes, _connection) = serve();
+        client.write_all(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        tokio::time::sleep(limits::HTTP1_HEAD_TIMEOUT * 3 / 2).await;
+        client.write_all(b"GET /b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+        let text = rest(client).await;
+        assert!(text.contains("/a") && text.ends_with("/b") && !notes.refused(), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_refused_can_read_why_while_still_sending() {
+        let (mut client, _notes, connection) = serve();
+        client.write_all(b"GET /a HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").await.unwrap();
+        for _ in 0..20 {
+            client.write_all(&[b'x'; 1000]).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let mut text = vec![0; 12];
+        client.read_exact(&mut text).await.unwrap();
+        assert_eq!(text, b"HTTP/1.1 400");
+        // A client that never stops is left after a while.
+        connection.await.unwrap().unwrap();
+        assert!(rest(client).await.contains("more than one Host"));
+    }
+
+    #[tokio::test]
+    async fn heads_in_pieces_arrive_whole() {
+        let (mut client, notes, _connection) = serve();
+        let large = format!("X: {}\r\n", "x".repeat(50_000));
+        let all =
+            format!("GET /a HTTP/1.1\r\nHost: a\r\n{large}\r\nGET /b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        for piece in all.as_bytes().chunks(977) {
+            client.write_all(piece).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let text = rest(client).await;
+        assert!(text.contains("/aHTTP") && text.ends_with("/b") && !notes.refused(), "{text}");
+    }
+}

@@ -409,3 +409,143 @@ const fn table(punctuation: &[u8]) -> [bool; 256] {
     }
     table
 }
+
+#[cfg(test)]
+#[path = "head_reference.rs"]
+mod reference;
+
+#[cfg(test)]
+mod tests {
+    use super::reference;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn judge(head: &[u8]) -> Result<Head, Refusal> {
+        match end(head, 0)? {
+            Some(at) if at == head.len() => inspect(head),
+            _ => Err(Refusal::bad("not one head")),
+        }
+    }
+
+    #[test]
+    fn a_head_says_what_follows() {
+        let check = |fields: &str, content, leaves_http, last| {
+            let head = format!("POST /a HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+            assert_eq!(judge(head.as_bytes()), Ok(Head { content, leaves_http, last }), "{fields:?}");
+        };
+        check("", Content::Length(0), false, false);
+        check("Content-Length: 0042\r\n", Content::Length(42), false, false);
+        check("transfer-encoding: Chunked\r\n", Content::Chunked, false, false);
+        check("Connection: a, Close\r\n", Content::Length(0), false, true);
+        check("Upgrade: x\r\nContent-Length: 1\r\n", Content::Length(1), true, false);
+        let old = judge(b"GET /a HTTP/1.0\r\nUpgrade: x\r\n\r\n");
+        assert_eq!(old, Ok(Head { content: Content::Length(0), leaves_http: false, last: true }));
+        assert!(judge(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n").is_ok_and(|head| head.leaves_http));
+    }
+
+    #[test]
+    fn the_end_is_found_however_the_head_arrives() {
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        for cut in 0..head.len() {
+            assert_eq!(end(&head[..cut], 0), Ok(None), "{cut}");
+            assert_eq!(end(head, cut), Ok(Some(head.len())), "{cut}");
+            let mut more = head.to_vec();
+            more.extend_from_slice(b"GET / HT\n\n");
+            assert_eq!(end(&more, cut), Ok(Some(head.len())), "{cut}");
+        }
+        assert!(end(b"GET / HTTP/1.1\nHost: a", 0).is_err() && end(b"\n", 0).is_err());
+        assert_eq!(end(b"\r\nrest", 0), Ok(Some(2)));
+    }
+
+    /// Pieces that heads are made of, and pieces that spoil them.
+    fn piece() -> impl Strategy<Value = Vec<u8>> {
+        let whole = prop::sample::select(vec![
+            "GET /a HTTP/1.1\r\n",
+            "POST /a?b=c HTTP/1.1\r\n",
+            "GET http://web/x HTTP/1.1\r\n",
+            "GET http://me@web/ HTTP/1.1\r\n",
+            "OPTIONS * HTTP/1.1\r\n",
+            "CONNECT web:80 HTTP/1.1\r\n",
+            "CONNECT [::1]:80 HTTP/1.1\r\n",
+            "GET /{x}|\" HTTP/1.0\r\n",
+            "GET /a#b HTTP/1.1\r\n",
+            "Host: web\r\n",
+            "Host: [::1]:80\r\n",
+            "hOST:web:80\r\n",
+            "Content-Length: 5\r\n",
+            "content-length:\t05 \r\n",
+            "Content_Length: 5\r\n",
+            "Content-Length: 99999999999999999999\r\n",
+            "Transfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "transfer-encoding:CHUNKED\r\n",
+            "Connection: close\r\n",
+            "Connection: keep-alive, Upgrade\r\n",
+            "Upgrade: websocket\r\n",
+            "X-Any: \t some value \r\n",
+            "X-Text: J\u{fc}rgen\r\n",
+            "\r\n",
+        ])
+        .prop_map(|s| s.as_bytes().to_vec());
+        let broken = prop::sample::select(b"\r\n\0\t :;,=\x7f\x80\xffAz09-_#*/[]@%".to_vec()).prop_map(|b| vec![b]);
+        prop_oneof![12 => whole, 1 => broken]
+    }
+
+    /// A head that is mostly in order, with a few bytes changed, inserted, removed or doubled.
+    fn head() -> impl Strategy<Value = Vec<u8>> {
+        let first = prop::sample::select(vec![
+            "GET /a HTTP/1.1\r\nHost: web\r\n",
+            "GET http://web/x HTTP/1.1\r\nHost: web:80\r\n",
+            "CONNECT web:80 HTTP/1.1\r\nHost: web\r\n",
+            "POST /a HTTP/1.0\r\n",
+            "",
+        ]);
+        let change = (any::<prop::sample::Index>(), 0u8..4, any::<u8>());
+        (first, prop::collection::vec(piece(), 0..5), prop::collection::vec(change, 0..3)).prop_map(
+            |(first, pieces, changes)| {
+                let mut head = [first.as_bytes(), &pieces.concat(), b"\r\n"].concat();
+                for (at, how, with) in changes {
+                    let at = at.index(head.len());
+                    match how {
+                        0 => head[at] = with,
+                        1 => head.insert(at, with),
+                        2 if head.len() > 1 => drop(head.remove(at)),
+                        _ => head.insert(at, head[at]),
+                    }
+                }
+                head
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        #[test]
+        fn the_verdict_is_that_of_the_slow_way(head in head()) {
+            let slow = reference::judge(&head);
+            prop_assert_eq!(judge(&head).ok(), slow, "{:?}", String::from_utf8_lossy(&head));
+        }
+
+        #[test]
+        fn what_passes_is_the_same_to_the_codec(head in head()) {
+            if let Ok(verdict) = judge(&head) {
+                let mut fields = [httparse::EMPTY_HEADER; 128];
+                let mut request = httparse::Request::new(&mut fields);
+                let parsed = request.parse(&head);
+                prop_assert_eq!(parsed, Ok(httparse::Status::Complete(head.len())));
+                prop_assert!(http::Uri::try_from(request.path.unwrap()).is_ok());
+                prop_assert!(http::Method::from_bytes(request.method.unwrap().as_bytes()).is_ok());
+                let chunked = request.headers.iter().any(|h| h.name.eq_ignore_ascii_case("transfer-encoding"));
+                prop_assert_eq!(chunked, verdict.content == Content::Chunked);
+            }
+        }
+
+        #[test]
+        fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), seen in any::<prop::sample::Index>()) {
+            let _ = end(&bytes, seen.index(bytes.len() + 1));
+            let _ = inspect(&bytes);
+            let _ = inspect_trailers(&bytes);
+        }
+    }
+}

@@ -37,7 +37,7 @@ mod fields;
 mod lengths;
 mod lines;
 mod sequences;
-mod wire;
+pub mod wire;
 
 use crate::world::*;
 use backend::Backend;
