@@ -4,8 +4,8 @@
 //! end, drops `Content-Length` beside `Transfer-Encoding`, cuts fragments off targets. What passes here has one reading
 //! only. The codec still parses the request itself; this is a veto, never a second opinion on where a body ends.
 //!
-//! It costs one pass over the head (no allocation, no copy): line ends by `memchr`, forbidden control characters in a
-//! loop that the compiler turns into vector instructions, names by table.
+//! It allocates and copies nothing: line ends and colons are found by `memchr`, names are looked up byte by byte in a
+//! table, and forbidden control characters by a loop that the compiler turns into vector instructions.
 
 use crate::limits;
 
@@ -63,23 +63,48 @@ pub fn end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Refusal> {
     Ok(None)
 }
 
-/// Judges a complete head: request line, fields, and the empty line behind them.
-pub fn inspect(head: &[u8]) -> Result<Head, Refusal> {
-    plain_text(head)?;
-    let mut lines = Lines(head);
-    let line = RequestLine::parse(lines.next().unwrap_or_default())?;
-    let mut fields = Fields::default();
-    for field in lines.take_while(|line| !line.is_empty()) {
-        fields.add(line, field)?;
+/// Judges the head that `bytes` begin with, up to and with the empty line behind it, and says how long it is. `None`: it
+/// is not complete. Lines before `seen` were looked at in an earlier call.
+pub fn inspect(bytes: &[u8], seen: usize) -> Result<Option<(usize, Head)>, Refusal> {
+    // What arrives in pieces is not judged again with every piece.
+    if seen > 0 && end(bytes, seen)?.is_none() {
+        return Ok(None);
     }
-    fields.settle(line)
+    walk(bytes).or_else(|refusal| end(bytes, 0)?.map_or(Ok(None), |_| Err(refusal)))
+}
+
+fn walk(bytes: &[u8]) -> Result<Option<(usize, Head)>, Refusal> {
+    let mut at = 0;
+    let Some(line) = next_line(bytes, &mut at)? else { return Ok(None) };
+    let line = RequestLine::parse(line)?;
+    let mut fields = Fields::default();
+    loop {
+        match next_line(bytes, &mut at)? {
+            None => return Ok(None),
+            Some([]) => break,
+            Some(field) => fields.add(line, field)?,
+        }
+    }
+    plain_text(&bytes[..at])?;
+    Ok(Some((at, fields.settle(line)?)))
+}
+
+/// The line at `at`, without its CRLF.
+fn next_line<'a>(bytes: &'a [u8], at: &mut usize) -> Result<Option<&'a [u8]>, Refusal> {
+    let rest = &bytes[*at..];
+    let Some(lf) = memchr::memchr(b'\n', rest) else { return Ok(None) };
+    *at += lf + 1;
+    match &rest[..lf] {
+        [line @ .., b'\r'] => Ok(Some(line)),
+        _ => Err(Refusal::bad("a line ends in a bare LF")),
+    }
 }
 
 /// Judges the trailer section of a chunked body, the empty line at its end included.
 pub fn inspect_trailers(section: &[u8]) -> Result<(), Refusal> {
     plain_text(section)?;
-    let mut count = 0;
-    for field in Lines(section).take_while(|line| !line.is_empty()) {
+    let (mut at, mut count) = (0, 0);
+    while let Some(field) = next_line(section, &mut at)?.filter(|line| !line.is_empty()) {
         count += 1;
         if count > limits::HTTP1_FIELDS {
             return Err(Refusal { status: 431, why: "too many trailer fields" });
@@ -93,33 +118,26 @@ pub fn inspect_trailers(section: &[u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Checks that there are no control characters but tabs and the CR of line ends.
+/// Checks that there are no control characters but tabs and the CRLFs of line ends, which have been found in order.
 fn plain_text(section: &[u8]) -> Result<(), Refusal> {
-    let (mut control, mut cr, mut lf) = (false, 0usize, 0usize);
-    for &b in section {
-        control |= ((b < b' ') & (b != b'\t') & (b != b'\r') & (b != b'\n')) | (b == 0x7f);
-        cr += usize::from(b == b'\r');
-        lf += usize::from(b == b'\n');
+    let (mut control, mut crs, mut lfs) = (false, 0usize, 0usize);
+    // Sums of bytes over short pieces, so that the compiler can use vector instructions.
+    for piece in section.chunks(128) {
+        let (mut bad, mut cr, mut lf) = (0u8, 0u8, 0u8);
+        for &b in piece {
+            let (is_cr, is_lf) = (u8::from(b == b'\r'), u8::from(b == b'\n'));
+            bad |= (u8::from(b < b' ') & u8::from(b != b'\t') & (is_cr ^ 1) & (is_lf ^ 1)) | u8::from(b == 0x7f);
+            cr += is_cr;
+            lf += is_lf;
+        }
+        control |= bad != 0;
+        crs += usize::from(cr);
+        lfs += usize::from(lf);
     }
     if control {
         return Err(Refusal::bad("a control character in the head"));
     }
-    // `end` saw a CR before every LF; more of them stand elsewhere.
-    if cr != lf { Err(Refusal::bad("a bare CR in the head")) } else { Ok(()) }
-}
-
-/// Lines without their CRLF.
-struct Lines<'a>(&'a [u8]);
-
-impl<'a> Iterator for Lines<'a> {
-    type Item = &'a [u8];
-
-    fn next(&mut self) -> Option<&'a [u8]> {
-        let at = memchr::memchr(b'\n', self.0)?;
-        let line = &self.0[..at];
-        self.0 = &self.0[at + 1..];
-        Some(line.strip_suffix(b"\r").unwrap_or(line))
-    }
+    if crs != lfs { Err(Refusal::bad("a bare CR in the head")) } else { Ok(()) }
 }
 
 /// The request line (RFC 9112, section 3).
@@ -298,10 +316,15 @@ impl<'a> Fields<'a> {
 
 /// Name and value of a field (RFC 9112, section 5).
 fn split(field: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
-    let colon = field.iter().position(|&b| !TOKEN[usize::from(b)]).unwrap_or(field.len());
-    match field.get(colon) {
-        Some(b':') if colon > 0 => Ok((&field[..colon], trim(&field[colon + 1..]))),
-        Some(b' ' | b'\t') if colon == 0 => Err(Refusal::bad("a folded header line")),
+    if let Some(colon) = memchr::memchr(b':', field)
+        && colon > 0
+        && field[..colon].iter().fold(true, |token, &b| token & TOKEN[usize::from(b)])
+    {
+        return Ok((&field[..colon], trim(&field[colon + 1..])));
+    }
+    let at = field.iter().position(|&b| !TOKEN[usize::from(b)]);
+    match at.map(|at| field[at]) {
+        Some(b' ' | b'\t') if at == Some(0) => Err(Refusal::bad("a folded header line")),
         Some(b' ' | b'\t') => Err(Refusal::bad("white space in or behind a field name")),
         Some(_) => Err(Refusal::bad("a field name is no token")),
         None => Err(Refusal::bad("a header line without a colon")),
@@ -421,8 +444,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn judge(head: &[u8]) -> Result<Head, Refusal> {
-        match end(head, 0)? {
-            Some(at) if at == head.len() => inspect(head),
+        match inspect(head, 0)? {
+            Some((at, verdict)) if at == head.len() => Ok(verdict),
             _ => Err(Refusal::bad("not one head")),
         }
     }
@@ -543,8 +566,9 @@ mod tests {
 
         #[test]
         fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), seen in any::<prop::sample::Index>()) {
-            let _ = end(&bytes, seen.index(bytes.len() + 1));
-            let _ = inspect(&bytes);
+            let seen = seen.index(bytes.len() + 1);
+            let _ = end(&bytes, seen);
+            let _ = inspect(&bytes, seen);
             let _ = inspect_trailers(&bytes);
         }
     }
