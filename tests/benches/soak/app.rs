@@ -15,12 +15,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 /// The first byte of an opaque connection; no HTTP begins with it.
-pub const OPAQUE: u8 = 0;
+pub(crate) const OPAQUE: u8 = 0;
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
 /// Starts the application on a free port.
-pub async fn start() -> std::io::Result<SocketAddr> {
+pub(crate) async fn start() -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {

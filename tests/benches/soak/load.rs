@@ -28,37 +28,37 @@ type Body = BoxBody<Bytes, Infallible>;
 
 /// What was tried and what failed, by kind.
 #[derive(Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Kind → (operations, failures).
-    pub kinds: BTreeMap<&'static str, (u64, u64)>,
+    pub(crate) kinds: BTreeMap<&'static str, (u64, u64)>,
     /// The first failures, as text.
-    pub described: Vec<String>,
+    pub(crate) described: Vec<String>,
 }
 
 /// What all lanes share.
 #[derive(Clone)]
-pub struct Load {
+pub(crate) struct Load {
     /// Where they connect to.
-    pub outbound: SocketAddr,
+    pub(crate) outbound: SocketAddr,
     /// What they found.
-    pub tally: Arc<Mutex<Tally>>,
+    pub(crate) tally: Arc<Mutex<Tally>>,
     /// Pause between the operations of a lane.
-    pub pause: Duration,
+    pub(crate) pause: Duration,
     /// When everything began.
-    pub begun: Instant,
+    pub(crate) begun: Instant,
 }
 
 /// A small generator of pseudo-random numbers (Marsaglia's xorshift); a run's load is the same every time.
-pub struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
     /// A generator; different seeds, different loads.
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
     /// A number below `n`.
-    pub fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -78,7 +78,7 @@ impl Dice {
 }
 
 /// Starts all lanes; returns how many.
-pub fn start(load: &Load) -> u64 {
+pub(crate) fn start(load: &Load) -> u64 {
     let mut lanes = 0;
     for kind in ["http1", "http1", "http1", "http1 once", "http2", "http2", "grpc", "grpc", "tcp", "tcp", "websocket"] {
         lanes += 1;
