@@ -33,7 +33,7 @@ pub(super) fn judge(bytes: &[u8]) -> Option<Head> {
             let digits = length.len() <= 19 && !length.is_empty() && length.chars().all(|c| c.is_ascii_digit());
             Content::Length(length.parse::<i64>().ok().filter(|_| digits)?.try_into().ok()?)
         }
-        ([], [coding]) if coding.to_ascii_lowercase() == "chunked" => Content::Chunked,
+        ([], [coding]) if coding.eq_ignore_ascii_case("chunked") => Content::Chunked,
         _ => return None,
     };
     if method == "CONNECT" && content != Content::Length(0) {

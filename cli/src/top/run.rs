@@ -30,7 +30,7 @@ pub use crate::top::terminal::is_there as has_terminal;
 
 /// Where messages come from.
 enum Source {
-    Cluster { cluster: Box<Cluster>, extras: Extras, to_screen: Sender<Msg>, writer: Option<Writer> },
+    Cluster { cluster: Box<Cluster>, extras: Box<Extras>, to_screen: Sender<Msg>, writer: Option<Box<Writer>> },
     Recording(Box<Player>),
 }
 
@@ -41,7 +41,7 @@ pub async fn run(cluster: &Cluster, ask: Ask, mut state: State, writer: Option<W
     let (to_screen, mut messages) = mpsc::channel(QUEUE);
     let frames = tokio::spawn(follow(cluster.clone(), ask, first, to_screen.clone()));
     let cluster = Box::new(cluster.clone());
-    let mut source = Source::Cluster { cluster, extras: Extras::default(), to_screen, writer };
+    let mut source = Source::Cluster { cluster, extras: Box::default(), to_screen, writer: writer.map(Box::new) };
     let shown = show(&mut state, &mut messages, &mut source).await;
     frames.abort();
     if let Source::Cluster { writer: Some(writer), .. } = source {

@@ -338,9 +338,9 @@ impl<'a> Sheet<'a> {
     /// By link: the rows of its left and right ends.
     fn rows(&self, tops: &[usize]) -> Vec<(usize, usize)> {
         let mut rows = vec![(0, 0); self.layered.links.len()];
-        for slot in 0..self.layered.slots.len() {
+        for (slot, top) in tops.iter().enumerate().take(self.layered.slots.len()) {
             let inner = self.height(slot) - if self.is_box(slot) { 2 } else { 0 };
-            let top = tops[slot] + usize::from(self.is_box(slot));
+            let top = top + usize::from(self.is_box(slot));
             let first_in = top + (inner - self.arriving[slot].len().min(inner)) / 2;
             for (at, link) in self.arriving[slot].iter().enumerate() {
                 rows[*link].1 = first_in + at;
