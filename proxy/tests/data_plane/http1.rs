@@ -35,7 +35,7 @@ impl Wire {
         loop {
             if let Some(at) = wire::find(&self.read, end.as_bytes()) {
                 let rest = self.read.split_off(at + end.len());
-                return String::from_utf8(std::mem::replace(&mut self.read, rest)).unwrap();
+                return String::from_utf8_lossy(&std::mem::replace(&mut self.read, rest)).into_owned();
             }
             let read = tokio::time::timeout(SOON, self.stream.read_buf(&mut self.read)).await;
             let n = read.unwrap_or_else(|_| panic!("{end:?} did not come: {:?}", self.text())).unwrap();
@@ -393,28 +393,6 @@ async fn a_switch_of_protocols_becomes_a_tunnel_that_closes_by_halves() {
 }
 
 #[tokio::test]
-async fn a_declined_upgrade_leaves_the_connection_as_it_is() {
-    path(|path| async move {
-        let asking = "GET /a HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-        let (mut client, mut server) = path.begin(asking).await;
-        for _ in 0..3 {
-            server.head().await;
-            server.send(OK).await;
-            let answer = client.answer().await;
-            assert_eq!((answer.status, answer.header("connection")), (200, None));
-            client.send(asking).await;
-        }
-        server.head().await;
-        server.send(OK).await;
-        client.answer().await;
-        // What follows is HTTP again, and judged as such.
-        client.send("GET /a HTTP/1.1\nHost: web\n\n").await;
-        assert_eq!(client.answer().await.status, 400);
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn h2c_is_served_as_http1_and_the_connection_kept() {
     path(|path| async move {
         // What Java's client and `curl --http2` begin with.
@@ -518,25 +496,6 @@ async fn a_client_that_closed_its_side_gets_its_answer() {
             tokio::time::sleep(MOMENT).await;
             server.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").await;
             assert_eq!(client.answer().await.body, b"ok", "{request:?}");
-            client.ends().await;
-        }
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn half_a_request_and_the_end_is_no_request() {
-    path(|path| async move {
-        for half in ["GET /a HTTP/1.1\r\nHost: w", "POST /a HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhe"] {
-            let mut client = path.client().await;
-            client.send(half).await;
-            client.stream.shutdown().await.unwrap();
-            let answer = client.answer().await;
-            assert_eq!(
-                (answer.status, answer.header("mesh-error").as_deref()),
-                (400, Some("invalid-request")),
-                "{half:?}"
-            );
             client.ends().await;
         }
     })
