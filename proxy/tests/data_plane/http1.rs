@@ -302,7 +302,6 @@ async fn an_answer_may_come_before_the_upload_ends() {
         let (mut client, mut server) = path.begin(request).await;
         server.until("begin").await;
         server.send("HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno").await;
-        drop(server);
         // It goes on sending for a while, as clients do, and can read the answer all the same.
         for _ in 0..10 {
             if client.stream.write_all(&[b'x'; 8192]).await.is_err() {
@@ -388,6 +387,30 @@ async fn a_switch_of_protocols_becomes_a_tunnel_that_closes_by_halves() {
         drop(server);
         client.until("last words").await;
         client.ends().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_declined_upgrade_leaves_the_connection_as_it_is() {
+    path(|path| async move {
+        let asking = "GET /a HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        let (mut client, mut server) = path.begin(asking).await;
+        for _ in 0..3 {
+            server.head().await;
+            server.send(OK).await;
+            let answer = client.answer().await;
+            assert_eq!((answer.status, answer.header("connection")), (200, None));
+            client.send(asking).await;
+        }
+        server.head().await;
+        server.send(OK).await;
+        client.answer().await;
+        // What follows is HTTP again, and judged as such. (The codec lets go of a connection that once asked for an
+        // upgrade instead of shutting it down, so there is no answer that says why.)
+        client.send("GET /a HTTP/1.1\nHost: web\n\n").await;
+        client.ends().await;
+        assert!(server.is_silent().await);
     })
     .await;
 }
@@ -496,6 +519,25 @@ async fn a_client_that_closed_its_side_gets_its_answer() {
             tokio::time::sleep(MOMENT).await;
             server.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").await;
             assert_eq!(client.answer().await.body, b"ok", "{request:?}");
+            client.ends().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn half_a_request_and_the_end_is_no_request() {
+    path(|path| async move {
+        for half in ["GET /a HTTP/1.1\r\nHost: w", "POST /a HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhe"] {
+            let mut client = path.client().await;
+            client.send(half).await;
+            client.stream.shutdown().await.unwrap();
+            let answer = client.answer().await;
+            assert_eq!(
+                (answer.status, answer.header("mesh-error").as_deref()),
+                (400, Some("invalid-request")),
+                "{half:?}"
+            );
             client.ends().await;
         }
     })
