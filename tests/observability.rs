@@ -74,11 +74,11 @@ fn expressions_match_the_metrics() -> Result<()> {
     ensure!(expressions.len() > 15, "{} expressions", expressions.len());
     let rules: Value = serde_saphyr::from_str(RULES)?;
     let groups = rules["groups"].as_array().context("no groups")?;
+    let by = regex::Regex::new(r"by\s*\(([^)]*)\)")?;
     for rule in groups.iter().flat_map(|group| group["rules"].as_array().into_iter().flatten()) {
         let expression = rule["expr"].as_str().with_context(|| format!("no expression: {rule}"))?;
         expressions.push(expression.to_owned());
         if let Some(name) = rule["record"].as_str() {
-            let by = regex::Regex::new(r"by\s*\(([^)]*)\)")?;
             let labels = by.captures(expression).context("a recorded rule keeps labels")?;
             let labels = labels[1].split(',').map(|label| label.trim().to_owned()).filter(|label| label != "le");
             samples.insert(name.to_owned(), labels.collect());

@@ -131,7 +131,8 @@ pub(crate) async fn client(address: &str, case: &str) -> Result<String> {
                 write.shutdown().await
             };
             let (wrote, got) = tokio::join!(writing, read.read_to_end(&mut back));
-            (wrote?, got?);
+            wrote?;
+            got?;
             ensure!(back == sent, "{} of {} bytes came back, or others", back.len(), sent.len());
             Ok(format!("{} bytes came back", back.len()))
         }

@@ -234,7 +234,11 @@ mod tests {
     #[test]
     fn what_is_quoted_stays_one_text() {
         let edge = Edge { src_name: "a\"b\\".into(), dst_name: "c".into(), ..Edge::default() };
-        assert!(dot(&[edge.clone()]).contains(r#"label="/a\"b\\""#), "{}", dot(&[edge.clone()]));
+        assert!(
+            dot(std::slice::from_ref(&edge)).contains(r#"label="/a\"b\\""#),
+            "{}",
+            dot(std::slice::from_ref(&edge))
+        );
         assert!(mermaid(&[edge]).contains("/a#quot;b"));
     }
 
