@@ -73,6 +73,6 @@ mod tests {
         for connections in [0, 0, 1, 0] {
             thrift.look(connections);
         }
-        assert_eq!(format!("{:?}", thrift), "Thrift { done: true }");
+        assert_eq!(format!("{thrift:?}"), "Thrift { done: true }");
     }
 }
