@@ -55,6 +55,8 @@ enum Expect {
     Passes(Vec<String>),
     /// These requests, each answered, and then the end of the connection, whatever else was sent.
     Ends(Vec<String>),
+    /// As [`Expect::Ends`], if what follows comes before the answer; else as [`Expect::Passes`].
+    EndsOrPasses(Vec<String>),
     /// These requests are answered, then one answer with this status, and the end of the connection.
     ThenRefused(Vec<String>, u16),
 }
@@ -128,6 +130,7 @@ async fn check(address: std::net::SocketAddr, backend: &Backend, case: &Case, pi
         Expect::Refused(status) => (Vec::new(), Some(*status), false),
         Expect::ThenRefused(requests, status) => (requests.clone(), Some(*status), false),
         Expect::Ends(requests) => (requests.clone(), None, false),
+        Expect::EndsOrPasses(requests) => (requests.clone(), None, !ended),
         Expect::Passes(requests) => (requests.clone(), None, true),
     };
     let mut requests = wanted.clone();
