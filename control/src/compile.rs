@@ -34,13 +34,17 @@ pub fn destination(world: &World, config: &MeshConfig, address: SocketAddr) -> C
                 service: headless_service(world, address),
                 protocol: pod_port(world, config, name, pod, address.port()),
                 external: false,
+                routes: None,
             },
             endpoints: vec![endpoint(world, config, address, None)],
         },
         None => {
             let opaque = config.proxy.opaque_ports.contains(address.port());
             let protocol = if opaque { Protocol::Opaque } else { Protocol::Detect };
-            Compiled { destination: Destination { service: None, protocol, external: true }, endpoints: Vec::new() }
+            Compiled {
+                destination: Destination { service: None, protocol, external: true, routes: None },
+                endpoints: Vec::new(),
+            }
         }
     }
 }
@@ -82,7 +86,12 @@ impl Target<'_> {
         let service =
             ServiceRef { namespace: self.name.namespace.clone(), name: self.name.name.clone(), port: self.port.port };
         Compiled {
-            destination: Destination { service: Some(service), protocol: self.protocol(&endpoints), external: false },
+            destination: Destination {
+                service: Some(service),
+                protocol: self.protocol(&endpoints),
+                external: false,
+                routes: None,
+            },
             endpoints,
         }
     }

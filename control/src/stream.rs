@@ -227,7 +227,13 @@ impl Told {
             let before = self.destinations.remove(&address).filter(|_| !due.addresses.contains(&address));
             if let Some((destination, endpoints)) = difference(before.as_deref(), &new) {
                 let version = self.next_version();
-                messages.push(ControlMessage::Update { address, version, destination, endpoints });
+                messages.push(ControlMessage::Update {
+                    address,
+                    version,
+                    destination,
+                    endpoints,
+                    backends: Vec::new(),
+                });
             }
             self.destinations.insert(address, new);
         }

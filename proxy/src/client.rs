@@ -224,7 +224,7 @@ pub async fn part(proxy: &Proxy) {
 /// Does what control says; returns what to answer.
 fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFrame>) -> Vec<ProxyMessage> {
     let reply = match message {
-        ControlMessage::Update { address, version, destination, endpoints } => {
+        ControlMessage::Update { address, version, destination, endpoints, .. } => {
             Some(match proxy.state.update(address, destination, endpoints.as_ref()) {
                 Ok(()) => ProxyMessage::Ack { version },
                 Err(reason) => {

@@ -237,7 +237,12 @@ fn towards(addresses: &[SocketAddr]) -> FileConfig {
     });
     let destination = Destination { service, ..serde_json::from_str("{}").expect("everything has a default") };
     FileConfig {
-        destinations: vec![FileDestination { address, destination, endpoints: endpoints.collect() }],
+        destinations: vec![FileDestination {
+            address,
+            destination,
+            endpoints: endpoints.collect(),
+            backends: Vec::new(),
+        }],
         outbound_default: Some(address),
         ..FileConfig::default()
     }

@@ -1,6 +1,6 @@
 //! What a proxy is told about its own pod, and the file form that replaces the control plane.
 
-use crate::{Destination, Endpoint, Protocol, WorkloadRef};
+use crate::{Destination, Endpoint, Protocol, ServiceRef, WorkloadRef};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -69,6 +69,22 @@ pub struct FileDestination {
     pub address: SocketAddr,
     /// What it is.
     pub destination: Destination,
+    /// Who answers.
+    pub endpoints: Vec<Endpoint>,
+    /// The services that its routes lead to.
+    #[serde(default)]
+    pub backends: Vec<FileBackend>,
+}
+
+/// A service that routes lead to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileBackend {
+    /// The service's port, as routes name it.
+    pub service: ServiceRef,
+    /// What the port speaks.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// Who answers.
     pub endpoints: Vec<Endpoint>,
 }

@@ -1,9 +1,11 @@
 //! Where traffic can go: services, their endpoints, and the workloads behind them.
 
 use crate::SpiffeId;
+use crate::route::Routes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// What a port speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -82,7 +84,7 @@ pub struct Endpoint {
 }
 
 /// What an original destination address turned out to be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Destination {
     /// The Service, if the address is a cluster IP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,6 +95,25 @@ pub struct Destination {
     /// True if the address belongs to no Service and no pod the mesh knows: forwarded to itself as it is.
     #[serde(default)]
     pub external: bool,
+    /// Where requests go instead of to the destination's own endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routes: Option<Arc<Routes>>,
+}
+
+/// What changed about a service that a destination's routes lead to, under the destination that leads there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendChange {
+    /// The service's port.
+    pub service: ServiceRef,
+    /// No route leads there any more; nothing else is said.
+    #[serde(default)]
+    pub gone: bool,
+    /// What the port speaks; `None`: as before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// Change to its endpoints; `None`: as before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoints: Option<EndpointsChange>,
 }
 
 /// A change to the endpoints of a destination; a first answer resets.

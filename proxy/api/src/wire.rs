@@ -8,7 +8,7 @@
 
 use crate::golden::ProxyFrame;
 use crate::tap::{TapEvent, TapLeftOut, TapOrder};
-use crate::{Destination, EndpointsChange, InboundPolicy, SpiffeId};
+use crate::{BackendChange, Destination, EndpointsChange, InboundPolicy, SpiffeId};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -105,6 +105,9 @@ pub enum ControlMessage {
         /// Change to its endpoints; `None`: as before.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         endpoints: Option<EndpointsChange>,
+        /// Changes to the services that the destination's routes lead to.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        backends: Vec<BackendChange>,
     },
     /// How to treat arriving traffic; sent after Hello and whenever it changes.
     Inbound {

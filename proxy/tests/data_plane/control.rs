@@ -173,8 +173,14 @@ fn token(text: &str) -> tempfile::NamedTempFile {
 }
 
 fn update(version: u64, change: EndpointsChange) -> ControlMessage {
-    let destination = Destination { service: None, protocol: Protocol::Http1, external: false };
-    ControlMessage::Update { address: SERVICE, version, destination: Some(destination), endpoints: Some(change) }
+    let destination = Destination { service: None, protocol: Protocol::Http1, external: false, routes: None };
+    ControlMessage::Update {
+        address: SERVICE,
+        version,
+        destination: Some(destination),
+        endpoints: Some(change),
+        backends: Vec::new(),
+    }
 }
 
 fn reset(address: &str) -> EndpointsChange {
