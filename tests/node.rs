@@ -196,7 +196,9 @@ fn probes_decide_over_readiness_and_life() -> Result<()> {
     let container = json!({
         "name": "main", "args": ["-c", "touch /alive; echo began; exec sleep 600"],
         "readinessProbe": {"exec": {"command": ["test", "-e", "/ready"]}, "periodSeconds": 1, "failureThreshold": 1},
-        "livenessProbe": {"exec": {"command": ["test", "-e", "/alive"]}, "periodSeconds": 1, "failureThreshold": 1},
+        // Later than the container's first command, also on a busy machine.
+        "livenessProbe": {"exec": {"command": ["test", "-e", "/alive"]}, "initialDelaySeconds": 5, "periodSeconds": 1,
+            "failureThreshold": 1},
     });
     run(sandbox, "probes", "p", json!({"containers": [container]}))?;
     phase(sandbox, "probes", "p", "Running")?;
