@@ -35,6 +35,7 @@ pub fn destination(world: &World, config: &MeshConfig, address: SocketAddr) -> C
                 protocol: pod_port(world, config, name, pod, address.port()),
                 external: false,
                 routes: None,
+                policy: None,
             },
             endpoints: vec![endpoint(world, config, address, None)],
         },
@@ -42,7 +43,7 @@ pub fn destination(world: &World, config: &MeshConfig, address: SocketAddr) -> C
             let opaque = config.proxy.opaque_ports.contains(address.port());
             let protocol = if opaque { Protocol::Opaque } else { Protocol::Detect };
             Compiled {
-                destination: Destination { service: None, protocol, external: true, routes: None },
+                destination: Destination { service: None, protocol, external: true, routes: None, policy: None },
                 endpoints: Vec::new(),
             }
         }
@@ -62,11 +63,20 @@ pub fn inbound(world: &World, config: &MeshConfig, name: &Name) -> InboundPolicy
     let policies = ports.into_iter().map(|port| (port, pod_port(world, config, name, pod, port)));
     InboundPolicy {
         workload: Some(pod.workload.clone()),
+        zone: zone(world, pod),
         ports: policies
             .filter(|(_, protocol)| *protocol != Protocol::Detect)
-            .map(|(port, protocol)| (port, PortPolicy { protocol }))
+            .map(|(port, protocol)| (port, PortPolicy { protocol, ..PortPolicy::default() }))
             .collect(),
     }
+}
+
+/// The zone of a pod's node, as a slice with the pod says it.
+fn zone(world: &World, pod: &PodView) -> Option<String> {
+    let found = pod.ips.iter().flat_map(|ip| world.slices_with(*ip).map(move |(slice, _)| (ip, slice)));
+    found
+        .flat_map(|(ip, slice)| slice.endpoints.iter().filter(move |e| e.addresses.contains(ip)))
+        .find_map(|e| e.zone.clone())
 }
 
 /// A port of a service, about to be compiled.
@@ -91,6 +101,7 @@ impl Target<'_> {
                 protocol: self.protocol(&endpoints),
                 external: false,
                 routes: None,
+                policy: None,
             },
             endpoints,
         }

@@ -127,7 +127,8 @@ impl State {
             return app.clone();
         }
         let endpoint = Endpoint { address, identity: None, workload: self.workload(), pod: String::new(), zone: None };
-        let destination = Destination { service: None, protocol: Protocol::Detect, external: false, routes: None };
+        let destination =
+            Destination { service: None, protocol: Protocol::Detect, external: false, routes: None, policy: None };
         // Never shown: inbound traffic is counted under its client.
         let scope = self.golden.scope(Direction::Inbound, &endpoint.workload, None, address.port());
         let known = Arc::new(Known { destination, backends: vec![Backend::new(endpoint, None)], scope });
@@ -275,7 +276,8 @@ impl State {
     fn as_is(&self, address: SocketAddr) -> Arc<Known> {
         let workload = WorkloadRef::new("", "external", &address.ip().to_string());
         let endpoint = Endpoint { address, identity: None, workload, pod: String::new(), zone: None };
-        let destination = Destination { service: None, protocol: Protocol::Detect, external: true, routes: None };
+        let destination =
+            Destination { service: None, protocol: Protocol::Detect, external: true, routes: None, policy: None };
         Arc::new(self.known(address, destination, vec![endpoint], None))
     }
 
@@ -422,7 +424,8 @@ mod tests {
         let later = state.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(10)).await;
-            let destination = Destination { service: None, protocol: Protocol::Http1, external: false, routes: None };
+            let destination =
+                Destination { service: None, protocol: Protocol::Http1, external: false, routes: None, policy: None };
             later.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1)]))).unwrap();
         });
         assert_eq!(target.resolve(Duration::from_secs(60)).await.backends[0].endpoint, endpoint(1));
@@ -432,7 +435,8 @@ mod tests {
     fn an_update_keeps_what_it_does_not_touch() {
         let state = state(true);
         let target = state.target(ADDRESS);
-        let destination = Destination { service: None, protocol: Protocol::Detect, external: false, routes: None };
+        let destination =
+            Destination { service: None, protocol: Protocol::Detect, external: false, routes: None, policy: None };
         state.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1), endpoint(2)]))).unwrap();
         let before = target.now();
         let change = EndpointsChange { reset: false, upsert: vec![endpoint(3)], remove: vec![endpoint(1).address] };
@@ -446,7 +450,8 @@ mod tests {
     fn what_cannot_be_used_changes_nothing() {
         let state = state(true);
         let target = state.target(ADDRESS);
-        let destination = Destination { service: None, protocol: Protocol::Detect, external: false, routes: None };
+        let destination =
+            Destination { service: None, protocol: Protocol::Detect, external: false, routes: None, policy: None };
         assert!(state.update(ADDRESS, None, None).is_err());
         state.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1)]))).unwrap();
         let mut bad = endpoint(9);

@@ -1,10 +1,12 @@
 //! What a proxy is told about its own pod, and the file form that replaces the control plane.
 
-use crate::{Destination, Endpoint, Protocol, ServiceRef, WorkloadRef};
+use crate::rate_limit::RateLimit;
+use crate::{Destination, Endpoint, Protocol, ServiceRef, TrafficPolicy, WorkloadRef};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// How a proxy treats what arrives for its application.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +15,9 @@ pub struct InboundPolicy {
     /// The workload this proxy stands beside, as control knows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<WorkloadRef>,
+    /// Zone of its node, for zone-aware balancing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// Ports with something to say; all others are detected.
     #[serde(default, deserialize_with = "crate::number_keys::deserialize")]
     pub ports: BTreeMap<u16, PortPolicy>,
@@ -25,6 +30,9 @@ pub struct PortPolicy {
     /// What the port speaks.
     #[serde(default)]
     pub protocol: Protocol,
+    /// How often the services behind this port may be called; a request passes if all of them let it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rate_limits: Vec<RateLimit>,
 }
 
 /// The file that `mesh-proxy --config FILE` loads (YAML or JSON) instead of following a control plane.
@@ -85,6 +93,9 @@ pub struct FileBackend {
     /// What the port speaks.
     #[serde(default)]
     pub protocol: Protocol,
+    /// How traffic to it is carried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Arc<TrafficPolicy>>,
     /// Who answers.
     pub endpoints: Vec<Endpoint>,
 }

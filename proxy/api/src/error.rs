@@ -81,6 +81,15 @@ mesh_errors! {
     Overload "overload" 503 14
         "The proxy reached one of its limits and shed the newest work"
         "Scale the workload, or raise the limit if memory allows";
+    CircuitOpen "circuit-open" 503 14
+        "Every endpoint of the service has been ejected by the circuit breaker"
+        "Look at the endpoints with `meshctl diagnostics endpoints`; a `floorPercent` above 0 keeps some of them in use";
+    RateLimited "rate-limited" 429 8
+        "The service is called more often than its rate limit allows"
+        "Call less often, wait as `retry-after` says, or raise the limit in the TrafficPolicy";
+    FaultInjected "fault-injected" 500 14
+        "A TrafficPolicy makes this fault on purpose"
+        "Nothing, if it is meant; else look for `faults` in the TrafficPolicies of the service and its routes";
     Draining "draining" 503 14
         "The pod is shutting down"
         "Nothing, if it is rare; else check the pod's termination grace period";

@@ -4,19 +4,26 @@
 //! compiler that fills them to the data path that runs them. The same structs load from a file
 //! (`mesh-proxy --config FILE`). There is no I/O here and nothing of Kubernetes.
 
+pub mod balance;
+pub mod breaker;
+pub mod condition;
 pub mod config;
 pub mod error;
+pub mod fault;
 pub mod golden;
 pub mod histogram;
 pub mod identity;
+pub mod limit;
 pub mod millis;
 pub mod names;
 mod number_keys;
+pub mod rate_limit;
 pub mod retry;
 pub mod route;
 pub mod service;
 pub mod tap;
 pub mod timeout;
+pub mod traffic;
 pub mod wire;
 
 pub use config::{FileConfig, FileIdentity, InboundPolicy, PortPolicy};
@@ -25,3 +32,4 @@ pub use histogram::Histogram;
 pub use identity::{CertifyRequest, CertifyResponse, SpiffeId};
 pub use millis::Millis;
 pub use service::{BackendChange, Destination, Endpoint, EndpointsChange, Protocol, ServiceRef, WorkloadRef};
+pub use traffic::TrafficPolicy;

@@ -1,12 +1,13 @@
 //! Where requests go: what HTTPRoutes, GRPCRoutes, TLSRoutes and TCPRoutes with a Service as parent come to, flattened and
 //! put into order of precedence, so that a proxy takes the first match.
 
-use crate::ServiceRef;
 use crate::millis::Millis;
 use crate::retry::Retry;
 use crate::timeout::Timeouts;
+use crate::{ServiceRef, TrafficPolicy};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 
 /// The routes of a destination. A destination with any answers 404 (`no-route`; gRPC: Unimplemented) to a request that
 /// none of them matches (Gateway API, GEP-1426).
@@ -51,6 +52,10 @@ pub struct Rule {
     /// Keeps a client's requests at one endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionPersistence>,
+    /// How its traffic is carried, over what the services it goes to say: `retry`, `timeouts`, `rate_limits` and `faults`
+    /// (`retry` and `timeouts` of the route itself go first).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Arc<TrafficPolicy>>,
 }
 
 /// The rule's origin, as shown and counted: `httproute/shop/web/canary`.

@@ -1,7 +1,7 @@
 //! Where traffic can go: services, their endpoints, and the workloads behind them.
 
-use crate::SpiffeId;
 use crate::route::Routes;
+use crate::{SpiffeId, TrafficPolicy};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::SocketAddr;
@@ -98,6 +98,9 @@ pub struct Destination {
     /// Where requests go instead of to the destination's own endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routes: Option<Arc<Routes>>,
+    /// How traffic to its endpoints is carried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Arc<TrafficPolicy>>,
 }
 
 /// What changed about a service that a destination's routes lead to, under the destination that leads there.
@@ -111,6 +114,9 @@ pub struct BackendChange {
     /// What the port speaks; `None`: as before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
+    /// How traffic to it is carried; said together with `protocol`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Arc<TrafficPolicy>>,
     /// Change to its endpoints; `None`: as before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<EndpointsChange>,
