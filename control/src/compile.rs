@@ -68,6 +68,7 @@ pub fn inbound(world: &World, config: &MeshConfig, name: &Name) -> InboundPolicy
             .filter(|(_, protocol)| *protocol != Protocol::Detect)
             .map(|(port, protocol)| (port, PortPolicy { protocol, ..PortPolicy::default() }))
             .collect(),
+        ..InboundPolicy::default()
     }
 }
 

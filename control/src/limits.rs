@@ -123,6 +123,8 @@ pub const TAP_ONLY: usize = 500;
 pub const WATCH_BACKOFF: Duration = Duration::from_millis(100);
 /// Longest pause after a failed list or watch.
 pub const WATCH_BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Pause before asking again for a kind that the cluster does not know.
+pub const WATCH_MISSING: Duration = Duration::from_secs(3);
 /// One call to the API.
 pub const API_TIMEOUT: Duration = Duration::from_secs(5);
 /// An AdmissionReview.

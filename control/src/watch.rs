@@ -8,6 +8,7 @@ use crate::observe::Observers;
 use crate::subscriptions::Subscriptions;
 use crate::webhook_cert::{WEBHOOK_SECRET, WebhookTls};
 use crate::world::Kept;
+use crate::world::access_policy::AccessPolicyView;
 use crate::world::view::{Name, NamespaceView, PodView, ServiceView, SliceView};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service};
@@ -16,6 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource, ResourceExt};
+use mesh_manifests::policies::AccessPolicy;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -48,7 +50,8 @@ pub async fn follow(client: kube::Client, system_namespace: &str, audience: Audi
         world.keep("Service", Name::of, |o: &Service| ServiceView::from(o)),
         world.keep("EndpointSlice", Name::of, |o: &EndpointSlice| SliceView::from(o)),
         world.keep("Pod", Name::of, |o: &Pod| PodView::from(o)),
-        world.tell_when_listed(4),
+        world.keep("AccessPolicy", Name::of, |o: &AccessPolicy| AccessPolicyView::from(o)),
+        world.tell_when_listed(5),
         one("Secret", secrets.clone(), ISSUER_SECRET, &metrics, |secret| issuer.changed(secret)),
         one("Secret", secrets, WEBHOOK_SECRET, &metrics, |secret| webhook.changed(secret)),
         one("ConfigMap", config_maps, "extension-apiserver-authentication", &metrics, |map| observers.changed(map)),
@@ -138,7 +141,8 @@ where
     }
 }
 
-/// The events of a watch. Errors are counted, told once until things change, and followed by a growing pause.
+/// The events of a watch. Errors are counted, told once until things change, and followed by a growing pause. A kind that
+/// the cluster does not know (yet) has no objects: that is no error.
 fn events<K>(kind: &'static str, api: Api<K>, name: Option<&str>, metrics: &Metrics) -> impl Stream<Item = Event<K>>
 where
     K: Resource + DeserializeOwned + Clone + Debug + Send + 'static,
@@ -149,14 +153,19 @@ where
     };
     let mut said = String::new();
     let mut pause = limits::WATCH_BACKOFF;
+    let (mut listed, mut missing) = (false, false);
     watcher(api, config).filter_map(move |event| {
         let wait = match &event {
             // Also comes before a list that fails.
             Ok(Event::Init) => None,
-            Ok(_) => {
+            Ok(seen) => {
+                listed |= matches!(seen, Event::InitDone);
                 pause = limits::WATCH_BACKOFF;
                 said.clear();
                 None
+            }
+            Err(error) if is_unknown_kind(error) => {
+                std::mem::replace(&mut missing, true).then_some(limits::WATCH_MISSING)
             }
             Err(error) => {
                 metrics.watch_error(kind);
@@ -174,9 +183,22 @@ where
             if let Some(wait) = wait {
                 tokio::time::sleep(jittered(wait)).await;
             }
-            event.ok()
+            match event {
+                // What has been listed stays in use: objects are gone when their deletion was seen.
+                Err(error) if is_unknown_kind(&error) => (!listed).then_some(Event::InitDone),
+                event => event.ok(),
+            }
         }
     })
+}
+
+/// True if the API server has no such kind: its definition is not installed.
+fn is_unknown_kind(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
+        _ => false,
+    }
 }
 
 /// Half to one and a half times as long: replicas that failed together do not come back together.

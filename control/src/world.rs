@@ -3,11 +3,13 @@
 //! Every change returns what it [`Touched`], so that only those answers are compiled anew. No I/O, no clock; asking
 //! questions is [`crate::compile`]'s part.
 
+pub mod access_policy;
 pub mod view;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
+use access_policy::AccessPolicyView;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use view::{Name, NamespaceView, PodView, ServiceView, SliceView};
@@ -19,6 +21,7 @@ pub struct World {
     services: HashMap<Name, ServiceView>,
     slices: HashMap<Name, SliceView>,
     pods: HashMap<Name, PodView>,
+    access_policies: HashMap<Name, AccessPolicyView>,
     services_by_ip: HashMap<IpAddr, BTreeSet<Name>>,
     pods_by_ip: HashMap<IpAddr, BTreeSet<Name>>,
     slices_by_service: HashMap<Name, BTreeSet<Name>>,

@@ -6,6 +6,7 @@
 use crate::config::{CONFIG_KEY, MeshConfig, VERSION};
 use crate::inventory::{self, INVENTORY_KEY};
 use crate::issuer::{Issuer, IssuerError};
+use crate::policies;
 use crate::rbac;
 use crate::sidecar::resource_object;
 use crate::values::{FailurePolicy, Values};
@@ -54,6 +55,9 @@ pub enum InstallError {
     /// The configuration could not be written.
     #[error(transparent)]
     Config(#[from] crate::config::InvalidConfig),
+    /// A custom resource definition could not be written.
+    #[error("cannot write a custom resource definition: {0}")]
+    Definition(#[from] serde_json::Error),
 }
 
 /// Renders an install, with a new certificate authority unless `values` bring one.
@@ -65,7 +69,9 @@ pub fn render(values: &Values) -> Result<Vec<Value>, InstallError> {
 pub fn render_with(values: &Values, issuer: &Issuer) -> Result<Vec<Value>, InstallError> {
     let names = Names { namespace: &values.system_namespace };
     let config = mesh_config(values, issuer).to_yaml()?;
-    let mut objects = vec![namespace(&names), service_account(&names)];
+    let mut objects = vec![namespace(&names)];
+    objects.extend(definitions(&names)?);
+    objects.push(service_account(&names));
     objects.extend(rbac::objects(&names));
     objects.push(config_map(&names, values, &config)?);
     objects.push(anchors_config_map(&names, issuer));
@@ -142,6 +148,16 @@ fn namespace(names: &Names<'_>) -> Value {
         metadata["labels"][format!("pod-security.kubernetes.io/{mode}")] = "restricted".into();
     }
     json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": metadata })
+}
+
+/// The kinds that users write, with the labels of everything that belongs to the install.
+fn definitions(names: &Names<'_>) -> Result<Vec<Value>, InstallError> {
+    let mut definitions = policies::definitions()?;
+    for definition in &mut definitions {
+        let name = definition["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        definition["metadata"] = names.cluster_metadata(&name);
+    }
+    Ok(definitions)
 }
 
 fn service_account(names: &Names<'_>) -> Value {

@@ -119,12 +119,14 @@ fn a_secret_from_elsewhere_is_not_rendered() {
 fn the_kubernetes_types_accept_every_object() {
     use k8s_openapi::api::rbac::v1 as rbac;
     use k8s_openapi::api::{admissionregistration::v1 as ad, apps::v1 as apps, core::v1 as core, policy::v1 as policy};
+    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as extensions;
     fn same<T: serde::Serialize + serde::de::DeserializeOwned>(object: &Value) -> Value {
         serde_json::to_value(serde_json::from_value::<T>(object.clone()).unwrap()).unwrap()
     }
     for object in rendered(&["ha=true"]) {
         let typed = match object["kind"].as_str().unwrap() {
             "Namespace" => same::<core::Namespace>(&object),
+            "CustomResourceDefinition" => same::<extensions::CustomResourceDefinition>(&object),
             "ServiceAccount" => same::<core::ServiceAccount>(&object),
             "ClusterRole" => same::<rbac::ClusterRole>(&object),
             "ClusterRoleBinding" => same::<rbac::ClusterRoleBinding>(&object),

@@ -13,6 +13,7 @@ pub const SELECTOR: &str = "app.kubernetes.io/managed-by=meshctl,app.kubernetes.
 /// Every kind that an install of this or an earlier release puts into a cluster: apiVersion, kind.
 pub const KINDS: &[(&str, &str)] = &[
     ("v1", "Namespace"),
+    ("apiextensions.k8s.io/v1", "CustomResourceDefinition"),
     ("v1", "ServiceAccount"),
     ("v1", "ConfigMap"),
     ("v1", "Secret"),

@@ -11,6 +11,7 @@ pub mod install;
 pub mod inventory;
 pub mod issuer;
 pub mod nearest;
+pub mod policies;
 pub mod ports;
 pub mod quantity;
 pub mod rbac;

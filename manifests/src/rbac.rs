@@ -1,11 +1,14 @@
 //! Who may do what: the control plane's rights, each with its reason, and the rights to look at golden metrics and to tap.
 
 use crate::install::Names;
+use crate::policies;
 use mesh_api::names;
 use serde_json::{Value, json};
 
-/// ClusterRole that lets its subjects read golden metrics; aggregated into `view`, `edit` and `admin`.
+/// ClusterRole that lets its subjects read golden metrics and policies; aggregated into `view`, `edit` and `admin`.
 pub const VIEWER_ROLE: &str = "mesh-viewer";
+/// ClusterRole that lets its subjects write policies; aggregated into `edit` and `admin`, as network policies are.
+pub const EDITOR_ROLE: &str = "mesh-editor";
 
 /// ClusterRole that lets its subjects tap requests and connections too. Aggregated into nothing: what requests look like
 /// is for those whom somebody trusts with it.
@@ -31,6 +34,7 @@ pub(crate) fn objects(names: &Names<'_>) -> Vec<Value> {
     vec![
         cluster_role(names),
         viewer_role(names),
+        editor_role(names),
         observer_role(names, TAPPER_ROLE, &["workloads", "workloads/golden", "workloads/tap"]),
         observer_role(names, TAPPER_BODIES_ROLE, &["workloads/tapbodies"]),
         observer_role(names, TAPPER_SECRETS_ROLE, &["workloads/tapsecrets"]),
@@ -47,7 +51,13 @@ pub(crate) fn objects(names: &Names<'_>) -> Vec<Value> {
     ]
 }
 
-fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
+/// The resources of all kinds of ours, or a subresource of each.
+fn plurals(subresource: &str) -> Vec<String> {
+    policies::KINDS.iter().map(|kind| format!("{}{subresource}", kind.plural)).collect()
+}
+
+fn rule(groups: &[&str], resources: &[impl AsRef<str>], verbs: &[&str]) -> Value {
+    let resources: Vec<&str> = resources.iter().map(AsRef::as_ref).collect();
     json!({ "apiGroups": groups, "resources": resources, "verbs": verbs })
 }
 
@@ -65,6 +75,9 @@ fn cluster_role(names: &Names<'_>) -> Value {
             // The world: where traffic can go. (Who owns a pod follows from the pod's own labels and references.)
             rule(&[""], &["services", "pods", "namespaces"], &read),
             rule(&["discovery.k8s.io"], &["endpointslices"], &read),
+            // What users decide about traffic, and what is said of it there.
+            rule(&[policies::GROUP], &plurals(""), &read),
+            rule(&[policies::GROUP], &plurals("/status"), &["patch"]),
             // Identity: whose token is it; observe API: may this user look.
             rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
             rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
@@ -91,7 +104,24 @@ fn viewer_role(names: &Names<'_>) -> Value {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRole",
         "metadata": metadata,
-        "rules": [rule(&[names::OBSERVE_GROUP], &["workloads", "workloads/golden"], &["get", "list"])],
+        "rules": [
+            rule(&[names::OBSERVE_GROUP], &["workloads", "workloads/golden"], &["get", "list"]),
+            rule(&[policies::GROUP], &plurals(""), &["get", "list", "watch"]),
+        ],
+    })
+}
+
+fn editor_role(names: &Names<'_>) -> Value {
+    let mut metadata = names.cluster_metadata(EDITOR_ROLE);
+    for role in ["edit", "admin"] {
+        metadata["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{role}")] = "true".into();
+    }
+    let write = ["create", "update", "patch", "delete", "deletecollection"];
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": metadata,
+        "rules": [rule(&[policies::GROUP], &plurals(""), &write)],
     })
 }
 

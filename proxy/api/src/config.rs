@@ -1,7 +1,7 @@
 //! What a proxy is told about its own pod, and the file form that replaces the control plane.
 
 use crate::rate_limit::RateLimit;
-use crate::{Destination, Endpoint, Protocol, ServiceRef, TrafficPolicy, WorkloadRef};
+use crate::{Access, Destination, Endpoint, Protocol, ServiceRef, TrafficPolicy, WorkloadRef};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,6 +21,9 @@ pub struct InboundPolicy {
     /// Ports with something to say; all others are detected.
     #[serde(default, deserialize_with = "crate::number_keys::deserialize")]
     pub ports: BTreeMap<u16, PortPolicy>,
+    /// Who may call; everybody unless said.
+    #[serde(default, skip_serializing_if = "Access::is_default")]
+    pub access: Access,
 }
 
 /// How one inbound port is treated.

@@ -4,6 +4,7 @@
 //! compiler that fills them to the data path that runs them. The same structs load from a file
 //! (`mesh-proxy --config FILE`). There is no I/O here and nothing of Kubernetes.
 
+pub mod access;
 pub mod balance;
 pub mod breaker;
 pub mod condition;
@@ -16,6 +17,7 @@ pub mod identity;
 pub mod limit;
 pub mod millis;
 pub mod names;
+pub mod network;
 mod number_keys;
 pub mod rate_limit;
 pub mod retry;
@@ -26,10 +28,12 @@ pub mod timeout;
 pub mod traffic;
 pub mod wire;
 
+pub use access::{Access, AccessDefault, AccessRule};
 pub use config::{FileConfig, FileIdentity, InboundPolicy, PortPolicy};
 pub use error::MeshError;
 pub use histogram::Histogram;
 pub use identity::{CertifyRequest, CertifyResponse, SpiffeId};
 pub use millis::Millis;
+pub use network::Network;
 pub use service::{BackendChange, Destination, Endpoint, EndpointsChange, Protocol, ServiceRef, WorkloadRef};
 pub use traffic::TrafficPolicy;

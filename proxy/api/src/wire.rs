@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        let policy = InboundPolicy { workload: None, zone: None, ports: [(8080, Default::default())].into() };
+        let policy = InboundPolicy { ports: [(8080, Default::default())].into(), ..Default::default() };
         let message = ControlMessage::Inbound { version: 3, policy };
         assert_eq!(serde_json::from_slice::<ControlMessage>(&serde_json::to_vec(&message).unwrap()).unwrap(), message);
         let series = Series { statuses: [(200, 7)].into(), grpc_statuses: [(14, 1)].into(), ..Series::default() };

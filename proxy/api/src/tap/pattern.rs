@@ -62,7 +62,7 @@ impl fmt::Display for PathPattern {
 }
 
 /// Greedy with one way back: to the last star.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
+pub(crate) fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
     while t < text.len() {
