@@ -1,11 +1,11 @@
 //! Custom resources: definitions are accepted, served at once, and their objects pruned to their schemas.
 //!
-//! Versions convert by changing their `apiVersion` (strategy `None`); webhook conversion is refused. CEL rules
-//! (`x-kubernetes-validations`) are kept and not evaluated: objects they would refuse are accepted.
+//! Versions convert by changing their `apiVersion` (strategy `None`); webhook conversion is refused.
 
 use super::kinds::{Registry, Resource};
 use super::status::ApiError;
 use super::store::Key;
+use super::validate::unreadable;
 use super::{Api, aggregation, delete, timestamp};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -149,6 +149,10 @@ pub(super) fn check(definition: &Value) -> Result<(), ApiError> {
                 "Invalid value: must be object at the root".to_owned(),
             );
         }
+        let schema = format!("spec.versions[{index}].schema.openAPIV3Schema");
+        let mut wrong = Vec::new();
+        unreadable(&version["schema"]["openAPIV3Schema"], &schema, &mut wrong);
+        wrong.into_iter().for_each(|(field, why)| bad("FieldValueInvalid", field, why));
     }
     if causes.is_empty() {
         Ok(())

@@ -1,15 +1,17 @@
 //! Validation: what an object must be to be stored.
 //!
 //! Names and labels are judged here, built-in kinds in [`kinds`] and [`pods`], custom ones by their schema in
-//! [`custom`]; [`fields`] compares objects with the fields and types their kind has. Messages are worded as Kubernetes
+//! [`custom`] and [`rules`]; [`fields`] compares objects with the fields and types their kind has. Messages are worded as Kubernetes
 //! words them, because people search for them.
 
 mod custom;
 mod fields;
 mod kinds;
 mod pods;
+mod rules;
 
 pub use fields::{check_types, unknown_fields};
+pub use rules::unreadable;
 
 use super::kinds::Resource;
 use super::status::ApiError;
@@ -20,7 +22,11 @@ pub fn validate(resource: &Resource, object: &Value, old: Option<&Value>) -> Res
     let mut found = Findings::default();
     metadata(resource, object, &mut found);
     if let Some(version) = &resource.custom {
-        custom::by_schema(&version["schema"]["openAPIV3Schema"], object, "", &mut found);
+        let schema = &version["schema"]["openAPIV3Schema"];
+        custom::by_schema(schema, object, "", &mut found);
+        if found.0.is_empty() {
+            rules::check(schema, object, old, &mut found);
+        }
     } else {
         kinds::check(resource, object, old, &mut found);
     }
