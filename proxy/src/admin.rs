@@ -5,6 +5,7 @@ use crate::limits;
 use crate::metrics;
 use crate::metrics::text::Format;
 use crate::proxy::Proxy;
+use crate::state::Group;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -12,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_api::{Destination, Endpoint, InboundPolicy};
+use mesh_api::{Destination, Endpoint, InboundPolicy, Protocol, ServiceRef};
 use serde::Serialize;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -97,6 +98,16 @@ struct ShownTarget {
     address: SocketAddr,
     destination: Destination,
     endpoints: Vec<ShownEndpoint>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    backends: Vec<ShownBackend>,
+}
+
+/// A service that routes lead to.
+#[derive(Serialize)]
+struct ShownBackend {
+    service: Option<ServiceRef>,
+    protocol: Protocol,
+    endpoints: Vec<ShownEndpoint>,
 }
 
 #[derive(Serialize)]
@@ -113,13 +124,14 @@ impl<'a> Shown<'a> {
         let targets = proxy.state.known_targets().into_iter().map(|(target, known)| ShownTarget {
             address: target.address,
             destination: known.destination.clone(),
-            endpoints: known
-                .backends
+            endpoints: shown_endpoints(&known.group),
+            backends: known
+                .told()
                 .iter()
-                .map(|backend| ShownEndpoint {
-                    endpoint: backend.endpoint.clone(),
-                    in_flight: backend.load.lock().in_flight(),
-                    idle_connections: backend.pool.idle(),
+                .map(|group| ShownBackend {
+                    service: group.port.service.clone(),
+                    protocol: group.port.protocol,
+                    endpoints: shown_endpoints(group),
                 })
                 .collect(),
         });
@@ -137,4 +149,13 @@ impl<'a> Shown<'a> {
             destinations,
         }
     }
+}
+
+fn shown_endpoints(group: &Group) -> Vec<ShownEndpoint> {
+    let shown = group.backends.iter().map(|backend| ShownEndpoint {
+        endpoint: backend.endpoint.clone(),
+        in_flight: backend.load.lock().in_flight(),
+        idle_connections: backend.pool.idle(),
+    });
+    shown.collect()
 }

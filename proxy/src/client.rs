@@ -224,8 +224,8 @@ pub async fn part(proxy: &Proxy) {
 /// Does what control says; returns what to answer.
 fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFrame>) -> Vec<ProxyMessage> {
     let reply = match message {
-        ControlMessage::Update { address, version, destination, endpoints, .. } => {
-            Some(match proxy.state.update(address, destination, endpoints.as_ref()) {
+        ControlMessage::Update { address, version, destination, endpoints, backends } => {
+            Some(match proxy.state.update(address, destination, endpoints.as_ref(), &backends) {
                 Ok(()) => ProxyMessage::Ack { version },
                 Err(reason) => {
                     tracing::warn!(%address, version, %reason, "cannot use an update; what was there stays in use");

@@ -5,6 +5,7 @@
 //! place, renamed over or reached through links that move (as a mounted ConfigMap does it) is noticed all the same. A
 //! change that cannot be used is reported with its place, and the last good state stays in use.
 
+use crate::group;
 use crate::limits;
 use crate::proxy::{Defaults, Proxy};
 use crate::state;
@@ -142,9 +143,13 @@ fn check(config: &FileConfig, places: &Places) -> anyhow::Result<()> {
                 entry.address
             );
         }
-        state::validate(&entry.endpoints).map_err(|reason| {
+        group::validate(&entry.endpoints).map_err(|reason| {
             let line = line(place.and_then(|place| place.endpoints.as_ref()));
             anyhow!("{line}destinations[{at}].endpoints: {reason}; expected IP:PORT of something that listens")
+        })?;
+        state::validate(entry).map_err(|reason| {
+            let line = line(place.and_then(|place| place.address.as_ref()));
+            anyhow!("{line}destinations[{at}]: {reason}")
         })?;
     }
     if let Some(default) = config.outbound_default.filter(|default| !addresses.contains_key(default)) {

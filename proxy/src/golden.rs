@@ -167,7 +167,7 @@ impl Cell {
 
     /// True for what golden metrics are about; health probes are not.
     fn is_traffic(&self) -> bool {
-        &*self.subject.route != crate::route::PROBE
+        &*self.subject.route != crate::learned::PROBE
     }
 
     /// Counts a finished request.
@@ -347,7 +347,7 @@ impl Golden {
             (scope.clone(), id.subject)
         } else {
             let Subject { carried, tls, .. } = id.subject;
-            (inner.other.clone(), Subject { carried, tls, route: Arc::from(crate::route::OTHER), method: "" })
+            (inner.other.clone(), Subject { carried, tls, route: Arc::from(crate::learned::OTHER), method: "" })
         };
         let id = SeriesId { scope: Arc::as_ptr(&scope) as usize, subject: subject.clone() };
         let cell = Arc::new(Cell { scope, subject, counts: Mutex::default() });

@@ -134,6 +134,31 @@ pub const RESOLVE_WAIT: Duration = Duration::from_secs(2);
 /// Destinations without traffic for this long are forgotten.
 pub const TARGET_IDLE: Duration = Duration::from_secs(600);
 
+// Routes of one destination.
+
+/// Rules.
+pub const ROUTE_RULES: usize = 2048;
+/// Conditions, all kinds together.
+pub const ROUTE_MATCHES: usize = 16 * 1024;
+/// Header fields, query parameters or hosts of one condition.
+pub const ROUTE_CONDITIONS: usize = 64;
+/// Length of a path, value or regular expression.
+pub const ROUTE_TEXT_BYTES: usize = 4096;
+/// Size of a compiled regular expression, and of what is learned while it runs.
+pub const ROUTE_EXPRESSION_BYTES: usize = 256 * 1024;
+/// The same for all expressions of paths, which run as one.
+pub const ROUTE_EXPRESSIONS_BYTES: usize = 4 * 1024 * 1024;
+/// Query parameters of a request that are looked at.
+pub const ROUTE_PARAMETERS: usize = 1024;
+/// Filters of a rule or of a backend.
+pub const ROUTE_FILTERS: usize = 64;
+/// Header fields in one list of a filter.
+pub const ROUTE_FIELDS: usize = 64;
+/// Backends of a rule.
+pub const ROUTE_BACKENDS: usize = 256;
+/// Services that all rules lead to.
+pub const ROUTE_SERVICES: usize = 512;
+
 // Telemetry.
 
 /// Series of golden metrics; past it everything is counted under `other`.

@@ -150,7 +150,7 @@ fn endpoints(text: &mut Text, proxy: &Proxy) {
     let now = Instant::now();
     let mut left = limits::MAX_ENDPOINT_METRICS;
     for (target, known) in proxy.state.known_targets() {
-        for backend in known.backends.iter().take(left) {
+        for backend in known.all_groups().flat_map(|group| &group.backends).take(left) {
             left -= 1;
             let labels = vec![
                 ("target", target.address.to_string()),

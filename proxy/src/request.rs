@@ -2,6 +2,7 @@
 
 use crate::balance;
 use crate::body::{Download, Received};
+use crate::course::{Course, Taken};
 use crate::error::{Delivered, Failure};
 use crate::golden::{Scope, Subject};
 use crate::grpc::{self, Deadline};
@@ -9,7 +10,7 @@ use crate::headers::{ambiguity, authority, response_ambiguity, strip_hop_by_hop,
 use crate::limits;
 use crate::proxy::Proxy;
 use crate::record::{ConnectionRecord, Record, method_label};
-use crate::state::{Backend, Known, Target};
+use crate::state::{Backend, Group, Target};
 use crate::story::Story;
 use crate::tap::witness::{self, Onlooker};
 use crate::tcp;
@@ -55,9 +56,12 @@ pub struct Client {
 /// Serves one request.
 pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Response<Download> {
     let proxy = &client.proxy;
+    let known = client.target.now();
 
     // Account: from here on the request counts, whatever happens.
-    let mut record = Record::open(&proxy.golden, &client.scope, subject(&client, &request));
+    let grpc = grpc::is_call(&request);
+    let taken = Taken::of(&known, &request, grpc);
+    let mut record = Record::open(&proxy.golden, &client.scope, subject(&client, &request, grpc, &taken));
     record.call_witness(&client, &request);
     record.story = Story::begin(&client, &mut request);
 
@@ -69,9 +73,22 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
         return refuse(record, MeshError::InvalidRequest, why);
     }
 
+    // Route: to the backend that the rule which takes it chooses, or to the destination's own endpoints.
+    if let Some(redirect) = taken.redirect(&client.target, &request) {
+        return send_elsewhere(record, redirect);
+    }
+    let course = match Course::set(proxy, &known, taken) {
+        Ok(course) => course,
+        Err(refusal) => return refuse(record, refusal, ""),
+    };
+    if let Some(redirect) = course.redirect(&client.target, &request) {
+        return send_elsewhere(record, redirect);
+    }
+
     // Prepare: the request as the next hop should see it.
     let upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
     let mut request = prepare(request, &client.target, upgrade.is_some());
+    course.change_request(&mut request);
     if let Some(witness) = &record.witness {
         request.body_mut().count_with(witness.upload());
     }
@@ -79,10 +96,9 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     let mut deadline = if record.is_grpc() { Deadline::of(&mut request) } else { None };
 
     // Send: to the best endpoint, and to another one as long as nothing was delivered.
-    let known = client.target.now();
     let mut tried: Vec<SocketAddr> = Vec::new();
     let (response, lease, flight, backend) = loop {
-        let Some(backend) = choose(proxy, &known, &tried) else {
+        let Some(backend) = choose(proxy, course.group, &tried) else {
             return refuse(record, MeshError::NoEndpoints, "");
         };
         record.attempt(backend.scope.as_ref(), protection(&client, &backend));
@@ -91,7 +107,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
         }
         let flight = Flight::start(&backend);
         let outcome = {
-            let attempt = pin!(attempt(&client, &known, &backend, request, tried.len()));
+            let attempt = pin!(attempt(&client, course.group, &backend, request, tried.len()));
             grpc::within(&mut deadline, attempt).await
         };
         match outcome {
@@ -103,7 +119,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
             Some(Err(Unanswered { failure, request: unsent })) => {
                 flight.failed(&failure);
                 tried.push(backend.endpoint.address);
-                match unsent.filter(|_| may_try_another(&failure, &known, tried.len())) {
+                match unsent.filter(|_| may_try_another(&failure, course.group, tried.len())) {
                     Some(unsent) => request = unsent,
                     None => return refuse(record, failure.code, ""),
                 }
@@ -120,6 +136,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     let close = unwanted.is_some();
     let watch = |body, record| Download::watch(body, record, flight, lease, unwanted, deadline);
     let mut response = respond(&client, &backend, record, upgrade, response, watch);
+    course.change_response(response.headers_mut());
     if close {
         // The client may or may not send its body now; nobody can tell from the bytes alone.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -128,13 +145,17 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
 }
 
 /// What the request is counted as.
-fn subject(client: &Client, request: &Request<Received>) -> Subject {
-    let grpc = grpc::is_call(request);
-    let routes = &client.target.routes;
+fn subject(client: &Client, request: &Request<Received>, grpc: bool, taken: &Taken<'_>) -> Subject {
+    let learned = &client.target.learned;
+    let route = match taken.name() {
+        Some(rule) => rule,
+        None if is_probe(client, request) => learned.probe(),
+        None => learned.name(request.uri().path(), grpc),
+    };
     Subject {
         carried: if grpc { Carried::Grpc } else { Carried::Http },
         tls: client.tls,
-        route: if is_probe(client, request) { routes.probe() } else { routes.name(request.uri().path(), grpc) },
+        route,
         method: if grpc { "" } else { method_label(request.method()) },
     }
 }
@@ -143,13 +164,13 @@ fn subject(client: &Client, request: &Request<Received>) -> Subject {
 /// counts as none, if the request can be sent again elsewhere.
 async fn attempt(
     client: &Client,
-    known: &Known,
+    group: &Group,
     backend: &Arc<Backend>,
     request: Outgoing,
     tried: usize,
 ) -> Result<(Response<Received>, Option<Lease>), Unanswered> {
     let meshed = protection(client, backend) == TlsStatus::Mutual && client.direction == Direction::Outbound;
-    let spare = (meshed && has_another(known, tried + 1)).then(|| upstream::copy(&request));
+    let spare = (meshed && has_another(group, tried + 1)).then(|| upstream::copy(&request));
     let (response, lease) = upstream::send(&client.proxy, backend, request).await?;
     match spare
         .filter(|spare| spare.body().is_whole())
@@ -169,17 +190,17 @@ fn undelivered(response: &Response<Received>) -> Option<Failure> {
 }
 
 /// True if the failure lets the request, given back whole, go to an endpoint not tried yet.
-fn may_try_another(failure: &Failure, known: &Known, tried: usize) -> bool {
-    failure.delivered == Delivered::Nothing && has_another(known, tried)
+fn may_try_another(failure: &Failure, group: &Group, tried: usize) -> bool {
+    failure.delivered == Delivered::Nothing && has_another(group, tried)
 }
 
-fn has_another(known: &Known, tried: usize) -> bool {
-    tried < limits::MAX_ATTEMPTS.min(known.backends.len())
+fn has_another(group: &Group, tried: usize) -> bool {
+    tried < limits::MAX_ATTEMPTS.min(group.backends.len())
 }
 
 /// The endpoint for the next attempt.
-pub fn choose(proxy: &Proxy, known: &Known, tried: &[SocketAddr]) -> Option<Arc<Backend>> {
-    let backends = &known.backends;
+pub fn choose(proxy: &Proxy, group: &Group, tried: &[SocketAddr]) -> Option<Arc<Backend>> {
+    let backends = &group.backends;
     let now = Instant::now();
     let mut random = proxy.random.lock();
     if tried.is_empty() {
@@ -327,10 +348,20 @@ pub fn is_distrusted<B>(response: &Response<B>) -> bool {
 
 /// Counts what came instead of a request.
 pub fn malformed(client: &Client) {
-    let route = client.target.routes.name("/", false);
+    let route = client.target.learned.name("/", false);
     let subject = Subject { carried: Carried::Http, tls: client.tls, route, method: "other" };
     witness::tell_malformed(client, &subject, MeshError::InvalidRequest);
     Record::open(&client.proxy.golden, &client.scope, subject).failed(MeshError::InvalidRequest);
+}
+
+/// Answers with a redirect.
+fn send_elsewhere(mut record: Record, (status, location): (StatusCode, HeaderValue)) -> Response<Download> {
+    record.answered(status.as_u16());
+    record.completed();
+    let mut response = Response::new(Download::Text(Bytes::new()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::LOCATION, location);
+    response
 }
 
 /// Answers in place of an endpoint; says what is wrong and what to do about it.

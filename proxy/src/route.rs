@@ -1,206 +1,265 @@
-//! Names for requests that no configured route names: the path with everything that looks like an identifier
-//! collapsed to `{id}`, learned up to a cap per service. A gRPC method is its own route.
+//! The routes of a destination, ready for use: what takes a request or connection, and what happens to it then.
+//!
+//! A table is made once, when it is learned, and checked then, so that nothing about it can fail on a request's way. It
+//! does not know who answers: the services that rules lead to have numbers in it, and their endpoints stand beside it, so
+//! that they change without it.
 
-use crate::limits::{MAX_ROUTE_BYTES, MAX_ROUTES};
-use parking_lot::Mutex;
-use std::collections::HashMap;
+pub mod matcher;
+pub mod text;
+
+use crate::filter::Filters;
+use crate::limits;
+use crate::weight::Split;
+use matcher::{Asked, Hit, Matcher};
+use mesh_api::{ServiceRef, TrafficPolicy};
+use mesh_api::route::{RouteBackend, RuleName, SessionPersistence};
+use mesh_api::{retry::Retry, route, timeout::Timeouts};
 use std::sync::Arc;
+use text::Hosts;
 
-/// What replaces a segment that looks like an identifier.
-const ID: &str = "{id}";
-/// The route of everything past the cap.
-pub const OTHER: &str = "other";
-/// The route of health probes: counted on `/metrics`, left out of golden metrics, which are about traffic.
-pub const PROBE: &str = "probe";
+/// The routes of a destination.
+#[derive(Debug, Default)]
+pub struct Table {
+    rules: Vec<Rule>,
+    http: Matcher,
+    grpc: Matcher,
+    tls: Vec<(usize, Hosts)>,
+    tcp: Option<usize>,
+    services: Vec<ServiceRef>,
+}
 
-/// The learned routes of one service.
+/// What happens to the requests that a condition takes.
 #[derive(Debug)]
-pub struct Routes {
-    inner: Mutex<Inner>,
+pub struct Rule {
+    /// What its requests are counted under.
+    pub name: Arc<str>,
+    /// What is done to all of them.
+    pub filters: Filters,
+    /// Where they go.
+    pub shares: Vec<Share>,
+    /// How they are divided.
+    pub split: Split,
+    /// Time limits.
+    pub timeouts: Timeouts,
+    /// When they are sent again.
+    pub retry: Option<Retry>,
+    /// Keeps those of a client at one endpoint.
+    pub session: Option<SessionPersistence>,
+    /// How its traffic is carried, over what the services it goes to say.
+    pub policy: Option<Arc<TrafficPolicy>>,
 }
 
+/// A share of a rule's requests.
 #[derive(Debug)]
-struct Inner {
-    known: HashMap<Box<str>, Arc<str>>,
-    other: Arc<str>,
-    probe: Arc<str>,
-    template: String, // scratch, so that naming a known route allocates nothing
+pub struct Share {
+    /// Where they go, by the number of the service; `None`: nowhere.
+    pub service: Option<usize>,
+    /// What is done to them besides.
+    pub filters: Filters,
 }
 
-impl Default for Routes {
-    fn default() -> Self {
-        let inner =
-            Inner { known: HashMap::new(), other: Arc::from(OTHER), probe: Arc::from(PROBE), template: String::new() };
-        Self { inner: Mutex::new(inner) }
+/// The services that rules lead to, each with its number.
+#[derive(Debug, Default)]
+pub struct Services(Vec<ServiceRef>);
+
+impl Services {
+    /// The number of a service.
+    pub fn number(&mut self, service: &ServiceRef) -> usize {
+        self.0.iter().position(|known| known == service).unwrap_or_else(|| {
+            self.0.push(service.clone());
+            self.0.len() - 1
+        })
     }
 }
 
-impl Routes {
-    /// The route of a request path; every request of one route shares the same name.
-    pub fn name(&self, path: &str, grpc: bool) -> Arc<str> {
-        let mut inner = self.inner.lock();
-        let Inner { known, other, template, probe: _ } = &mut *inner;
-        template.clear();
-        if grpc && path.len() <= MAX_ROUTE_BYTES {
-            template.push_str(path);
-        } else {
-            collapse(path, template);
+impl Table {
+    /// The table of some routes; an error names the field that cannot be used, and why.
+    pub fn compile(routes: &route::Routes) -> Result<Self, String> {
+        let route::Routes { rules, http, grpc, tls, tcp } = routes;
+        if rules.len() > limits::ROUTE_RULES {
+            return Err(format!("routes.rules: {} of them, more than {}", rules.len(), limits::ROUTE_RULES));
         }
-        if let Some(route) = known.get(template.as_str()) {
-            return route.clone();
+        let matches = http.len() + grpc.len() + tls.len();
+        if matches > limits::ROUTE_MATCHES {
+            return Err(format!("routes: {matches} conditions, more than {}", limits::ROUTE_MATCHES));
         }
-        if known.len() >= MAX_ROUTES {
-            return other.clone();
+        let mut services = Services::default();
+        let rule = |(at, rule)| {
+            let name = name(rule, rules);
+            Rule::compile(rule, name, &mut services).map_err(|why| format!("routes.rules[{at}] ({}): {why}", rule.name))
+        };
+        let compiled = rules.iter().enumerate().map(rule).collect::<Result<_, _>>()?;
+        if services.0.len() > limits::ROUTE_SERVICES {
+            return Err(format!("routes lead to {} services, more than {}", services.0.len(), limits::ROUTE_SERVICES));
         }
-        let route: Arc<str> = Arc::from(template.as_str());
-        known.insert(Box::from(template.as_str()), route.clone());
-        route
+        for (at, of) in tls.iter().enumerate() {
+            exists(of.rule, rules.len()).map_err(|why| format!("routes.tls[{at}].rule: {why}"))?;
+        }
+        tcp.map_or(Ok(()), |rule| exists(rule, rules.len())).map_err(|why| format!("routes.tcp: {why}"))?;
+        Ok(Self {
+            rules: compiled,
+            http: Matcher::compile(http, rules.len()).map_err(|why| format!("routes.http{why}"))?,
+            grpc: Matcher::compile(grpc, rules.len()).map_err(|why| format!("routes.grpc{why}"))?,
+            tls: tls.iter().map(|of| (of.rule, Hosts::new(&of.hosts))).collect(),
+            tcp: *tcp,
+            services: services.0,
+        })
+    }
+
+    /// The services that rules lead to, by their numbers.
+    pub fn services(&self) -> &[ServiceRef] {
+        &self.services
+    }
+
+    /// True if requests have to be taken by a rule.
+    pub fn judges_requests(&self) -> bool {
+        !self.http.is_empty() || !self.grpc.is_empty()
+    }
+
+    /// The rule that takes a request.
+    pub fn take(&self, asked: &Asked<'_>, grpc: bool) -> Option<(&Rule, Hit)> {
+        let matcher = if grpc && !self.grpc.is_empty() { &self.grpc } else { &self.http };
+        let hit = matcher.find(asked)?;
+        Some((self.rules.get(hit.rule)?, hit))
+    }
+
+    /// A rule by its number.
+    pub fn rule(&self, at: usize) -> Option<&Rule> {
+        self.rules.get(at)
+    }
+
+    /// The rule that takes an opaque connection, which asks for `server_name` if it is TLS; `None`: such connections
+    /// are not judged. `Some(None)`: none takes it.
+    pub fn take_connection(&self, server_name: Option<&str>) -> Option<Option<&Rule>> {
+        if let Some(name) = server_name
+            && !self.tls.is_empty()
+        {
+            let taken = self.tls.iter().find(|(_, hosts)| hosts.have(name)).map(|(rule, _)| *rule);
+            return Some(taken.or(self.tcp).and_then(|rule| self.rules.get(rule)));
+        }
+        self.tcp.map(|rule| self.rules.get(rule))
     }
 }
 
-impl Routes {
-    /// The route of the application's own TLS to a server of that name.
-    pub fn host(&self, name: &str) -> Arc<str> {
-        let mut inner = self.inner.lock();
-        if let Some(route) = inner.known.get(name) {
-            return route.clone();
-        }
-        if inner.known.len() >= MAX_ROUTES || name.len() > MAX_ROUTE_BYTES {
-            return inner.other.clone();
-        }
-        let route: Arc<str> = Arc::from(name);
-        inner.known.insert(Box::from(name), route.clone());
-        route
-    }
-
-    /// The route of health probes.
-    pub fn probe(&self) -> Arc<str> {
-        self.inner.lock().probe.clone()
-    }
+fn exists(rule: usize, rules: usize) -> Result<(), String> {
+    if rule < rules { Ok(()) } else { Err(format!("{rule} is none of the {rules} rules")) }
 }
 
-/// Writes the template of `path` to `out`: `/orders/81/items/` becomes `/orders/{id}/items/`.
-/// What would be longer than [`MAX_ROUTE_BYTES`] ends in `/…`.
-pub fn collapse(path: &str, out: &mut String) {
-    let path = path.split(['?', '#']).next().unwrap_or_default();
-    for (at, segment) in path.split('/').enumerate() {
-        let segment = if is_identifier(segment) { ID } else { segment };
-        if out.len() + segment.len() + "//…".len() > MAX_ROUTE_BYTES {
-            out.push_str("/…");
-            return;
+/// What a rule's requests are counted under: the route's name, and that of the rule if it has one or is one of several.
+fn name(rule: &route::Rule, rules: &[route::Rule]) -> Arc<str> {
+    let RuleName { kind, namespace, name, rule: part } = &rule.name;
+    let siblings = rules.iter().map(|rule| &rule.name);
+    let of_route = siblings.filter(|other| (&other.kind, &other.namespace, &other.name) == (kind, namespace, name));
+    let numbered = part.bytes().all(|byte| byte.is_ascii_digit());
+    let short = part.is_empty() || (numbered && of_route.take(2).count() < 2);
+    let mut text = if short { name.clone() } else { format!("{name}/{part}") };
+    if text.len() > limits::MAX_ROUTE_BYTES {
+        let end = (0..=limits::MAX_ROUTE_BYTES - "…".len()).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or_default());
+        text.push('…');
+    }
+    text.into()
+}
+
+impl Rule {
+    fn compile(rule: &route::Rule, name: Arc<str>, services: &mut Services) -> Result<Self, String> {
+        let route::Rule { name: _, filters, backends, timeouts, retry, session, policy } = rule;
+        if backends.len() > limits::ROUTE_BACKENDS {
+            return Err(format!("backends: {} of them, more than {}", backends.len(), limits::ROUTE_BACKENDS));
         }
-        if at > 0 {
-            out.push('/');
-        }
-        out.push_str(segment);
+        let shares = backends.iter().enumerate().map(|(at, RouteBackend { service, weight: _, filters })| {
+            let filters = Filters::compile(filters, services).map_err(|why| format!("backends[{at}].{why}"))?;
+            Ok(Share { service: service.as_ref().map(|service| services.number(service)), filters })
+        });
+        let shares = shares.collect::<Result<_, String>>()?;
+        Ok(Self {
+            name,
+            filters: Filters::compile(filters, services)?,
+            shares,
+            split: Split::new(backends.iter().map(|backend| backend.weight)),
+            timeouts: *timeouts,
+            retry: retry.clone(),
+            session: session.clone(),
+            policy: policy.clone(),
+        })
     }
-    if out.is_empty() {
-        out.push('/');
+
+    /// The share that the next request falls into; `None` if there is none.
+    pub fn share(&self, random: impl FnOnce() -> u64) -> Option<&Share> {
+        let at = if self.split.is_single() { Some(0) } else { self.split.choose(random()) };
+        self.shares.get(at?)
     }
-}
-
-/// True for what is more likely the name of one thing than of a kind of things: numbers, UUIDs, hashes, dates,
-/// e-mail addresses, long mixtures of letters and digits, anything percent-encoded.
-fn is_identifier(segment: &str) -> bool {
-    let bytes = segment.as_bytes();
-    if bytes.is_empty() || is_version(bytes) {
-        return false;
-    }
-    let digits = bytes.iter().filter(|b| b.is_ascii_digit()).count();
-    let hex = bytes.iter().all(|b| b.is_ascii_hexdigit() || *b == b'-');
-    let numeric = bytes.iter().all(|b| b.is_ascii_digit() || b"-_.:,+TZ".contains(b));
-    let mixed_case = bytes.iter().any(u8::is_ascii_uppercase) && bytes.iter().any(u8::is_ascii_lowercase);
-    (numeric && digits > 0)
-        || (hex && digits > 0 && bytes.len() >= 8)
-        || (digits >= 4 && digits * 3 >= bytes.len())
-        || (digits >= 3 && bytes.len() >= 16)
-        || (digits >= 1 && mixed_case && bytes.len() >= 10)
-        || ends_in_number(bytes)
-        || bytes.contains(&b'@')
-        || bytes.contains(&b'%')
-        || bytes.len() > 48
-}
-
-/// `v1`, `v1alpha1`, `v2.1`: versions of an API are kinds, not things.
-fn is_version(bytes: &[u8]) -> bool {
-    let Some((b'v' | b'V', [first, rest @ ..])) = bytes.split_first() else {
-        return false;
-    };
-    first.is_ascii_digit()
-        && rest.len() <= 8
-        && rest.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'.')
-}
-
-/// `item-17`, `sku_4711`, `user:5`: a word and a number.
-fn ends_in_number(bytes: &[u8]) -> bool {
-    let number = bytes.iter().rev().take_while(|b| b.is_ascii_digit()).count();
-    number > 0 && number < bytes.len() && matches!(bytes[bytes.len() - number - 1], b'-' | b'_' | b':')
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use mesh_api::route::{HttpMatch, TlsMatch};
 
-    #[test]
-    fn identifiers_collapse_and_words_stay() {
-        let check = |path: &str, expect: &str| {
-            let mut out = String::new();
-            collapse(path, &mut out);
-            assert_eq!(out, expect, "{path}");
+    fn rule(name: &str, part: &str) -> route::Rule {
+        let name = RuleName {
+            kind: "httproute".to_owned(),
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            rule: part.to_owned(),
         };
-        check("/", "/");
-        check("", "/");
-        check("*", "*");
-        check("/products", "/products");
-        check("/products/", "/products/");
-        check("/products/17", "/products/{id}");
-        check("/products/17/reviews?page=2", "/products/{id}/reviews");
-        check("/users/6f9619ff-8b86-d011-b42d-00c04fc964ff", "/users/{id}");
-        check("/blobs/da39a3ee5e6b4b0d3255bfef95601890afd80709", "/blobs/{id}");
-        check("/commits/da39a3e1", "/commits/{id}");
-        check("/days/2026-11-21", "/days/{id}");
-        check("/at/2026-11-21T10:00:00Z", "/at/{id}");
-        check("/mail/a@b.example", "/mail/{id}");
-        check("/p/sku-4711", "/p/{id}");
-        check("/u/dQw4w9WgXcQ", "/u/{id}");
-        check("/api/v1/items", "/api/v1/items");
-        check("/apis/apps/v1beta2/x", "/apis/apps/v1beta2/x");
-        check("/robots.txt", "/robots.txt");
-        check("/oauth2/callback", "/oauth2/callback");
-        check("/static/app.js", "/static/app.js");
-        check("/deadbeef", "/deadbeef");
-        check("/name/J%C3%BCrgen", "/name/{id}");
+        route::Rule { name, ..route::Rule::default() }
     }
 
     #[test]
-    fn the_cap_leads_to_other() {
-        let routes = Routes::default();
-        let word = |i: usize| -> String {
-            format!("/{}", "abcdefghij".chars().cycle().skip(i % 10).take(2 + i / 10).collect::<String>())
+    fn names_are_as_short_as_they_can_be() {
+        let routes = route::Routes {
+            rules: vec![
+                rule("web", "0"),
+                rule("web", "canary"),
+                rule("api", "0"),
+                rule("old", ""),
+                rule(&"x".repeat(300), "y"),
+            ],
+            ..route::Routes::default()
         };
-        for i in 0..MAX_ROUTES {
-            assert_ne!(&*routes.name(&word(i), false), OTHER);
-        }
-        assert_eq!(&*routes.name("/one/more", false), OTHER);
-        assert_eq!(&*routes.name(&word(3), false), word(3));
+        let table = Table::compile(&routes).unwrap();
+        let names: Vec<&str> = table.rules.iter().map(|rule| &*rule.name).collect();
+        assert_eq!(names[..4], ["web/0", "web/canary", "api", "old"]);
+        assert!(names[4].len() <= limits::MAX_ROUTE_BYTES && names[4].ends_with('…'));
     }
 
     #[test]
-    fn a_grpc_method_is_its_own_route() {
-        let routes = Routes::default();
-        assert_eq!(&*routes.name("/shop.v1.Cart/Add2", true), "/shop.v1.Cart/Add2");
-        assert!(Arc::ptr_eq(&routes.name("/a/1", false), &routes.name("/a/2", false)));
+    fn what_cannot_be_used_is_named() {
+        let refusal = |routes| Table::compile(&routes).unwrap_err();
+        let rules = || vec![rule("web", "0")];
+        let http = vec![HttpMatch { rule: 1, ..HttpMatch::default() }];
+        let error = refusal(route::Routes { rules: rules(), http, ..route::Routes::default() });
+        assert_eq!(error, "routes.http[0].rule: 1 is none of the 1 rules");
+        let tls = vec![TlsMatch { rule: 9, hosts: vec![] }];
+        let error = refusal(route::Routes { rules: rules(), tls, ..route::Routes::default() });
+        assert_eq!(error, "routes.tls[0].rule: 9 is none of the 1 rules");
+        let error = refusal(route::Routes { rules: rules(), tcp: Some(1), ..route::Routes::default() });
+        assert_eq!(error, "routes.tcp: 1 is none of the 1 rules");
+        let redirect = route::Redirect { scheme: None, host: None, port: None, path: None, status: 200 };
+        let bad = route::Rule { filters: vec![route::Filter::Redirect(redirect)], ..rule("web", "canary") };
+        let error = refusal(route::Routes { rules: vec![bad], ..route::Routes::default() });
+        assert!(error.starts_with("routes.rules[0] (httproute/shop/web/canary): filters[0]: 200"), "{error}");
     }
 
-    proptest! {
-        #[test]
-        fn a_template_is_bounded_and_stable(path in "(/[a-zA-Z0-9@%._:-]{0,60}){0,12}") {
-            let (mut once, mut twice) = (String::new(), String::new());
-            collapse(&path, &mut once);
-            collapse(&once, &mut twice);
-            prop_assert!(once.len() <= MAX_ROUTE_BYTES);
-            prop_assert_eq!(once, twice);
-        }
+    #[test]
+    fn connections_are_taken_by_their_server_name() {
+        let tls = |rule, host: &str| TlsMatch { rule, hosts: vec![host.to_owned()] };
+        let routes = route::Routes {
+            rules: vec![rule("a", ""), rule("b", ""), rule("c", "")],
+            tls: vec![tls(0, "a.example"), tls(1, "*.example")],
+            ..route::Routes::default()
+        };
+        let taken = |table: &Table, name: Option<&str>| {
+            table.take_connection(name).map(|rule| rule.map(|rule| rule.name.to_string()))
+        };
+        let table = Table::compile(&routes).unwrap();
+        assert_eq!(taken(&table, Some("a.example")), Some(Some("a".to_owned())));
+        assert_eq!(taken(&table, Some("x.example")), Some(Some("b".to_owned())));
+        assert_eq!(taken(&table, Some("other")), Some(None));
+        assert_eq!(taken(&table, None), None);
+        let table = Table::compile(&route::Routes { tcp: Some(2), ..routes }).unwrap();
+        assert_eq!(taken(&table, Some("other")), Some(Some("c".to_owned())));
+        assert_eq!(taken(&table, None), Some(Some("c".to_owned())));
     }
 }

@@ -6,14 +6,14 @@ use crate::detect::{self, Spoken};
 use crate::drain::Phase;
 use crate::error::{Chain, Failure};
 use crate::guard::{Guard, Notes};
+use crate::learned::PROBE;
 use crate::limits;
 use crate::patience::Patience;
 use crate::proxy::Proxy;
 use crate::record::ConnectionRecord;
 use crate::request::{self, Client, choose};
-use crate::route::PROBE;
 use crate::run::Slot;
-use crate::state::{Backend, Known, Target};
+use crate::state::{Backend, Group, Known, Target};
 use crate::stream::Stream;
 use crate::tap::witness::Onlooker;
 use crate::tcp;
@@ -168,7 +168,7 @@ async fn greets(proxy: &Proxy, stream: &mut Stream) -> bool {
 
 /// Carries a connection without looking into it, counted under `route`.
 pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream, route: Arc<str>) {
-    match open_opaque(client, known, route.clone()).await {
+    match open_opaque(client, &known.group, route.clone()).await {
         Some(opened) => {
             let record = account(client, Some(&opened.backend), route);
             tcp::carry(stream, opened.server, BytesMut::new(), &record).await;
@@ -179,14 +179,14 @@ pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream, route: 
 
 /// Carries a connection whose client closed its side without a word: a probe, or one that only wants to listen.
 pub async fn wordless(client: &Arc<Client>, known: &Known, stream: Stream) {
-    opaque(client, known, stream, client.target.routes.probe()).await;
+    opaque(client, known, stream, client.target.learned.probe()).await;
 }
 
 /// The route of a connection that is not looked into: the server name of the application's own TLS, else none.
 pub fn passthrough_route(target: &Target, spoken: Spoken, ahead: &[u8]) -> Arc<str> {
     match spoken {
         Spoken::Tls | Spoken::MeshTls => {
-            detect::server_name(ahead).map_or_else(Arc::default, |name| target.routes.host(&name))
+            detect::server_name(ahead).map_or_else(Arc::default, |name| target.learned.host(&name))
         }
         _ => Arc::default(),
     }
@@ -200,12 +200,12 @@ pub struct Opened {
 }
 
 /// Connects to the best endpoint, or another one if that fails. `None`: no endpoint; it is counted, under `route`.
-pub async fn open_opaque(client: &Arc<Client>, known: &Known, route: Arc<str>) -> Option<Opened> {
+pub async fn open_opaque(client: &Arc<Client>, group: &Group, route: Arc<str>) -> Option<Opened> {
     let proxy = &client.proxy;
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last: Option<(Arc<Backend>, Failure)> = None;
     while client.refusal.is_none() && tried.len() < limits::MAX_ATTEMPTS {
-        let Some(backend) = choose(proxy, known, &tried) else { break };
+        let Some(backend) = choose(proxy, group, &tried) else { break };
         let flight = Flight::start(&backend);
         match upstream::connect(proxy, &backend, Alpn::Tcp).await {
             Ok(server) => {
@@ -252,7 +252,7 @@ pub async fn silent(
     mut tcp: TcpStream,
     server_first: impl FnOnce(),
 ) -> io::Result<Broken> {
-    let Some(mut opened) = open_opaque(client, known, Arc::default()).await else {
+    let Some(mut opened) = open_opaque(client, &known.group, Arc::default()).await else {
         Stream::from(tcp).reset();
         return Ok(Broken::ByServer);
     };

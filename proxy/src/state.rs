@@ -3,15 +3,19 @@
 //! Readers take snapshots and never wait for writers. A destination is learned when traffic for it first appears, and
 //! forgotten after a while without. Whatever is known stays in use until control (or the file) says otherwise.
 
-use crate::balance::Load;
 use crate::golden::{Golden, Scope};
+use crate::group::{self};
+pub use crate::group::{Backend, Group};
+use crate::learned::Learned;
 use crate::limits;
 use crate::metrics::{Counters, count};
-use crate::pool::Pool;
-use crate::route::Routes;
+use crate::route::Table;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use mesh_api::config::{FileBackend, FileDestination};
 use mesh_api::golden::Direction;
-use mesh_api::{Destination, Endpoint, EndpointsChange, InboundPolicy, PortPolicy, Protocol, WorkloadRef};
+use mesh_api::{
+    BackendChange, Destination, Endpoint, EndpointsChange, InboundPolicy, PortPolicy, Protocol, ServiceRef, WorkloadRef,
+};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -50,11 +54,11 @@ pub struct Target {
     /// The address.
     pub address: SocketAddr,
     /// Learned routes of its requests.
-    pub routes: Routes,
+    pub learned: Learned,
     known: ArcSwapOption<Known>,
     /// The address itself as its only endpoint, in plain text.
     as_is: Arc<Known>,
-    learned: Notify,
+    told: Notify,
     waits: AtomicBool,
     used: Mutex<Instant>,
     server_first: Mutex<Option<Instant>>,
@@ -65,23 +69,24 @@ pub struct Target {
 pub struct Known {
     /// What it is.
     pub destination: Destination,
-    /// Who answers.
-    pub backends: Vec<Arc<Backend>>,
+    /// Who answers where no route says otherwise.
+    pub group: Arc<Group>,
+    /// Where requests go instead, if there are routes.
+    pub table: Option<Arc<Table>>,
+    /// Who answers for each of [`Table::services`].
+    pub groups: Vec<Arc<Group>>,
+    /// What was told of such services, in their order.
+    told: Vec<Arc<Group>>,
     /// The name under which it is counted while no endpoint is chosen.
     pub scope: Arc<Scope>,
 }
 
-/// An endpoint with what we have learned of it, and our connections to it.
-#[derive(Debug)]
-pub struct Backend {
-    /// The endpoint.
-    pub endpoint: Endpoint,
-    /// The name under which traffic to it is counted; `None` where the client decides (inbound).
-    pub scope: Option<Arc<Scope>>,
-    /// How fast it is.
-    pub load: Mutex<Load>,
-    /// Connections to it.
-    pub pool: Pool,
+/// What is said of a destination, all of it.
+struct Told {
+    destination: Destination,
+    endpoints: Vec<Endpoint>,
+    /// In the order of the services.
+    backends: Vec<(Port, Vec<Endpoint>)>,
 }
 
 impl State {
@@ -127,12 +132,12 @@ impl State {
             return app.clone();
         }
         let endpoint = Endpoint { address, identity: None, workload: self.workload(), pod: String::new(), zone: None };
-        let destination =
-            Destination { service: None, protocol: Protocol::Detect, external: false, routes: None, policy: None };
+        let destination = Destination::default();
         // Never shown: inbound traffic is counted under its client.
         let scope = self.golden.scope(Direction::Inbound, &endpoint.workload, None, address.port());
-        let known = Arc::new(Known { destination, backends: vec![Backend::new(endpoint, None)], scope });
-        let app = Arc::new(Target::new(address, known, false));
+        let group = Group::new(Port::default(), vec![endpoint], None, |_| None);
+        let known = Known::new(destination, group, scope);
+        let app = Arc::new(Target::new(address, Arc::new(known), false));
         if apps.len() < limits::MAX_TARGETS {
             apps.insert(address, app.clone());
         }
@@ -165,6 +170,7 @@ impl State {
         address: SocketAddr,
         destination: Option<Destination>,
         change: Option<&EndpointsChange>,
+        backends: &[BackendChange],
     ) -> Result<(), String> {
         let Some(target) = self.targets.lock().get(&address).cloned() else {
             return Ok(()); // unsubscribed meanwhile
@@ -175,29 +181,29 @@ impl State {
             (None, Some(before)) => before.destination.clone(),
             (None, None) => return Err(format!("{address}: the first update does not say what the address is")),
         };
-        let mut endpoints: Vec<Endpoint> =
-            before.iter().flat_map(|known| &known.backends).map(|b| b.endpoint.clone()).collect();
-        if let Some(change) = change {
-            change.apply(&mut endpoints);
-        }
-        validate(&endpoints).map_err(|reason| format!("{address}: {reason}"))?;
-        let known = self.known(address, destination, endpoints, before.as_deref());
+        let endpoints = Group::changed(before.as_ref().map(|known| &*known.group), change);
+        let groups = before.as_ref().map_or(&[][..], |known| &known.told);
+        let told = Told { destination, endpoints, backends: changed_backends(groups, backends) };
+        let known = self.known(address, told, before.as_deref()).map_err(|reason| format!("{address}: {reason}"))?;
         target.learn(Some(known));
         Ok(())
     }
 
-    /// Replaces all targets by those of a file.
-    pub fn replace(&self, destinations: Vec<mesh_api::config::FileDestination>) {
+    /// Replaces all targets by those of a file, which has been found usable.
+    pub fn replace(&self, destinations: Vec<FileDestination>) {
         let mut targets = self.targets.lock();
         let mut gone: Vec<SocketAddr> = targets.keys().copied().collect();
-        for mesh_api::config::FileDestination { address, destination, mut endpoints, .. } in destinations {
-            endpoints.sort_by_key(|e| e.address);
+        for entry in destinations {
+            let address = entry.address;
             gone.retain(|a| *a != address);
             let target = targets
                 .entry(address)
                 .or_insert_with(|| Arc::new(Target::new(address, self.as_is(address), self.asks)));
             let before = target.known.load_full();
-            target.learn(Some(self.known(address, destination, endpoints, before.as_deref())));
+            match self.known(address, Told::from(entry), before.as_deref()) {
+                Ok(known) => target.learn(Some(known)),
+                Err(reason) => tracing::warn!(%address, %reason, "cannot use a destination; it stays as it was"),
+            }
         }
         for address in gone {
             if let Some(target) = targets.remove(&address) {
@@ -256,7 +262,7 @@ impl State {
             }
             for target in targets.values().chain(self.apps.lock().values()) {
                 let known = target.known.load_full().unwrap_or_else(|| target.as_is.clone());
-                backends.extend(known.backends.iter().cloned());
+                backends.extend(known.all_groups().flat_map(|group| &group.backends).cloned());
             }
         }
         for backend in backends {
@@ -274,67 +280,171 @@ impl State {
 
     /// The address itself, reached as it is.
     fn as_is(&self, address: SocketAddr) -> Arc<Known> {
-        let workload = WorkloadRef::new("", "external", &address.ip().to_string());
-        let endpoint = Endpoint { address, identity: None, workload, pod: String::new(), zone: None };
-        let destination =
-            Destination { service: None, protocol: Protocol::Detect, external: true, routes: None, policy: None };
-        Arc::new(self.known(address, destination, vec![endpoint], None))
+        let destination = Destination { external: true, ..Destination::default() };
+        let group = self.group(address, &destination, vec![itself(address)], None);
+        let scope = self.scope(address, &destination);
+        Arc::new(Known::new(destination, group, scope))
     }
 
-    fn known(
+    fn known(&self, address: SocketAddr, told: Told, before: Option<&Known>) -> Result<Known, String> {
+        let Told { destination, mut endpoints, backends } = told;
+        check_endpoints(&endpoints, &backends)?;
+        let table = match (&destination.routes, before) {
+            (None, _) => None,
+            (Some(routes), Some(before)) if before.destination.routes.as_ref() == Some(routes) => before.table.clone(),
+            (Some(routes), _) => Some(Arc::new(Table::compile(routes)?)),
+        };
+        if destination.external && endpoints.is_empty() {
+            endpoints.push(itself(address));
+        }
+        let before = before.filter(|before| before.destination.service == destination.service);
+        let group = Arc::new(self.group(address, &destination, endpoints, before.map(|known| &*known.group)));
+        let service = destination.service.as_ref();
+        let told: Vec<Arc<Group>> = backends
+            .into_iter()
+            .map(|(port, endpoints)| {
+                let before = before.and_then(|known| find(&known.told, port.service.as_ref()?));
+                let same = |before: &Group| {
+                    before.port == port && before.backends.iter().map(|b| &b.endpoint).eq(&endpoints)
+                };
+                match before {
+                    Some(before) if same(before) => before.clone(),
+                    before => Arc::new(Group::new(port, endpoints, before.map(|before| &**before), |endpoint| {
+                        Some(self.golden.scope(Direction::Outbound, &endpoint.workload, service, address.port()))
+                    })),
+                }
+            })
+            .collect();
+        let groups = table.iter().flat_map(|table| table.services()).map(|wanted| match service {
+            Some(service) if service == wanted => group.clone(),
+            _ => find(&told, wanted).cloned().unwrap_or_else(|| Arc::new(Group::empty(wanted))),
+        });
+        let groups = groups.collect();
+        let scope = self.scope(address, &destination);
+        Ok(Known { destination, group, table, groups, told, scope })
+    }
+
+    fn group(
         &self,
         address: SocketAddr,
-        destination: Destination,
-        mut endpoints: Vec<Endpoint>,
-        before: Option<&Known>,
-    ) -> Known {
-        let port = address.port();
-        if destination.external && endpoints.is_empty() {
-            let workload = WorkloadRef::new("", "external", &address.ip().to_string());
-            endpoints.push(Endpoint { address, identity: None, workload, pod: String::new(), zone: None });
-        }
+        destination: &Destination,
+        endpoints: Vec<Endpoint>,
+        before: Option<&Group>,
+    ) -> Group {
+        let Destination { service, protocol, policy, .. } = destination;
+        let port = Port { service: service.clone(), protocol: *protocol, policy: policy.clone() };
+        let service = service.as_ref();
+        Group::new(port, endpoints, before, |endpoint| {
+            Some(self.golden.scope(Direction::Outbound, &endpoint.workload, service, address.port()))
+        })
+    }
+
+    fn scope(&self, address: SocketAddr, destination: &Destination) -> Arc<Scope> {
         let itself = match &destination.service {
             Some(service) => WorkloadRef::new(&service.namespace, "service", &service.name),
             None => WorkloadRef::new("", "external", &address.ip().to_string()),
         };
-        let service = destination.service.as_ref();
-        let scope = self.golden.scope(Direction::Outbound, &itself, service, port);
-        let same_service = before.is_some_and(|k| k.destination.service == destination.service);
-        let backends = endpoints
-            .into_iter()
-            .map(|endpoint| {
-                let kept = before
-                    .filter(|_| same_service)
-                    .and_then(|known| known.backends.iter().find(|backend| backend.endpoint == endpoint).cloned());
-                kept.unwrap_or_else(|| {
-                    let scope = self.golden.scope(Direction::Outbound, &endpoint.workload, service, port);
-                    Backend::new(endpoint, Some(scope))
-                })
-            })
-            .collect();
-        Known { destination, backends, scope }
+        self.golden.scope(Direction::Outbound, &itself, destination.service.as_ref(), address.port())
     }
 }
 
-/// Says why endpoints cannot be used.
-pub fn validate(endpoints: &[Endpoint]) -> Result<(), String> {
-    if endpoints.len() > limits::MAX_ENDPOINTS {
-        return Err(format!("{} endpoints, more than {}", endpoints.len(), limits::MAX_ENDPOINTS));
+impl Known {
+    fn new(destination: Destination, group: Group, scope: Arc<Scope>) -> Self {
+        Self { destination, group: Arc::new(group), table: None, groups: Vec::new(), told: Vec::new(), scope }
     }
-    match endpoints.iter().find(|e| e.address.port() == 0 || e.address.ip().is_unspecified()) {
-        Some(endpoint) => Err(format!("{} is no address to connect to", endpoint.address)),
-        None => Ok(()),
+
+    /// Its own group and those of the services that its routes lead to.
+    pub fn all_groups(&self) -> impl Iterator<Item = &Arc<Group>> {
+        std::iter::once(&self.group).chain(&self.told)
     }
+
+    /// The services that its routes lead to, as told.
+    pub fn told(&self) -> &[Arc<Group>] {
+        &self.told
+    }
+}
+
+impl From<FileDestination> for Told {
+    fn from(entry: FileDestination) -> Self {
+        let FileDestination { address: _, destination, mut endpoints, backends } = entry;
+        endpoints.sort_by_key(|e| e.address);
+        let mut backends: Vec<_> = backends
+            .into_iter()
+            .map(|FileBackend { service, protocol, policy, mut endpoints }| {
+                endpoints.sort_by_key(|e| e.address);
+                (Port { service: Some(service), protocol, policy }, endpoints)
+            })
+            .collect();
+        backends.sort_by(|(a, _), (b, _)| a.service.cmp(&b.service));
+        Self { destination, endpoints, backends }
+    }
+}
+
+/// An address outside the cluster as its own endpoint.
+fn itself(address: SocketAddr) -> Endpoint {
+    let workload = WorkloadRef::new("", "external", &address.ip().to_string());
+    Endpoint { address, identity: None, workload, pod: String::new(), zone: None }
+}
+
+fn find<'a>(groups: &'a [Arc<Group>], service: &ServiceRef) -> Option<&'a Arc<Group>> {
+    let at = groups.binary_search_by(|group| group.port.service.as_ref().cmp(&Some(service))).ok()?;
+    groups.get(at)
+}
+
+/// The services that routes lead to, after changes; in their order.
+fn changed_backends(before: &[Arc<Group>], changes: &[BackendChange]) -> Vec<(Port, Vec<Endpoint>)> {
+    let mut backends: Vec<(Port, Vec<Endpoint>)> =
+        before.iter().map(|group| (group.port.clone(), Group::changed(Some(group), None))).collect();
+    for BackendChange { service, gone, protocol, policy, endpoints } in changes {
+        let found = backends.binary_search_by(|(port, _)| port.service.as_ref().cmp(&Some(service)));
+        if *gone {
+            found.into_iter().for_each(|at| drop(backends.remove(at)));
+            continue;
+        }
+        let at = found.unwrap_or_else(|at| {
+            backends.insert(at, (Port { service: Some(service.clone()), ..Port::default() }, Vec::new()));
+            at
+        });
+        let (port, known) = &mut backends[at];
+        if let Some(protocol) = protocol {
+            port.protocol = *protocol;
+            port.policy.clone_from(policy);
+        }
+        if let Some(change) = endpoints {
+            change.apply(known);
+        }
+    }
+    backends
+}
+
+fn check_endpoints(endpoints: &[Endpoint], backends: &[(Port, Vec<Endpoint>)]) -> Result<(), String> {
+    group::validate(endpoints)?;
+    if backends.len() > limits::ROUTE_SERVICES {
+        return Err(format!("routes lead to {} services, more than {}", backends.len(), limits::ROUTE_SERVICES));
+    }
+    if let Some(pair) = backends.windows(2).find(|pair| pair[0].0.service == pair[1].0.service) {
+        return Err(format!("{} is there twice", pair[0].0));
+    }
+    backends
+        .iter()
+        .try_for_each(|(port, endpoints)| group::validate(endpoints).map_err(|why| format!("{port}: {why}")))
+}
+
+/// Says why what a file says of a destination cannot be used.
+pub fn validate(entry: &FileDestination) -> Result<(), String> {
+    let told = Told::from(entry.clone());
+    check_endpoints(&told.endpoints, &told.backends)?;
+    entry.destination.routes.as_ref().map_or(Ok(()), |routes| Table::compile(routes).map(drop))
 }
 
 impl Target {
     fn new(address: SocketAddr, as_is: Arc<Known>, waits: bool) -> Self {
         Self {
             address,
-            routes: Routes::default(),
+            learned: Learned::default(),
             known: ArcSwapOption::empty(),
             as_is,
-            learned: Notify::new(),
+            told: Notify::new(),
             waits: AtomicBool::new(waits),
             used: Mutex::new(Instant::now()),
             server_first: Mutex::new(None),
@@ -350,8 +460,8 @@ impl Target {
     /// is used as it is.
     pub async fn resolve(&self, patience: Duration) -> Arc<Known> {
         if self.waits.load(Ordering::Relaxed) {
-            let learned = self.learned.notified();
-            if self.known.load().is_none() && tokio::time::timeout(patience, learned).await.is_err() {
+            let told = self.told.notified();
+            if self.known.load().is_none() && tokio::time::timeout(patience, told).await.is_err() {
                 tracing::warn!(address = %self.address, "control did not say what the address is; forwarding as it is");
             }
             self.waits.store(false, Ordering::Relaxed);
@@ -371,13 +481,7 @@ impl Target {
 
     fn learn(&self, known: Option<Known>) {
         self.known.store(known.map(Arc::new));
-        self.learned.notify_waiters();
-    }
-}
-
-impl Backend {
-    fn new(endpoint: Endpoint, scope: Option<Arc<Scope>>) -> Arc<Self> {
-        Arc::new(Self { endpoint, scope, load: Mutex::new(Load::new(Instant::now())), pool: Pool::default() })
+        self.told.notify_waiters();
     }
 }
 
@@ -412,7 +516,7 @@ mod tests {
         let target = state.target(ADDRESS);
         assert_eq!(state.news().await, [News::Wanted(ADDRESS)]);
         let known = target.resolve(Duration::from_millis(20)).await;
-        assert!(known.destination.external && known.backends[0].endpoint.address == ADDRESS);
+        assert!(known.destination.external && known.group.backends[0].endpoint.address == ADDRESS);
         let again = tokio::time::timeout(Duration::from_secs(10), target.resolve(Duration::from_secs(60)));
         assert!(again.await.is_ok(), "the second connection does not wait");
     }
@@ -424,41 +528,54 @@ mod tests {
         let later = state.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(10)).await;
-            let destination =
-                Destination { service: None, protocol: Protocol::Http1, external: false, routes: None, policy: None };
+<<<<<<< HEAD
+            let destination = Destination { protocol: Protocol::Http1, ..Destination::default() };
             later.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1)]))).unwrap();
+=======
+            let destination = Destination { service: None, protocol: Protocol::Http1, external: false, routes: None };
+            later.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1)])), &[]).unwrap();
+>>>>>>> 76f3d56 (Have the proxy run routes: matches, weights, redirects, rewrites and changed fields, and the services they lead to)
         });
-        assert_eq!(target.resolve(Duration::from_secs(60)).await.backends[0].endpoint, endpoint(1));
+        assert_eq!(target.resolve(Duration::from_secs(60)).await.group.backends[0].endpoint, endpoint(1));
     }
 
     #[test]
     fn an_update_keeps_what_it_does_not_touch() {
         let state = state(true);
         let target = state.target(ADDRESS);
-        let destination =
-            Destination { service: None, protocol: Protocol::Detect, external: false, routes: None, policy: None };
+<<<<<<< HEAD
+        let destination = Destination::default();
         state.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1), endpoint(2)]))).unwrap();
+=======
+        let destination = Destination { service: None, protocol: Protocol::Detect, external: false, routes: None };
+        state.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1), endpoint(2)])), &[]).unwrap();
+>>>>>>> 76f3d56 (Have the proxy run routes: matches, weights, redirects, rewrites and changed fields, and the services they lead to)
         let before = target.now();
         let change = EndpointsChange { reset: false, upsert: vec![endpoint(3)], remove: vec![endpoint(1).address] };
-        state.update(ADDRESS, None, Some(&change)).unwrap();
+        state.update(ADDRESS, None, Some(&change), &[]).unwrap();
         let after = target.now();
-        assert_eq!(after.backends.len(), 2);
-        assert!(Arc::ptr_eq(&before.backends[1], &after.backends[0]), "connections and load stay");
+        assert_eq!(after.group.backends.len(), 2);
+        assert!(Arc::ptr_eq(&before.group.backends[1], &after.group.backends[0]), "connections and load stay");
     }
 
     #[test]
     fn what_cannot_be_used_changes_nothing() {
         let state = state(true);
         let target = state.target(ADDRESS);
-        let destination =
-            Destination { service: None, protocol: Protocol::Detect, external: false, routes: None, policy: None };
+<<<<<<< HEAD
+        let destination = Destination::default();
         assert!(state.update(ADDRESS, None, None).is_err());
         state.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1)]))).unwrap();
+=======
+        let destination = Destination { service: None, protocol: Protocol::Detect, external: false, routes: None };
+        assert!(state.update(ADDRESS, None, None, &[]).is_err());
+        state.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1)])), &[]).unwrap();
+>>>>>>> 76f3d56 (Have the proxy run routes: matches, weights, redirects, rewrites and changed fields, and the services they lead to)
         let mut bad = endpoint(9);
         bad.address.set_port(0);
-        let error = state.update(ADDRESS, None, Some(&reset(vec![bad]))).unwrap_err();
+        let error = state.update(ADDRESS, None, Some(&reset(vec![bad])), &[]).unwrap_err();
         assert!(error.contains("10.0.0.9:0"), "{error}");
-        assert_eq!(target.now().backends[0].endpoint, endpoint(1));
+        assert_eq!(target.now().group.backends[0].endpoint, endpoint(1));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `meshctl explain request`: what would happen to a request that nobody sends.
 //!
 //! The world is read from the API as control reads it, [`compile`] says what the caller's proxy would be told and how
-//! the callee's proxy would treat the request, and the proxy's own [`route`] names it.
+//! the callee's proxy would treat the request, and the proxy's own [`learned`] names it.
 
 use super::explain::Explanation;
 use crate::args::ExplainRequest;
@@ -14,7 +14,7 @@ use mesh_api::{Endpoint, Protocol};
 use mesh_control::compile;
 use mesh_control::world::World;
 use mesh_control::world::view::{Name, PodView};
-use mesh_proxy::route;
+use mesh_proxy::learned;
 use std::net::{IpAddr, SocketAddr};
 
 /// At most this many endpoints are written out.
@@ -206,7 +206,7 @@ fn protocol(protocol: Protocol) -> &'static str {
 
 fn template(path: &str) -> String {
     let mut out = String::new();
-    route::collapse(path, &mut out);
+    learned::collapse(path, &mut out);
     out
 }
 

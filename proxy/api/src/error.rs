@@ -54,6 +54,12 @@ mesh_errors! {
     NoEndpoints "no-endpoints" 503 14
         "The service has no ready endpoint"
         "Look at `kubectl get endpointslices` and the readiness of the service's pods";
+    NoRoute "no-route" 404 12
+        "The service has routes, and none of them takes the request"
+        "Look at the routes' matches with `meshctl routes`; a last rule without matches takes what is left";
+    NoBackend "no-backend" 500 13
+        "The route that takes the request leads nowhere: no backend with weight, or one that is not there or may not be referred to"
+        "Look at the route's status, condition ResolvedRefs, with `kubectl describe`";
     ConnectFailed "connect-failed" 503 14
         "No endpoint accepted a connection"
         "Check that the application listens on the service's target port, and network policies between the pods";
@@ -69,6 +75,9 @@ mesh_errors! {
     DeadlineExceeded "deadline-exceeded" 504 4
         "The call's deadline (grpc-timeout) ran out before the application had answered in full"
         "Give the call more time, or look for what is slow with `meshctl stat` and `meshctl top`";
+    Timeout "timeout" 504 4
+        "The request took longer than the route or its caller allows"
+        "Look for what is slow with `meshctl stat` and `meshctl top`, or allow more time in the route's timeouts";
     NotExtended "not-extended" 501 12
         "The application does not take extended CONNECT, for instance WebSockets over HTTP/2 (RFC 8441)"
         "Have the client use WebSockets over HTTP/1.1, or switch extended CONNECT on in the application";

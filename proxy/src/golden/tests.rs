@@ -112,7 +112,7 @@ fn open_connections_show_in_every_frame() {
 #[test]
 fn probes_are_counted_but_not_shown_as_traffic() {
     let golden = Golden::new(0);
-    golden.cell(&scope(&golden, "web"), subject(crate::route::PROBE)).finish(&finished(200));
+    golden.cell(&scope(&golden, "web"), subject(crate::learned::PROBE)).finish(&finished(200));
     assert!(golden.tick(1000, true).series.is_empty() && golden.backfill(60, 0, 0).0.series.is_empty());
     let mut seen = 0;
     golden.each(|_, totals| seen += totals.latency.count());

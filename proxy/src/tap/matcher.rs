@@ -1,8 +1,8 @@
 //! Whether a tap is interested. Pure, and in three steps, each as soon as its facts are known: what the head says, who
 //! serves it, how it ends. A request matches if all three hold.
 
+use crate::learned::PROBE;
 use crate::limits;
-use crate::route::PROBE;
 use http::HeaderMap;
 use mesh_api::golden::{Carried, Direction};
 use mesh_api::tap::filter::{HeaderMatch, Place, TapFilter};

@@ -213,12 +213,12 @@ async fn a_destination_is_asked_about_answered_updated_and_observed() {
     session.say(update(1, reset("10.0.0.1:80")));
     assert_eq!(session.hear().await, ProxyMessage::Ack { version: 1 });
     let known = target.resolve(SOON).await;
-    assert_eq!(known.backends[0].endpoint.address.to_string(), "10.0.0.1:80");
+    assert_eq!(known.group.backends[0].endpoint.address.to_string(), "10.0.0.1:80");
 
     session.say(update(2, reset("10.0.0.2:0")));
     let ProxyMessage::Reject { version: 2, reason } = session.hear().await else { panic!() };
     assert!(reason.contains("10.0.0.2:0"), "{reason}");
-    assert_eq!(target.now().backends[0].endpoint.address.to_string(), "10.0.0.1:80");
+    assert_eq!(target.now().group.backends[0].endpoint.address.to_string(), "10.0.0.1:80");
 
     let workload = Some(WorkloadRef::new("shop", "deployment", "web"));
     session.say(ControlMessage::Inbound {
@@ -312,7 +312,7 @@ async fn what_is_known_outlives_control_and_is_in_sync_soon_after_its_return() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     tokio::time::sleep(Duration::from_millis(1500)).await; // long enough for the pauses to have grown
-    assert_eq!(target.now().backends[0].endpoint.address.to_string(), "10.0.0.1:80");
+    assert_eq!(target.now().group.backends[0].endpoint.address.to_string(), "10.0.0.1:80");
     assert!(proxy.is_ready());
 
     let mut plane = Plane::start(&authority, address).await;
@@ -323,7 +323,7 @@ async fn what_is_known_outlives_control_and_is_in_sync_soon_after_its_return() {
     session.say(update(1, reset("10.0.0.7:80")));
     assert_eq!(session.hear().await, ProxyMessage::Ack { version: 1 });
     assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
-    assert_eq!(target.now().backends[0].endpoint.address.to_string(), "10.0.0.7:80");
+    assert_eq!(target.now().group.backends[0].endpoint.address.to_string(), "10.0.0.7:80");
 }
 
 #[tokio::test]

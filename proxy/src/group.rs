@@ -1,0 +1,109 @@
+//! Those who answer for one port of a service. A destination has a group of its own, and one for every service that its
+//! routes lead to. What was learned of an endpoint, and the connections to it, outlive a change that does not touch it.
+
+use crate::balance::Load;
+use crate::golden::Scope;
+use crate::limits;
+use crate::pool::Pool;
+use mesh_api::{Endpoint, EndpointsChange, Protocol, ServiceRef, TrafficPolicy};
+use parking_lot::Mutex;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A port of a service, and how its traffic is carried.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Port {
+    /// The service, if it is one.
+    pub service: Option<ServiceRef>,
+    /// What the port speaks.
+    pub protocol: Protocol,
+    /// How its traffic is carried.
+    pub policy: Option<Arc<TrafficPolicy>>,
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.service.as_ref().map_or(Ok(()), |service| service.fmt(f))
+    }
+}
+
+/// The endpoints of one port of a service.
+#[derive(Debug)]
+pub struct Group {
+    /// The port.
+    pub port: Port,
+    /// Who answers, in the order of their addresses.
+    pub backends: Vec<Arc<Backend>>,
+}
+
+/// An endpoint with what we have learned of it, and our connections to it.
+#[derive(Debug)]
+pub struct Backend {
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// The name under which traffic to it is counted; `None` where the client decides (inbound).
+    pub scope: Option<Arc<Scope>>,
+    /// How fast it is.
+    pub load: Mutex<Load>,
+    /// Connections to it.
+    pub pool: Pool,
+}
+
+impl Group {
+    /// A service of which nothing is known but that something leads to it.
+    pub fn empty(service: &ServiceRef) -> Self {
+        Self { port: Port { service: Some(service.clone()), ..Port::default() }, backends: Vec::new() }
+    }
+
+    /// The group with these endpoints (in the order of their addresses). Those that were in `before` as they are now
+    /// stay; `scope` names new ones.
+    pub fn new(
+        port: Port,
+        endpoints: Vec<Endpoint>,
+        before: Option<&Self>,
+        scope: impl Fn(&Endpoint) -> Option<Arc<Scope>>,
+    ) -> Self {
+        let backends = endpoints.into_iter().map(|endpoint| {
+            let kept = before.and_then(|before| before.backend(&endpoint));
+            kept.cloned().unwrap_or_else(|| {
+                let scope = scope(&endpoint);
+                Backend::new(endpoint, scope)
+            })
+        });
+        Self { port, backends: backends.collect() }
+    }
+
+    /// The endpoints after a change.
+    pub fn changed(before: Option<&Self>, change: Option<&EndpointsChange>) -> Vec<Endpoint> {
+        let mut endpoints: Vec<Endpoint> =
+            before.into_iter().flat_map(|group| &group.backends).map(|b| b.endpoint.clone()).collect();
+        if let Some(change) = change {
+            change.apply(&mut endpoints);
+        }
+        endpoints
+    }
+
+    fn backend(&self, endpoint: &Endpoint) -> Option<&Arc<Backend>> {
+        let at = self.backends.binary_search_by_key(&endpoint.address, |b| b.endpoint.address).ok()?;
+        self.backends.get(at).filter(|backend| backend.endpoint == *endpoint)
+    }
+}
+
+impl Backend {
+    /// An endpoint nobody has been sent to yet.
+    pub fn new(endpoint: Endpoint, scope: Option<Arc<Scope>>) -> Arc<Self> {
+        Arc::new(Self { endpoint, scope, load: Mutex::new(Load::new(Instant::now())), pool: Pool::default() })
+    }
+}
+
+/// Says why endpoints cannot be used.
+pub fn validate(endpoints: &[Endpoint]) -> Result<(), String> {
+    if endpoints.len() > limits::MAX_ENDPOINTS {
+        return Err(format!("{} endpoints, more than {}", endpoints.len(), limits::MAX_ENDPOINTS));
+    }
+    match endpoints.iter().find(|e| e.address.port() == 0 || e.address.ip().is_unspecified()) {
+        Some(endpoint) => Err(format!("{} is no address to connect to", endpoint.address)),
+        None => Ok(()),
+    }
+}
