@@ -440,7 +440,7 @@ mod tests {
             (mirror(1, 0), "no share"),
             (mirror(3, 2), "no share"),
         ] {
-            let error = compile(&[redirect(301), filter]).unwrap_err();
+            let error = compile(&[rewrite(full("/ok")), filter]).unwrap_err();
             assert!(error.contains("filters[1]") && error.contains(part), "{error}");
         }
     }
