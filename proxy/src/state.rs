@@ -4,8 +4,9 @@
 //! forgotten after a while without. Whatever is known stays in use until control (or the file) says otherwise.
 
 use crate::golden::{Golden, Scope};
-use crate::group::{self};
-pub use crate::group::{Backend, Group};
+
+use crate::group;
+pub use crate::group::{Backend, Group, Port};
 use crate::learned::Learned;
 use crate::limits;
 use crate::metrics::{Counters, count};
@@ -14,7 +15,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_api::config::{FileBackend, FileDestination};
 use mesh_api::golden::Direction;
 use mesh_api::{
-    BackendChange, Destination, Endpoint, EndpointsChange, InboundPolicy, PortPolicy, Protocol, ServiceRef, WorkloadRef,
+    BackendChange, Destination, Endpoint, EndpointsChange, InboundPolicy, PortPolicy, ServiceRef, WorkloadRef,
 };
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -304,9 +305,8 @@ impl State {
             .into_iter()
             .map(|(port, endpoints)| {
                 let before = before.and_then(|known| find(&known.told, port.service.as_ref()?));
-                let same = |before: &Group| {
-                    before.port == port && before.backends.iter().map(|b| &b.endpoint).eq(&endpoints)
-                };
+                let same =
+                    |before: &Group| before.port == port && before.backends.iter().map(|b| &b.endpoint).eq(&endpoints);
                 match before {
                     Some(before) if same(before) => before.clone(),
                     before => Arc::new(Group::new(port, endpoints, before.map(|before| &**before), |endpoint| {
@@ -425,9 +425,7 @@ fn check_endpoints(endpoints: &[Endpoint], backends: &[(Port, Vec<Endpoint>)]) -
     if let Some(pair) = backends.windows(2).find(|pair| pair[0].0.service == pair[1].0.service) {
         return Err(format!("{} is there twice", pair[0].0));
     }
-    backends
-        .iter()
-        .try_for_each(|(port, endpoints)| group::validate(endpoints).map_err(|why| format!("{port}: {why}")))
+    backends.iter().try_for_each(|(port, endpoints)| group::validate(endpoints).map_err(|why| format!("{port}: {why}")))
 }
 
 /// Says why what a file says of a destination cannot be used.
@@ -488,6 +486,7 @@ impl Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mesh_api::Protocol;
 
     fn state(asks: bool) -> State {
         State::new(asks, Arc::new(Golden::new(0)), Arc::default())
@@ -528,13 +527,8 @@ mod tests {
         let later = state.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(10)).await;
-<<<<<<< HEAD
             let destination = Destination { protocol: Protocol::Http1, ..Destination::default() };
-            later.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1)]))).unwrap();
-=======
-            let destination = Destination { service: None, protocol: Protocol::Http1, external: false, routes: None };
             later.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1)])), &[]).unwrap();
->>>>>>> 76f3d56 (Have the proxy run routes: matches, weights, redirects, rewrites and changed fields, and the services they lead to)
         });
         assert_eq!(target.resolve(Duration::from_secs(60)).await.group.backends[0].endpoint, endpoint(1));
     }
@@ -543,13 +537,8 @@ mod tests {
     fn an_update_keeps_what_it_does_not_touch() {
         let state = state(true);
         let target = state.target(ADDRESS);
-<<<<<<< HEAD
         let destination = Destination::default();
-        state.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1), endpoint(2)]))).unwrap();
-=======
-        let destination = Destination { service: None, protocol: Protocol::Detect, external: false, routes: None };
         state.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1), endpoint(2)])), &[]).unwrap();
->>>>>>> 76f3d56 (Have the proxy run routes: matches, weights, redirects, rewrites and changed fields, and the services they lead to)
         let before = target.now();
         let change = EndpointsChange { reset: false, upsert: vec![endpoint(3)], remove: vec![endpoint(1).address] };
         state.update(ADDRESS, None, Some(&change), &[]).unwrap();
@@ -562,15 +551,9 @@ mod tests {
     fn what_cannot_be_used_changes_nothing() {
         let state = state(true);
         let target = state.target(ADDRESS);
-<<<<<<< HEAD
         let destination = Destination::default();
-        assert!(state.update(ADDRESS, None, None).is_err());
-        state.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1)]))).unwrap();
-=======
-        let destination = Destination { service: None, protocol: Protocol::Detect, external: false, routes: None };
         assert!(state.update(ADDRESS, None, None, &[]).is_err());
         state.update(ADDRESS, Some(destination), Some(&reset(vec![endpoint(1)])), &[]).unwrap();
->>>>>>> 76f3d56 (Have the proxy run routes: matches, weights, redirects, rewrites and changed fields, and the services they lead to)
         let mut bad = endpoint(9);
         bad.address.set_port(0);
         let error = state.update(ADDRESS, None, Some(&reset(vec![bad])), &[]).unwrap_err();
