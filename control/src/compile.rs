@@ -8,6 +8,9 @@ use mesh_manifests::config::MeshConfig;
 use mesh_manifests::ports::PortSet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+pub mod route;
 
 #[cfg(test)]
 mod tests;
@@ -19,14 +22,27 @@ pub struct Compiled {
     pub destination: Destination,
     /// Who answers, in address order.
     pub endpoints: Vec<Endpoint>,
+    /// Who answers where its routes lead to.
+    pub backends: BTreeMap<ServiceRef, Backend>,
+}
+
+/// A service's port that routes lead to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Who answers, in address order.
+    pub endpoints: Vec<Endpoint>,
 }
 
 /// What the address an application connects to leads to: a service's port, a pod, or something the mesh does not know.
-pub fn destination(world: &World, config: &MeshConfig, address: SocketAddr) -> Compiled {
+/// `consumer` is the namespace of the one who asks.
+pub fn destination(world: &World, config: &MeshConfig, address: SocketAddr, consumer: Option<&str>) -> Compiled {
     if let Some((name, service)) = world.service_at(address.ip())
         && let Some(port) = service.ports.iter().find(|port| port.port == address.port())
     {
-        return Target { world, config, name, service, port }.compile(address.ip());
+        let family = Some(address.is_ipv4());
+        return Target { world, config, name, service, port, family }.compile(consumer);
     }
     match world.pod_at(address.ip()) {
         Some((name, pod)) => Compiled {
@@ -38,6 +54,7 @@ pub fn destination(world: &World, config: &MeshConfig, address: SocketAddr) -> C
                 policy: None,
             },
             endpoints: vec![endpoint(world, config, address, None)],
+            backends: BTreeMap::new(),
         },
         None => {
             let opaque = config.proxy.opaque_ports.contains(address.port());
@@ -45,6 +62,7 @@ pub fn destination(world: &World, config: &MeshConfig, address: SocketAddr) -> C
             Compiled {
                 destination: Destination { service: None, protocol, external: true, routes: None, policy: None },
                 endpoints: Vec::new(),
+                backends: BTreeMap::new(),
             }
         }
     }
@@ -87,33 +105,48 @@ struct Target<'a> {
     name: &'a Name,
     service: &'a ServiceView,
     port: &'a PortView,
+    /// Only endpoints with addresses of IPv4 (or else of IPv6).
+    family: Option<bool>,
 }
 
 impl Target<'_> {
-    fn compile(&self, ip: IpAddr) -> Compiled {
-        let ready = self.endpoints(ip, |endpoint| endpoint.ready);
-        // As kube-proxy does: while all that is left is stopping, it is better than nothing.
-        let endpoints = if ready.is_empty() { self.endpoints(ip, |endpoint| endpoint.serving) } else { ready };
+    fn compile(&self, consumer: Option<&str>) -> Compiled {
+        let Backend { protocol, endpoints } = self.backend();
+        let routes = route::routes(self.world, self.name, self.port, consumer);
+        let mut backends = BTreeMap::new();
+        for service in routes.iter().flat_map(route::services) {
+            if !backends.contains_key(service)
+                && let Some(backend) = backend(self.world, self.config, service)
+            {
+                backends.insert(service.clone(), backend);
+            }
+        }
         let service =
             ServiceRef { namespace: self.name.namespace.clone(), name: self.name.name.clone(), port: self.port.port };
-        Compiled {
-            destination: Destination {
-                service: Some(service),
-                protocol: self.protocol(&endpoints),
-                external: false,
-                routes: None,
-                policy: None,
-            },
-            endpoints,
-        }
+        let destination = Destination {
+            service: Some(service),
+            protocol,
+            external: false,
+            routes: routes.map(Arc::new),
+            policy: None,
+        };
+        Compiled { destination, endpoints, backends }
     }
 
-    fn endpoints(&self, ip: IpAddr, takes: impl Fn(&EndpointView) -> bool) -> Vec<Endpoint> {
+    fn backend(&self) -> Backend {
+        let ready = self.endpoints(|endpoint| endpoint.ready);
+        // As kube-proxy does: while all that is left is stopping, it is better than nothing.
+        let endpoints = if ready.is_empty() { self.endpoints(|endpoint| endpoint.serving) } else { ready };
+        Backend { protocol: self.protocol(&endpoints), endpoints }
+    }
+
+    fn endpoints(&self, takes: impl Fn(&EndpointView) -> bool) -> Vec<Endpoint> {
+        let fits = |address: &&IpAddr| self.family.is_none_or(|ipv4| address.is_ipv4() == ipv4);
         let mut found = BTreeMap::new();
         for slice in self.world.slices_of(self.name) {
             for target in slice.ports.iter().filter(|target| target.name == self.port.name) {
                 for view in slice.endpoints.iter().filter(|view| takes(view)) {
-                    for address in view.addresses.iter().filter(|address| address.is_ipv4() == ip.is_ipv4()) {
+                    for address in view.addresses.iter().filter(fits) {
                         let address = SocketAddr::new(*address, target.port);
                         found.insert(address, endpoint(self.world, self.config, address, view.zone.clone()));
                     }
@@ -141,6 +174,15 @@ impl Target<'_> {
             || defaults.contains(self.port.port) || endpoints.iter().any(|e| defaults.contains(e.address.port()));
         settle(said, declared, usual)
     }
+}
+
+/// Who answers at a service's port; its clients have no address of it, so the family of its first one counts.
+fn backend(world: &World, config: &MeshConfig, to: &ServiceRef) -> Option<Backend> {
+    let name = Name::new(&to.namespace, &to.name);
+    let service = world.service(&name)?;
+    let port = service.ports.iter().find(|port| port.port == to.port)?;
+    let family = service.cluster_ips.first().map(IpAddr::is_ipv4);
+    Some(Target { world, config, name: &name, service, port, family }.backend())
 }
 
 /// What a port of a pod speaks, seen from the pod: what its annotations and the services in front of it say.

@@ -42,6 +42,7 @@ pub mod certify;
 pub mod compile;
 pub mod golden;
 pub mod issuer;
+pub mod kinds;
 pub mod lease;
 pub mod limits;
 pub mod lines;

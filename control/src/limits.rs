@@ -63,6 +63,9 @@ pub const SILENCE: Duration = Duration::from_secs(20);
 /// Compiled destinations kept for proxies to share.
 pub const COMPILED: usize = 50_000;
 
+/// Size of a compiled regular expression; proxies have the same bound.
+pub const EXPRESSION_BYTES: usize = 256 * 1024;
+
 // Golden metrics.
 
 /// Longest window a first frame can cover: what proxies remember.
@@ -119,6 +122,8 @@ pub const TAP_ONLY: usize = 500;
 
 // The Kubernetes API.
 
+/// Interval at which it is looked for kinds that the cluster did not have yet.
+pub const KIND_LOOK: Duration = Duration::from_secs(3);
 /// First pause after a failed list or watch.
 pub const WATCH_BACKOFF: Duration = Duration::from_millis(100);
 /// Longest pause after a failed list or watch.

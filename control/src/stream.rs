@@ -3,7 +3,7 @@
 //! Reading and telling are two loops that never wait for each other: what a proxy says only changes what it has to be
 //! told, and telling sends the difference between that and what it was told before.
 
-use crate::compile::Compiled;
+use crate::compile::{Backend, Compiled};
 use crate::golden::{Golden, Link};
 use crate::limits;
 use crate::lines::Lines;
@@ -19,8 +19,8 @@ use http::{Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use mesh_api::wire::{ControlMessage, ProxyMessage};
-use mesh_api::{EndpointsChange, InboundPolicy, SpiffeId, WorkloadRef};
-use std::collections::HashMap;
+use mesh_api::{BackendChange, Endpoint, EndpointsChange, InboundPolicy, ServiceRef, SpiffeId, WorkloadRef};
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -222,18 +222,12 @@ impl Told {
             }
         }
         for address in follower.meant(&due.addresses) {
-            let new = subscriptions.destination(address);
+            let new = subscriptions.destination(address, &follower.pod().namespace);
             // Named with its port, it was subscribed to just now: the proxy knows nothing of it.
             let before = self.destinations.remove(&address).filter(|_| !due.addresses.contains(&address));
-            if let Some((destination, endpoints)) = difference(before.as_deref(), &new) {
+            if let Some(Difference { destination, endpoints, backends }) = Difference::between(before.as_deref(), &new) {
                 let version = self.next_version();
-                messages.push(ControlMessage::Update {
-                    address,
-                    version,
-                    destination,
-                    endpoints,
-                    backends: Vec::new(),
-                });
+                messages.push(ControlMessage::Update { address, version, destination, endpoints, backends });
             }
             self.destinations.insert(address, new);
         }
@@ -246,19 +240,60 @@ impl Told {
     }
 }
 
-/// What of an answer is new; `None`: nothing.
-fn difference(
-    before: Option<&Compiled>,
-    new: &Compiled,
-) -> Option<(Option<mesh_api::Destination>, Option<EndpointsChange>)> {
-    let Some(before) = before else {
-        let whole = EndpointsChange { reset: true, upsert: new.endpoints.clone(), remove: Vec::new() };
-        return Some((Some(new.destination.clone()), Some(whole)));
-    };
-    let destination = (before.destination != new.destination).then(|| new.destination.clone());
-    let endpoints =
-        (before.endpoints != new.endpoints).then(|| EndpointsChange::between(&before.endpoints, &new.endpoints));
-    if destination.is_none() && endpoints.is_none() { None } else { Some((destination, endpoints)) }
+/// What of an answer is new.
+struct Difference {
+    destination: Option<mesh_api::Destination>,
+    endpoints: Option<EndpointsChange>,
+    backends: Vec<BackendChange>,
+}
+
+impl Difference {
+    /// `None`: nothing is new.
+    fn between(before: Option<&Compiled>, new: &Compiled) -> Option<Self> {
+        let difference = match before {
+            None => Self {
+                destination: Some(new.destination.clone()),
+                endpoints: Some(whole(&new.endpoints)),
+                backends: backend_changes(&BTreeMap::new(), &new.backends),
+            },
+            Some(before) => Self {
+                destination: (before.destination != new.destination).then(|| new.destination.clone()),
+                endpoints: endpoints_change(&before.endpoints, &new.endpoints),
+                backends: backend_changes(&before.backends, &new.backends),
+            },
+        };
+        let Self { destination, endpoints, backends } = &difference;
+        let nothing = destination.is_none() && endpoints.is_none() && backends.is_empty();
+        (!nothing).then_some(difference)
+    }
+}
+
+fn whole(endpoints: &[Endpoint]) -> EndpointsChange {
+    EndpointsChange { reset: true, upsert: endpoints.to_vec(), remove: Vec::new() }
+}
+
+fn endpoints_change(before: &[Endpoint], new: &[Endpoint]) -> Option<EndpointsChange> {
+    (before != new).then(|| EndpointsChange::between(before, new))
+}
+
+fn backend_changes(
+    before: &BTreeMap<ServiceRef, Backend>,
+    new: &BTreeMap<ServiceRef, Backend>,
+) -> Vec<BackendChange> {
+    let gone = before.keys().filter(|service| !new.contains_key(service));
+    let gone = gone.map(|service| BackendChange { service: service.clone(), gone: true, protocol: None, endpoints: None });
+    let changed = new.iter().filter_map(|(service, new)| {
+        let (protocol, endpoints) = match before.get(service) {
+            None => (Some(new.protocol), Some(whole(&new.endpoints))),
+            Some(before) => (
+                (before.protocol != new.protocol).then_some(new.protocol),
+                endpoints_change(&before.endpoints, &new.endpoints),
+            ),
+        };
+        (protocol.is_some() || endpoints.is_some())
+            .then(|| BackendChange { service: service.clone(), gone: false, protocol, endpoints })
+    });
+    gone.chain(changed).collect()
 }
 
 #[cfg(test)]

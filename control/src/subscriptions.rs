@@ -24,9 +24,12 @@ pub struct Subscriptions {
     config: Arc<MeshConfig>,
     world: RwLock<World>,
     followers: Mutex<Followers>,
-    compiled: Mutex<HashMap<SocketAddr, Arc<Compiled>>>,
+    compiled: Mutex<HashMap<Question, Arc<Compiled>>>,
     synced: watch::Sender<bool>,
 }
+
+/// An address, and the namespace of the one who asks where that makes a difference.
+type Question = (SocketAddr, Option<String>);
 
 #[derive(Debug, Default)]
 struct Followers {
@@ -114,6 +117,11 @@ impl Subscriptions {
         self.change(|world| world.reset(objects));
     }
 
+    /// These are all objects `among` those of a kind.
+    pub fn reset_among<K: Kept>(&self, among: impl Fn(&K::Key) -> bool, objects: HashMap<K::Key, K>) {
+        self.change(|world| world.reset_among(among, objects));
+    }
+
     /// Everything has been listed once: answers can be given from now on.
     pub fn set_synced(&self) {
         self.synced.send_replace(true);
@@ -135,7 +143,7 @@ impl Subscriptions {
             let mut world = self.world.write();
             let touched = change(&mut world);
             if !touched.ips.is_empty() {
-                self.compiled.lock().retain(|address, _| !touched.ips.contains(&address.ip()));
+                self.compiled.lock().retain(|(address, _), _| !touched.ips.contains(&address.ip()));
             }
             touched
         };
@@ -144,19 +152,21 @@ impl Subscriptions {
         }
     }
 
-    /// The answer about an address.
-    pub fn destination(&self, address: SocketAddr) -> Arc<Compiled> {
+    /// The answer about an address to a pod of a namespace.
+    pub fn destination(&self, address: SocketAddr, namespace: &str) -> Arc<Compiled> {
         let world = self.world.read();
-        if let Some(compiled) = self.compiled.lock().get(&address) {
+        let consumer = compile::route::is_consumer(&world, address.ip(), namespace).then(|| namespace.to_owned());
+        let question = (address, consumer);
+        if let Some(compiled) = self.compiled.lock().get(&question) {
             return compiled.clone();
         }
-        let answer = Arc::new(compile::destination(&world, &self.config, address));
+        let answer = Arc::new(compile::destination(&world, &self.config, address, question.1.as_deref()));
         let mut compiled = self.compiled.lock();
         if compiled.len() >= limits::COMPILED {
             compiled.retain(|_, shared| Arc::strong_count(shared) > 1);
         }
         if compiled.len() < limits::COMPILED {
-            compiled.insert(address, answer.clone());
+            compiled.insert(question, answer.clone());
         }
         answer
     }

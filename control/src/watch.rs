@@ -1,7 +1,10 @@
 //! Watches: one line a kind. Whatever fails is tried again; one object that cannot be read is reported and left out,
 //! and the watch goes on.
 
+mod custom;
+
 use crate::issuer::{ISSUER_SECRET, IssuerKeeper};
+use crate::kinds::{self, BACKEND_TRAFFIC_POLICY, CustomKind, REFERENCE_GRANT};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::observe::Observers;
@@ -9,7 +12,9 @@ use crate::subscriptions::Subscriptions;
 use crate::webhook_cert::{WEBHOOK_SECRET, WebhookTls};
 use crate::world::Kept;
 use crate::world::access_policy::AccessPolicyView;
+use crate::world::route::{RouteKey, RouteKind, read};
 use crate::world::view::{Name, NamespaceView, PodView, ServiceView, SliceView};
+use custom::Reading;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -19,6 +24,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource, ResourceExt};
 use mesh_manifests::policies::AccessPolicy;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -51,7 +57,14 @@ pub async fn follow(client: kube::Client, system_namespace: &str, audience: Audi
         world.keep("EndpointSlice", Name::of, |o: &EndpointSlice| SliceView::from(o)),
         world.keep("Pod", Name::of, |o: &Pod| PodView::from(o)),
         world.keep("AccessPolicy", Name::of, |o: &AccessPolicy| AccessPolicyView::from(o)),
-        world.tell_when_listed(5),
+
+        world.keep_routes(RouteKind::Http),
+        world.keep_routes(RouteKind::Grpc),
+        world.keep_routes(RouteKind::Tls),
+        world.keep_routes(RouteKind::Tcp),
+        world.keep_beside(REFERENCE_GRANT, read::grant),
+        world.keep_beside(BACKEND_TRAFFIC_POLICY, read::backend_policy),
+        world.tell_when_listed(5 + 6),
         one("Secret", secrets.clone(), ISSUER_SECRET, &metrics, |secret| issuer.changed(secret)),
         one("Secret", secrets, WEBHOOK_SECRET, &metrics, |secret| webhook.changed(secret)),
         one("ConfigMap", config_maps, "extension-apiserver-authentication", &metrics, |map| observers.changed(map)),
@@ -98,6 +111,22 @@ impl Kinds<'_> {
                 Event::Delete(object) => self.subscriptions.delete::<V>(&key(object.meta())),
             }
         }
+    }
+
+    /// Keeps all routes of a kind in the world.
+    async fn keep_routes(&self, kind: RouteKind) {
+        let reading = Reading {
+            key: |meta: &ObjectMeta| RouteKey { kind, name: Name::of(meta) },
+            read: |meta: &ObjectMeta, data: &Value| read::route(kind, meta, data),
+            among: |key: &RouteKey| key.kind == kind,
+            seen: |_, _, _| {},
+        };
+        self.keep_custom(kinds::of_routes(kind), reading).await;
+    }
+
+    /// Keeps all objects of a kind with a type of its own in the world.
+    async fn keep_beside<V: Kept<Key = Name>>(&self, kind: CustomKind, read: fn(&ObjectMeta, &Value) -> V) {
+        self.keep_custom(kind, Reading { key: Name::of, read, among: |_: &Name| true, seen: |_, _, _| {} }).await;
     }
 
     async fn tell_when_listed(&self, kinds: u32) {

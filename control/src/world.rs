@@ -4,12 +4,14 @@
 //! questions is [`crate::compile`]'s part.
 
 pub mod access_policy;
+pub mod route;
 pub mod view;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
 use access_policy::AccessPolicyView;
+use route::{BackendPolicyView, GrantView, RouteKey, RouteView};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use view::{Name, NamespaceView, PodView, ServiceView, SliceView};
@@ -22,10 +24,16 @@ pub struct World {
     slices: HashMap<Name, SliceView>,
     pods: HashMap<Name, PodView>,
     access_policies: HashMap<Name, AccessPolicyView>,
+    routes: HashMap<RouteKey, RouteView>,
+    grants: HashMap<Name, GrantView>,
+    backend_policies: HashMap<Name, BackendPolicyView>,
     services_by_ip: HashMap<IpAddr, BTreeSet<Name>>,
     pods_by_ip: HashMap<IpAddr, BTreeSet<Name>>,
     slices_by_service: HashMap<Name, BTreeSet<Name>>,
     slices_by_endpoint: HashMap<IpAddr, BTreeSet<Name>>,
+    routes_by_parent: HashMap<Name, BTreeSet<RouteKey>>,
+    routes_by_backend: HashMap<Name, BTreeSet<RouteKey>>,
+    policies_by_backend: HashMap<Name, BTreeSet<Name>>,
 }
 
 /// What may look different after a change.
@@ -93,7 +101,13 @@ impl World {
 
     /// Makes `objects` all there are of a kind.
     pub fn reset<K: Kept>(&mut self, objects: HashMap<K::Key, K>) -> Touched {
-        let gone: Vec<K::Key> = K::map(self).keys().filter(|key| !objects.contains_key(key)).cloned().collect();
+        self.reset_among(|_| true, objects)
+    }
+
+    /// Makes `objects` all there are `among` those of a kind.
+    pub fn reset_among<K: Kept>(&mut self, among: impl Fn(&K::Key) -> bool, objects: HashMap<K::Key, K>) -> Touched {
+        let gone = |key: &&K::Key| among(key) && !objects.contains_key(key);
+        let gone: Vec<K::Key> = K::map(self).keys().filter(gone).cloned().collect();
         let mut touched = Touched::default();
         for key in gone {
             touched.add(self.delete::<K>(&key));
@@ -159,6 +173,7 @@ impl World {
     fn around_service(&self, name: &Name, service: Option<&ServiceView>) -> Touched {
         let mut touched = Touched::default();
         touched.ips.extend(service.into_iter().flat_map(|service| &service.cluster_ips));
+        touched.ips.extend(self.led_here(name));
         for slice in self.slices_of(name) {
             touched.add(self.behind(slice));
         }
@@ -201,8 +216,9 @@ impl Kept for NamespaceView {
 
     fn touches(&self, world: &World, key: &String) -> Touched {
         let mut touched = Touched::default();
-        for (_, service) in world.services.iter().filter(|(name, _)| name.namespace == *key) {
+        for (name, service) in world.services.iter().filter(|(name, _)| name.namespace == *key) {
             touched.ips.extend(&service.cluster_ips);
+            touched.ips.extend(world.led_here(name));
         }
         for (name, pod) in world.pods.iter().filter(|(name, _)| name.namespace == *key) {
             touched.pods.insert(name.clone());
@@ -244,10 +260,10 @@ impl Kept for SliceView {
 
     fn touches(&self, world: &World, key: &Name) -> Touched {
         let mut touched = world.behind(self);
-        if let Some(service) = &self.service
-            && let Some(service) = world.services.get(&Name::new(&key.namespace, service))
-        {
-            touched.ips.extend(&service.cluster_ips);
+        if let Some(service) = &self.service {
+            let name = Name::new(&key.namespace, service);
+            touched.ips.extend(world.services.get(&name).into_iter().flat_map(|service| &service.cluster_ips));
+            touched.ips.extend(world.led_here(&name));
         }
         touched
     }
@@ -270,6 +286,7 @@ impl Kept for PodView {
         touched.ips.extend(&self.ips);
         for (_, service) in self.ips.iter().flat_map(|ip| world.slices_with(*ip)) {
             touched.ips.extend(world.services.get(&service).into_iter().flat_map(|service| &service.cluster_ips));
+            touched.ips.extend(world.led_here(&service));
         }
         touched
     }

@@ -18,6 +18,9 @@ pub const TAPPER_BODIES_ROLE: &str = "mesh-tapper-bodies";
 /// ClusterRole that adds secret header fields to a tap.
 pub const TAPPER_SECRETS_ROLE: &str = "mesh-tapper-secrets";
 
+const GATEWAY_API: &str = "gateway.networking.k8s.io";
+const ROUTES: [&str; 4] = ["httproutes", "grpcroutes", "tlsroutes", "tcproutes"];
+
 /// All roles and bindings, in the order of applying.
 pub(crate) fn objects(names: &Names<'_>) -> Vec<Value> {
     let control = names.cluster_name();
@@ -78,6 +81,11 @@ fn cluster_role(names: &Names<'_>) -> Value {
             // What users decide about traffic, and what is said of it there.
             rule(&[policies::GROUP], &plurals(""), &read),
             rule(&[policies::GROUP], &plurals("/status"), &["patch"]),
+            // Where routes send requests, and what lets them.
+            rule(&[GATEWAY_API], &[&ROUTES[..], &["referencegrants"]].concat(), &read),
+            rule(&["gateway.networking.x-k8s.io"], &["xbackendtrafficpolicies"], &read),
+            // What became of each route.
+            rule(&[GATEWAY_API], &ROUTES.map(|route| format!("{route}/status")).each_ref().map(String::as_str), &["patch"]),
             // Identity: whose token is it; observe API: may this user look.
             rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
             rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),

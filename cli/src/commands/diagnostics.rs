@@ -222,7 +222,7 @@ fn endpoints(answers: &[Answer<ProxyConfig>], shown: &Shown, args: &ProxyRows, p
 fn compare(proxy: &Proxy, config: &ProxyConfig, shown: &Shown) -> Vec<EndpointRow> {
     let mut rows = Vec::new();
     for known in config.destinations.iter().filter(|known| !known.destination.external) {
-        let wanted = compile::destination(&shown.world, &shown.config, known.address).endpoints;
+        let wanted = compile::destination(&shown.world, &shown.config, known.address, Some(&proxy.namespace)).endpoints;
         let name = known.destination.service.as_ref().map_or(known.address.to_string(), ToString::to_string);
         let row = |endpoint: &Endpoint, state: State| EndpointRow {
             namespace: proxy.namespace.clone(),

@@ -73,7 +73,7 @@ fn judge(shown: &Shown, question: &Question<'_>) -> Result<Explanation> {
     told.step("redirect", format!("the connection to {address} is taken over by the caller's proxy"));
 
     // What the caller's proxy is told.
-    let compiled = compile::destination(&shown.world, &shown.config, address);
+    let compiled = compile::destination(&shown.world, &shown.config, address, Some(&caller.namespace));
     let opaque = compiled.destination.protocol == Protocol::Opaque;
     told.step("protocol", protocol(compiled.destination.protocol));
     if compiled.destination.external {

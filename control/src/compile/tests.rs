@@ -24,7 +24,7 @@ fn web(ports: Value, targets: Value) -> World {
 }
 
 fn ask(world: &World, address: &str) -> Compiled {
-    destination(world, &config(), address.parse().unwrap())
+    destination(world, &config(), address.parse().unwrap(), None)
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What every cluster holds from its first moment.
 
-use super::{Api, admission, aggregation, defaults, rbac};
+use super::{Api, admission, aggregation, crd, defaults, gateway, rbac};
 use anyhow::Context;
 use serde_json::{Value, json};
 
@@ -35,7 +35,13 @@ pub(super) fn populate(api: &Api) -> anyhow::Result<()> {
     for object in aggregation::own_objects(api) {
         seed(api, object)?;
     }
-    aggregation::sync_local(api);
+    for mut definition in gateway::definitions()? {
+        crd::complete(api, &mut definition);
+        crd::check(&definition).map_err(|error| anyhow::anyhow!("{error}"))?;
+        seed(api, definition)?;
+    }
+    // Also tells of everything else that is served.
+    crd::serve_definitions(api);
     Ok(())
 }
 

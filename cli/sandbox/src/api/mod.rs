@@ -18,6 +18,7 @@ pub mod defaults;
 mod delete;
 mod discovery;
 mod events;
+mod gateway;
 pub mod kinds;
 pub mod negotiate;
 pub mod openapi;
