@@ -3,7 +3,9 @@
 use crate::protocol::declared;
 use crate::world::World;
 use crate::world::view::{EndpointView, Name, PodView, PortView, ServiceView};
-use mesh_api::{Destination, Endpoint, InboundPolicy, PortPolicy, Protocol, ServiceRef, SpiffeId, WorkloadRef};
+use mesh_api::{
+    Destination, Endpoint, InboundPolicy, PortPolicy, Protocol, ServiceRef, SpiffeId, TrafficPolicy, WorkloadRef,
+};
 use mesh_manifests::config::MeshConfig;
 use mesh_manifests::ports::PortSet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +33,8 @@ pub struct Compiled {
 pub struct Backend {
     /// What it speaks.
     pub protocol: Protocol,
+    /// How traffic to it is carried.
+    pub policy: Option<Arc<TrafficPolicy>>,
     /// Who answers, in address order.
     pub endpoints: Vec<Endpoint>,
 }
@@ -111,7 +115,7 @@ struct Target<'a> {
 
 impl Target<'_> {
     fn compile(&self, consumer: Option<&str>) -> Compiled {
-        let Backend { protocol, endpoints } = self.backend();
+        let Backend { protocol, policy, endpoints } = self.backend();
         let routes = route::routes(self.world, self.name, self.port, consumer);
         let mut backends = BTreeMap::new();
         for service in routes.iter().flat_map(route::services) {
@@ -123,13 +127,8 @@ impl Target<'_> {
         }
         let service =
             ServiceRef { namespace: self.name.namespace.clone(), name: self.name.name.clone(), port: self.port.port };
-        let destination = Destination {
-            service: Some(service),
-            protocol,
-            external: false,
-            routes: routes.map(Arc::new),
-            policy: None,
-        };
+        let destination =
+            Destination { service: Some(service), protocol, external: false, routes: routes.map(Arc::new), policy };
         Compiled { destination, endpoints, backends }
     }
 
@@ -137,7 +136,7 @@ impl Target<'_> {
         let ready = self.endpoints(|endpoint| endpoint.ready);
         // As kube-proxy does: while all that is left is stopping, it is better than nothing.
         let endpoints = if ready.is_empty() { self.endpoints(|endpoint| endpoint.serving) } else { ready };
-        Backend { protocol: self.protocol(&endpoints), endpoints }
+        Backend { protocol: self.protocol(&endpoints), policy: None, endpoints }
     }
 
     fn endpoints(&self, takes: impl Fn(&EndpointView) -> bool) -> Vec<Endpoint> {

@@ -225,7 +225,8 @@ impl Told {
             let new = subscriptions.destination(address, &follower.pod().namespace);
             // Named with its port, it was subscribed to just now: the proxy knows nothing of it.
             let before = self.destinations.remove(&address).filter(|_| !due.addresses.contains(&address));
-            if let Some(Difference { destination, endpoints, backends }) = Difference::between(before.as_deref(), &new) {
+            if let Some(Difference { destination, endpoints, backends }) = Difference::between(before.as_deref(), &new)
+            {
                 let version = self.next_version();
                 messages.push(ControlMessage::Update { address, version, destination, endpoints, backends });
             }
@@ -276,22 +277,29 @@ fn endpoints_change(before: &[Endpoint], new: &[Endpoint]) -> Option<EndpointsCh
     (before != new).then(|| EndpointsChange::between(before, new))
 }
 
-fn backend_changes(
-    before: &BTreeMap<ServiceRef, Backend>,
-    new: &BTreeMap<ServiceRef, Backend>,
-) -> Vec<BackendChange> {
+fn backend_changes(before: &BTreeMap<ServiceRef, Backend>, new: &BTreeMap<ServiceRef, Backend>) -> Vec<BackendChange> {
+    let same = |service: &ServiceRef| BackendChange {
+        service: service.clone(),
+        gone: false,
+        protocol: None,
+        policy: None,
+        endpoints: None,
+    };
     let gone = before.keys().filter(|service| !new.contains_key(service));
-    let gone = gone.map(|service| BackendChange { service: service.clone(), gone: true, protocol: None, endpoints: None });
+    let gone = gone.map(|service| BackendChange { gone: true, ..same(service) });
     let changed = new.iter().filter_map(|(service, new)| {
-        let (protocol, endpoints) = match before.get(service) {
-            None => (Some(new.protocol), Some(whole(&new.endpoints))),
-            Some(before) => (
-                (before.protocol != new.protocol).then_some(new.protocol),
-                endpoints_change(&before.endpoints, &new.endpoints),
-            ),
+        let Some(before) = before.get(service) else {
+            let (protocol, endpoints) = (Some(new.protocol), Some(whole(&new.endpoints)));
+            return Some(BackendChange { protocol, policy: new.policy.clone(), endpoints, ..same(service) });
         };
-        (protocol.is_some() || endpoints.is_some())
-            .then(|| BackendChange { service: service.clone(), gone: false, protocol, endpoints })
+        let carried = before.protocol != new.protocol || before.policy != new.policy;
+        let endpoints = endpoints_change(&before.endpoints, &new.endpoints);
+        (carried || endpoints.is_some()).then(|| BackendChange {
+            protocol: carried.then_some(new.protocol),
+            policy: new.policy.clone().filter(|_| carried),
+            endpoints,
+            ..same(service)
+        })
     });
     gone.chain(changed).collect()
 }

@@ -57,7 +57,6 @@ pub async fn follow(client: kube::Client, system_namespace: &str, audience: Audi
         world.keep("EndpointSlice", Name::of, |o: &EndpointSlice| SliceView::from(o)),
         world.keep("Pod", Name::of, |o: &Pod| PodView::from(o)),
         world.keep("AccessPolicy", Name::of, |o: &AccessPolicy| AccessPolicyView::from(o)),
-
         world.keep_routes(RouteKind::Http),
         world.keep_routes(RouteKind::Grpc),
         world.keep_routes(RouteKind::Tls),

@@ -30,7 +30,8 @@ pub fn is_consumer(world: &World, ip: IpAddr, namespace: &str) -> bool {
 pub fn routes(world: &World, service: &Name, port: &PortView, consumer: Option<&str>) -> Option<Routes> {
     let all: Vec<(&RouteKey, &RouteView)> =
         world.routes_of(service).filter(|(_, route)| takes_port(route, service, port)).collect();
-    let of = |namespace: &str| all.iter().filter(|(key, _)| key.name.namespace == namespace).copied().collect::<Vec<_>>();
+    let of =
+        |namespace: &str| all.iter().filter(|(key, _)| key.name.namespace == namespace).copied().collect::<Vec<_>>();
     let consumers = consumer.filter(|consumer| *consumer != service.namespace).map(of).unwrap_or_default();
     let mut chosen = if consumers.is_empty() { of(&service.namespace) } else { consumers };
     // The order among routes that is left when nothing else decides.
@@ -133,7 +134,13 @@ fn flatten(world: &World, routes: &[(&RouteKey, &RouteView)]) -> Option<Routes> 
         http.push(candidate(RouteKind::Http, rule, None, &MatchView::default()));
     }
     tls.sort_by(|(a, _), (b, _)| b.cmp(a));
-    Some(Routes { rules, http: in_order(http), grpc: in_order(grpc), tls: tls.into_iter().map(|(_, of)| of).collect(), tcp })
+    Some(Routes {
+        rules,
+        http: in_order(http),
+        grpc: in_order(grpc),
+        tls: tls.into_iter().map(|(_, of)| of).collect(),
+        tcp,
+    })
 }
 
 fn in_order(mut candidates: Vec<Candidate>) -> Vec<HttpMatch> {
@@ -166,6 +173,7 @@ fn compile_rule(world: &World, key: &RouteKey, view: &RuleView) -> Rule {
         timeouts: view.timeouts,
         retry: view.retry.clone(),
         session: view.session.clone(),
+        policy: None,
     };
     apply_backend_policies(world, &mut rule);
     rule

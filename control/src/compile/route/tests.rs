@@ -182,7 +182,8 @@ fn tcp_and_tls_have_their_own_conditions() {
     put_route(&mut world, RouteKind::Tcp, "shop", "tcp", EARLY, spec);
     let routes = ask(&world, "shop").unwrap();
     assert_eq!((routes.tcp, routes.http.len()), (Some(0), 1), "requests are divided as connections are");
-    let spec = json!({"parentRefs": [parent], "hostnames": ["*.a.io", "b.a.io"], "rules": [{"backendRefs": to("web-v2")}]});
+    let spec =
+        json!({"parentRefs": [parent], "hostnames": ["*.a.io", "b.a.io"], "rules": [{"backendRefs": to("web-v2")}]});
     put_route(&mut world, RouteKind::Tls, "shop", "tls", EARLY, spec);
     let routes = ask(&world, "shop").unwrap();
     let hosts: Vec<_> = routes.tls.iter().flat_map(|of| of.hosts.clone()).collect();
@@ -215,7 +216,8 @@ fn the_answer_holds_what_answers_behind_routes() {
     put(&mut world, "shop", "web", EARLY, json!([{"filters": [mirror], "backendRefs": to("web-v1")}]));
     let config = mesh_manifests::config::MeshConfig::default();
     let compiled = crate::compile::destination(&world, &config, "10.96.0.7:80".parse().unwrap(), None);
-    let behind: Vec<_> = compiled.backends.iter().map(|(s, b)| (s.name.as_str(), b.endpoints[0].address.to_string())).collect();
+    let behind: Vec<_> =
+        compiled.backends.iter().map(|(s, b)| (s.name.as_str(), b.endpoints[0].address.to_string())).collect();
     assert_eq!(behind, [("web-v1", "10.244.0.8:8080".to_owned()), ("web-v2", "10.244.0.9:8080".to_owned())]);
     assert_eq!(compiled.endpoints[0].address.to_string(), "10.244.0.7:8080", "its own endpoints stay known");
 }

@@ -148,10 +148,8 @@ fn filters_are_read() {
         add: vec![pair("b", "2")],
         remove: vec!["x-c".to_owned()],
     };
-    let rewrite = mesh_api::route::Rewrite {
-        host: Some("a.example".to_owned()),
-        path: Some(PathChange::Full("/x".to_owned())),
-    };
+    let rewrite =
+        mesh_api::route::Rewrite { host: Some("a.example".to_owned()), path: Some(PathChange::Full("/x".to_owned())) };
     assert_eq!(read.filters[0], FilterView::Plain(Filter::RequestHeaders(change)));
     assert_eq!(read.filters[1], FilterView::Plain(Filter::Rewrite(rewrite)));
     let share = |at: usize| match &read.filters[at] {
