@@ -78,11 +78,13 @@ async fn serve() -> Result<()> {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
             let service = hyper::service::service_fn(|request: http::Request<hyper::body::Incoming>| async move {
+                let begun = Instant::now();
                 let number = |name: &str| request.headers().get(name)?.to_str().ok()?.parse::<u64>().ok();
                 tokio::time::sleep(Duration::from_micros(number("delay-us").unwrap_or(0))).await;
                 let mut response = http::Response::new(Full::new(Bytes::from_static(b"done\n")));
                 let status = number("code").and_then(|code| u16::try_from(code).ok());
                 *response.status_mut() = http::StatusCode::from_u16(status.unwrap_or(200)).unwrap_or_default();
+                response.headers_mut().insert("took-us", (begun.elapsed().as_micros() as u64).into());
                 Ok::<_, std::convert::Infallible>(response)
             });
             tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
@@ -113,7 +115,8 @@ pub(crate) fn delay_us(ms: u64) -> u64 {
     (bucket_value_us(bucket_of(ms * 1000)) as u64).saturating_sub(1500)
 }
 
-async fn ask(sender: &mut Sender, path: &str, delay_us: u64, status: u16) -> Result<u64> {
+/// How long a request took, microseconds: as the client saw it, and as the application did.
+async fn ask(sender: &mut Sender, path: &str, delay_us: u64, status: u16) -> Result<(u64, u64)> {
     sender.ready().await?;
     let request = http::Request::builder()
         .uri(path)
@@ -124,13 +127,15 @@ async fn ask(sender: &mut Sender, path: &str, delay_us: u64, status: u16) -> Res
     let begun = Instant::now();
     let response = sender.send_request(request).await?;
     let answered = response.status().as_u16();
+    let served = response.headers().get("took-us").context("no took-us")?.to_str()?.parse()?;
     response.into_body().collect().await?;
     let took = begun.elapsed();
     ensure!(answered == status, "{path}: {answered} instead of {status}");
-    Ok(took.as_micros() as u64)
+    Ok((took.as_micros() as u64, served))
 }
 
-/// Sends [`SECOND`] for so many seconds, then prints `request SECOND PATH STATUS MICROSECONDS` for each and `end`.
+/// Sends [`SECOND`] for so many seconds, then prints `request SECOND PATH STATUS MICROSECONDS MICROSECONDS` for each
+/// (the client's time, and the application's) and `end`.
 async fn load(address: &str, seconds: u64) -> Result<()> {
     let first = unix().as_secs() + 3;
     let mut lanes = Vec::new();
@@ -151,8 +156,8 @@ async fn load(address: &str, seconds: u64) -> Result<()> {
     }
     say(&format!("begins {first}"));
     for (lane, kind) in lanes.into_iter().zip(SECOND) {
-        for (second, took_us) in lane.await?? {
-            say(&format!("request {second} {} {} {took_us}", kind.path, kind.status));
+        for (second, (took_us, served_us)) in lane.await?? {
+            say(&format!("request {second} {} {} {took_us} {served_us}", kind.path, kind.status));
         }
     }
     say("end");

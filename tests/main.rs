@@ -20,6 +20,8 @@ mod harness;
 mod install;
 mod interception;
 mod kubectl;
+mod liar;
+mod mesh_errors;
 mod nft;
 mod node;
 mod observability;
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
         "mesh-capture" => return capture::main(),
         "mesh-forger" => return forger::main(),
         "mesh-golden" => return golden_load::main(),
+        "mesh-errors" => return mesh_errors::main(),
+        "mesh-liar" => return liar::main(),
         "mesh-peer" => return peer::main(),
         "mesh-session" => return terminal::session_main(),
         "mesh-panics" => return terminal::panics_main(),
@@ -68,6 +72,8 @@ fn main() -> ExitCode {
         data_path::tests(),
         resilience::tests(),
         golden::tests(),
+        mesh_errors::tests(),
+        liar::tests(),
         observability::tests(),
         demo::tests(),
     ];

@@ -21,6 +21,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("tap::secrets_are_redacted", &needs, secrets_are_redacted),
         test("tap::connections_open_and_close", &needs, connections_open_and_close),
         test("tap::rights_are_asked_for_and_granted", &needs, rights_are_asked_for_and_granted),
+        test("tap::who_sees_one_namespace_sees_no_other", &needs, who_sees_one_namespace_sees_no_other),
         test("tap::what_cannot_be_tapped_says_why", &needs, what_cannot_be_tapped_says_why),
     ]
 }
@@ -260,6 +261,41 @@ fn rights_are_asked_for_and_granted() -> Result<()> {
     ensure!(begun.iter().any(|line| line.contains("deployment.catalog") && line.contains("[redacted]")), "{log}");
     ensure!(!log.contains("hush"), "{log}");
     Ok(())
+}
+
+/// Golden metrics are as fine-grained as the cluster's own rights, and a refusal says what to do.
+fn who_sees_one_namespace_sees_no_other() -> Result<()> {
+    let (s, _alone) = shop()?;
+    // No more than the acceptance asks for: `get` on one subresource, in one namespace.
+    let role = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "golden"}, "rules": [
+            {"apiGroups": ["observe.meshctl.dev"], "resources": ["workloads/golden"], "verbs": ["get"]},
+            {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get", "list"]}]},
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "golden"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "golden"},
+            "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "carol"}]},
+    ]});
+    s.kubectl_with_input(["-n", "shop", "apply", "-f", "-"], &role.to_string())?.ok()?;
+    call(s, "curl -s http://catalog.shop/products/1")?;
+    let seen = eventually(Duration::from_secs(20), "carol sees the shop", || {
+        let ran = s.meshctl("stat deploy -n shop -w 60s -o json --as carol".split_whitespace())?.ok()?;
+        let rows: Vec<Value> = serde_json::from_str(&ran.stdout)?;
+        let busy = rows.iter().any(|row| row["name"] == "catalog" && row["rps"].as_f64().is_some_and(|rps| rps > 0.0));
+        ensure!(busy, "{}", ran.stdout);
+        Ok(rows)
+    })?;
+    ensure!(seen.iter().all(|row| row["namespace"] == "shop"), "{seen:?}");
+    for line in ["stat deploy -n tap --as carol", "edges deploy -n tap --as carol", "stat deploy -A --as carol"] {
+        let refused = s.meshctl(line.split_whitespace())?.exits(2)?;
+        let refused = refused.complains("user carol may not: the right to get workloads/golden of API group")?;
+        ensure!(refused.stdout.is_empty() && !refused.stderr.contains("caller"), "{line}: {}", refused.stdout);
+    }
+    // What the hint says helps.
+    let grant = granting(s, "stat deploy -n tap --as carol", "golden")?;
+    s.kubectl(grant)?.ok()?;
+    eventually(Duration::from_secs(10), "carol may look there too", || {
+        s.meshctl("stat po -n tap --as carol".split_whitespace())?.ok().map(|_| ())
+    })
 }
 
 fn what_cannot_be_tapped_says_why() -> Result<()> {

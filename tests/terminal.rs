@@ -252,6 +252,7 @@ fn recording(path: &Path, seconds: u64) -> Result<()> {
             workloads: vec![status("web"), status("catalog")],
             series: vec![seen("catalog", key.clone()), seen("web", outbound)],
             silent_proxies: 0,
+            senseless: Vec::new(),
         };
         writer.add(Entry { at_ms: second * 1000, golden: Some(Box::new(frame)), ..Entry::default() })?;
     }

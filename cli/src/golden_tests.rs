@@ -99,7 +99,7 @@ pub(crate) fn frame(legs: &[Leg], at_ms: u64, span_ms: u64) -> GoldenFrame {
             seen(leg.from, key(Direction::Outbound, leg.to, Some(service))),
         ]
     });
-    GoldenFrame { at_ms, span_ms, workloads: workloads.collect(), series: series.collect(), silent_proxies: 0 }
+    GoldenFrame { at_ms, span_ms, workloads: workloads.collect(), series: series.collect(), ..GoldenFrame::default() }
 }
 
 /// Ten seconds of the shop.

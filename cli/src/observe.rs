@@ -2,6 +2,7 @@
 
 use crate::cluster::Cluster;
 use crate::error::{Context, Error, Hint, Result};
+use crate::tap::denial;
 use futures::stream::{self, BoxStream, StreamExt};
 use futures::{AsyncBufReadExt, AsyncReadExt};
 use mesh_api::golden::GoldenFrame;
@@ -59,9 +60,15 @@ pub async fn lines<T: DeserializeOwned + Send + 'static>(
     what: &'static str,
 ) -> Result<BoxStream<'static, Result<T>>> {
     let request = http::Request::get(path).body(Vec::new()).during(|| format!("ask for {what}"))?;
-    let lines = cluster.client.request_stream(request).await.during(|| format!("read {what}")).hint(
-        || "run `meshctl check`; without a mesh in this cluster there is nothing to see (`meshctl install --apply`)",
-    )?;
+    let lines = match cluster.client.request_stream(request).await {
+        Err(kube::Error::Api(status)) if status.code == 403 && status.message.contains("\"workloads/") => {
+            let place = status.message.split_once("in the namespace \"").and_then(|(_, rest)| rest.split_once('"'));
+            return Err(denial(&status.message, place.map(|(namespace, _)| namespace)).during(format!("read {what}")));
+        }
+        answer => answer.during(|| format!("read {what}")).hint(
+            || "run `meshctl check`; without a mesh in this cluster there is nothing to see (`meshctl install --apply`)",
+        )?,
+    };
     Ok(stream::unfold(Some(Box::pin(lines)), move |lines| async move {
         let mut lines = lines?;
         match read_line(&mut lines, what).await {

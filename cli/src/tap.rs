@@ -11,7 +11,7 @@ use mesh_api::WorkloadRef;
 use mesh_api::names::{OBSERVE_GROUP, OBSERVE_VERSION};
 use mesh_api::tap::TapMessage;
 use mesh_api::tap::filter::TapFilter;
-use mesh_manifests::rbac::{TAPPER_BODIES_ROLE, TAPPER_ROLE, TAPPER_SECRETS_ROLE};
+use mesh_manifests::rbac::{TAPPER_BODIES_ROLE, TAPPER_ROLE, TAPPER_SECRETS_ROLE, VIEWER_ROLE};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -166,13 +166,15 @@ async fn read_line<R: futures::AsyncBufRead + Unpin>(lines: &mut R) -> Result<Op
 }
 
 /// Which right is missing, and how somebody who may can grant it.
-fn denial(message: &str, namespace: Option<&str>) -> Error {
+pub(crate) fn denial(message: &str, namespace: Option<&str>) -> Error {
     let between = |before: &str| {
         let rest = message.split_once(before)?.1;
         Some(rest.split_once('"')?.0)
     };
     let subresource = between("resource \"workloads/").unwrap_or("tap");
+    let verb = between("cannot ").and_then(|rest| rest.split(' ').next()).unwrap_or("watch");
     let role = match subresource {
+        "golden" => VIEWER_ROLE,
         "tapbodies" => TAPPER_BODIES_ROLE,
         "tapsecrets" => TAPPER_SECRETS_ROLE,
         _ => TAPPER_ROLE,
@@ -181,7 +183,7 @@ fn denial(message: &str, namespace: Option<&str>) -> Error {
     let user = between("User \"");
     let who = user.map_or("you".to_owned(), |user| format!("user {user}"));
     let error = Error::new(format!(
-        "{who} may not: the right to watch workloads/{subresource} of API group {OBSERVE_GROUP} {place} is missing"
+        "{who} may not: the right to {verb} workloads/{subresource} of API group {OBSERVE_GROUP} {place} is missing"
     ));
     let user = user.unwrap_or("USER");
     let subject = match user.strip_prefix("system:serviceaccount:") {

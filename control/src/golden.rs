@@ -7,6 +7,7 @@
 
 pub mod departed;
 pub mod frames;
+pub mod sense;
 
 use crate::limits;
 use crate::metrics::Metrics;
@@ -15,10 +16,11 @@ use crate::world::World;
 use crate::world::view::{Name, PodView};
 use departed::DepartedProxies;
 use frames::Part;
-use mesh_api::golden::{GoldenFrame, PodStatus, ProxyFrame, WorkloadStatus};
+use mesh_api::golden::{GoldenFrame, PodStatus, ProxyFrame, Senseless, WorkloadStatus};
 use mesh_api::wire::ControlMessage;
 use mesh_api::{SpiffeId, WorkloadRef};
 use parking_lot::Mutex;
+use sense::{Nonsense, Suspects, judge};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +61,7 @@ struct Inner {
     links: HashMap<Name, Linked>,
     watches: HashMap<u64, Watching>,
     departed: DepartedProxies,
+    suspects: Suspects,
 }
 
 /// A connected proxy.
@@ -68,6 +71,8 @@ struct Linked {
     todo: Arc<Todo>,
     /// Who waits for a sum of its past, in the order of asking.
     asked: VecDeque<u64>,
+    /// End of the last second it sent, Unix milliseconds by its own clock.
+    last_ms: u64,
 }
 
 /// A watcher.
@@ -124,6 +129,7 @@ struct Taken {
     frames: Vec<(Name, Option<WorkloadRef>, ProxyFrame)>,
     silent: Vec<Name>,
     connected: HashSet<Name>,
+    senseless: Vec<Senseless>,
 }
 
 impl Golden {
@@ -136,7 +142,7 @@ impl Golden {
     pub fn link(self: &Arc<Self>, pod: &Name, todo: Arc<Todo>, now: Instant) -> Link {
         let mut inner = self.inner.lock();
         let id = inner.new_id();
-        let mut linked = Linked { id, todo, asked: VecDeque::new() };
+        let mut linked = Linked { id, todo, asked: VecDeque::new(), last_ms: 0 };
         for (watch, watching) in inner.watches.iter_mut().filter(|(_, watching)| watching.scope.has_pod(pod)) {
             // Of one that was away for a while, what it counted meanwhile. Of a new one nothing is old.
             let since_ms = watching.told.get(pod).copied();
@@ -170,7 +176,7 @@ impl Golden {
         let complete = Arc::new(Notify::new());
         let mut watching =
             Watching { scope: scope.clone(), feeds: HashMap::new(), told: HashMap::new(), complete: complete.clone() };
-        let Inner { next, links, watches, departed } = &mut *inner;
+        let Inner { next, links, watches, departed, .. } = &mut *inner;
         departed.forget(now);
         for (pod, workload, past) in departed.past(until_ms.saturating_sub(u64::from(window_s) * 1000), until_ms) {
             if scope.has(workload) {
@@ -198,11 +204,25 @@ impl Golden {
         })
     }
 
-    fn received(&self, pod: &Name, id: u64, frame: ProxyFrame, backfill: bool, now: Instant) {
+    fn received(&self, pod: &Name, id: u64, mut frame: ProxyFrame, backfill: bool, now: Instant, unix_ms: u64) {
         self.metrics.frames.inc();
+        let judged = judge(&frame, unix_ms); // before anybody has to wait for it
         let mut inner = self.inner.lock();
-        let Inner { links, watches, .. } = &mut *inner;
+        let Inner { links, watches, suspects, .. } = &mut *inner;
         let Some(linked) = links.get_mut(pod).filter(|linked| linked.id == id) else { return };
+        // A few seconds come again for whoever asked for a sum that ends before them.
+        let in_order = backfill || frame.at_ms.saturating_add(limits::REPEATED_MS) >= linked.last_ms;
+        if !backfill {
+            linked.last_ms = frame.at_ms;
+        }
+        if let Err(what) = judged.and(if in_order { Ok(()) } else { Err(Nonsense::Order) }) {
+            self.leave_out(suspects, pod, what, now);
+            if !backfill {
+                return;
+            }
+            // Whoever asked for it waits for something, if only nothing.
+            frame = ProxyFrame::default();
+        }
         let frame = Arc::new(frame);
         if backfill {
             let asker = linked.asked.pop_front().and_then(|watch| watches.get_mut(&watch));
@@ -217,8 +237,22 @@ impl Golden {
         }
     }
 
-    fn parted(&self, link: &Link, workload: WorkloadRef, frames: Vec<ProxyFrame>, now: Instant, unix_ms: u64) {
+    /// Counts what made no sense, and remembers who sent it.
+    fn leave_out(&self, suspects: &mut Suspects, pod: &Name, what: Nonsense, now: Instant) {
+        self.metrics.frame_left_out(what.label());
+        tracing::debug!(%pod, what = what.sentence(), "left out what a proxy sent");
+        suspects.note(pod, what, now);
+    }
+
+    fn parted(&self, link: &Link, workload: WorkloadRef, mut frames: Vec<ProxyFrame>, now: Instant, unix_ms: u64) {
         let mut inner = self.inner.lock();
+        frames.retain(|frame| match judge(frame, unix_ms) {
+            Ok(()) => true,
+            Err(what) => {
+                self.leave_out(&mut inner.suspects, &link.pod, what, now);
+                false
+            }
+        });
         if inner.links.get(&link.pod).is_some_and(|linked| linked.id == link.id) {
             inner.departed.keep(link.pod.clone(), workload, frames, now, unix_ms);
         }
@@ -226,9 +260,10 @@ impl Golden {
 
     fn take(&self, watch: u64, first: bool, now: Instant) -> Taken {
         let mut inner = self.inner.lock();
-        let Inner { links, watches, .. } = &mut *inner;
+        let Inner { links, watches, suspects, .. } = &mut *inner;
         let Some(watching) = watches.get_mut(&watch) else { return Taken::default() };
-        let mut taken = Taken { connected: links.keys().cloned().collect(), ..Taken::default() };
+        let senseless = suspects.named(now, |pod| watching.scope.has_pod(pod));
+        let mut taken = Taken { connected: links.keys().cloned().collect(), senseless, ..Taken::default() };
         let is_linked = |(pod, id): &FeedId| links.get(pod).is_some_and(|linked| linked.id == *id);
         for (feed_id, feed) in &mut watching.feeds {
             let linked = is_linked(feed_id);
@@ -357,8 +392,13 @@ impl Feed {
 
 impl Link {
     /// The proxy has sent a frame.
-    pub fn receive(&self, frame: ProxyFrame, backfill: bool, now: Instant) {
-        self.golden.received(&self.pod, self.id, frame, backfill, now);
+    pub fn receive(&self, frame: ProxyFrame, backfill: bool, now: Instant, unix_ms: u64) {
+        self.golden.received(&self.pod, self.id, frame, backfill, now, unix_ms);
+    }
+
+    /// The proxy has sent what is no message.
+    pub fn babbles(&self, now: Instant) {
+        self.golden.leave_out(&mut self.golden.inner.lock().suspects, &self.pod, Nonsense::Message, now);
     }
 
     /// The proxy ends at `now`, which is `unix_ms`, and leaves its past behind.
@@ -427,6 +467,7 @@ impl Watch {
         frame.series = frames::merge(parts.filter(|part| self.scope.has(&part.workload)), self.pods);
         let silent = taken.silent.iter().filter(|pod| self.scope.has(&of(pod))).count();
         frame.silent_proxies = u32::try_from(silent).unwrap_or(u32::MAX);
+        frame.senseless = taken.senseless.clone();
         frame.workloads = self.statuses(world, &taken.connected);
     }
 

@@ -93,6 +93,25 @@ pub const WAITING_FRAMES: usize = 3;
 /// Seconds without a frame after which a connected proxy is called silent.
 pub const SILENT_AFTER: Duration = Duration::from_secs(4);
 
+/// How far ahead of ours the clock of a proxy may be, milliseconds.
+pub const CLOCK_AHEAD_MS: u64 = 3_600_000;
+/// How far back a second may lie that comes after a later one, milliseconds.
+pub const REPEATED_MS: u64 = 60_000;
+/// Time one frame may cover, milliseconds: twice what proxies remember.
+pub const FRAME_SPAN_MS: u64 = 2 * 1000 * WINDOW_S as u64;
+/// Series of one frame: what proxies remember, and what they count now.
+pub const FRAME_SERIES: usize = 20 * 1024;
+/// Bytes of one name in a frame.
+pub const FRAME_NAME_BYTES: usize = 1024;
+/// Largest count in a frame: a billion a second for as long as proxies remember, and small enough to be added up.
+pub const FRAME_COUNT: u64 = 1_000_000_000_000;
+/// Most bytes in a frame: a terabyte a second for as long as proxies remember.
+pub const FRAME_BYTES: u64 = 1_000_000_000_000_000;
+/// Proxies remembered for having sent what makes no sense.
+pub const SUSPECTS: usize = 256;
+/// How long they are remembered.
+pub const SUSPECT_MEMORY: Duration = Duration::from_secs(600);
+
 // Taps.
 
 /// Taps at once.

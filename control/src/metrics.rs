@@ -53,6 +53,7 @@ pub struct Metrics {
     /// Events that could not be written.
     pub events_dropped: Counter,
     certificates: Family<Outcome, Counter>,
+    frames_left_out: Family<Outcome, Counter>,
     admissions: Family<Outcome, Counter>,
     watch_errors: Family<Kind, Counter>,
 }
@@ -81,6 +82,11 @@ impl Metrics {
         );
         r.register("mesh_control_leads", "1 while this replica holds the lease", new.leads.clone());
         r.register("mesh_control_events_dropped", "Events that could not be written", new.events_dropped.clone());
+        r.register(
+            "mesh_control_golden_frames_left_out",
+            "Golden frames and messages of proxies that made no sense",
+            new.frames_left_out.clone(),
+        );
         r.register("mesh_control_certificates", "Certificate requests", new.certificates.clone());
         r.register("mesh_control_admissions", "Pods the webhook was asked about", new.admissions.clone());
         r.register("mesh_control_watch_errors", "Failed lists and watches", new.watch_errors.clone());
@@ -90,6 +96,11 @@ impl Metrics {
     /// Counts a certificate request.
     pub fn certificate(&self, outcome: &'static str) {
         self.certificates.get_or_create(&Outcome::of(outcome)).inc();
+    }
+
+    /// Counts what a proxy sent and made no sense.
+    pub fn frame_left_out(&self, why: &'static str) {
+        self.frames_left_out.get_or_create(&Outcome::of(why)).inc();
     }
 
     /// Counts a pod the webhook was asked about.

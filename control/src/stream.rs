@@ -128,7 +128,9 @@ impl Streams {
                     }
                 }
                 Ok(ProxyMessage::Unsubscribe { address }) => follower.unsubscribe(address),
-                Ok(ProxyMessage::Golden { frame, backfill }) => link.receive(frame, backfill, Instant::now()),
+                Ok(ProxyMessage::Golden { frame, backfill }) => {
+                    link.receive(frame, backfill, Instant::now(), unix_ms());
+                }
                 Ok(ProxyMessage::Farewell { frames }) => {
                     let known = self.subscriptions.read(|world| world.pod(pod).map(|pod| pod.workload.clone()));
                     let workload = known.unwrap_or_else(|| WorkloadRef::new(&pod.namespace, "pod", &pod.name));
@@ -145,7 +147,10 @@ impl Streams {
                 }
                 Ok(ProxyMessage::TapEnded { id, refusal }) => tapped.ended(id, refusal),
                 Ok(ProxyMessage::Heartbeat {} | ProxyMessage::Hello { .. } | ProxyMessage::Unknown) => {}
-                Err(error) => return format!("it sent what is no message: {error}"),
+                Err(error) => {
+                    link.babbles(Instant::now());
+                    return format!("it sent what is no message: {error}");
+                }
             }
         }
     }

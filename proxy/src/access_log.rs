@@ -1,10 +1,12 @@
-//! The access log: a line for each request that has ended, in JSON or in Apache's combined form, on standard output.
+//! The access log: a line for each request and each opaque connection that has ended, in JSON or in Apache's combined
+//! form, on standard output.
 //!
 //! Nothing waits for it. Lines go through a bounded queue to a thread of their own; what does not fit is dropped and
 //! counted.
 
 use crate::limits;
 use crate::metrics::{Counters, count};
+use mesh_api::golden::TlsStatus;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write;
@@ -92,6 +94,51 @@ pub struct Entry {
     pub trace_id: Option<String>,
 }
 
+/// An opaque connection that has ended, as the log tells it. Field names are those of the JSON form.
+#[derive(Debug, Serialize)]
+pub struct Connection {
+    /// End, RFC 3339.
+    pub time: String,
+    /// `inbound` or `outbound`.
+    pub direction: &'static str,
+    /// Always `TCP`; requests have `HTTP/1.1` and the like here.
+    pub version: &'static str,
+    /// Who called.
+    pub client: SocketAddr,
+    /// The identity the caller proved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_identity: Option<String>,
+    /// The workload at the other end.
+    pub peer: String,
+    /// Where it went: the endpoint, or the address called where there was none.
+    pub server: SocketAddr,
+    /// The server name of the application's own TLS, where there is one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub route: String,
+    /// Why it ended: `orderly`, `by_client`, `by_server`, `by_mesh` or `cut`.
+    pub ending: &'static str,
+    /// The mesh's error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<&'static str>,
+    /// Bytes that came from the client.
+    pub read_bytes: u64,
+    /// Bytes that came from the server.
+    pub written_bytes: u64,
+    /// From its acceptance to its end.
+    pub duration_ms: f64,
+    /// `mutual`, `plain` or `passthrough`.
+    pub tls: &'static str,
+}
+
+/// How a leg is protected, in a word.
+pub fn protection(tls: TlsStatus) -> &'static str {
+    match tls {
+        TlsStatus::Mutual => "mutual",
+        TlsStatus::Passthrough => "passthrough",
+        TlsStatus::Plain => "plain",
+    }
+}
+
 /// Civil time of Unix milliseconds, in UTC: year, month, day, hour, minute, second, millisecond.
 pub fn civil(unix_ms: u64) -> (i64, u8, u8, u8, u8, u8, u16) {
     let (days, ms) = ((unix_ms / 86_400_000) as i64, unix_ms % 86_400_000);
@@ -114,17 +161,41 @@ pub fn rfc3339(unix_ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
 }
 
-/// A line in Apache's combined form.
-fn apache(entry: &Entry, unix_ms: u64) -> String {
+/// A time as Apache writes it.
+fn apache_time(unix_ms: u64) -> String {
     const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let (year, month, day, hour, minute, second, _) = civil(unix_ms);
     let month = MONTHS[usize::from(month.clamp(1, 12)) - 1];
-    let or_dash = |text: Option<&str>| text.map_or("-".to_owned(), quoted);
+    format!("[{day:02}/{month}/{year:04}:{hour:02}:{minute:02}:{second:02} +0000]")
+}
+
+fn or_dash(text: Option<&str>) -> String {
+    text.map_or("-".to_owned(), quoted)
+}
+
+/// An opaque connection in Apache's combined form: it stands where a request would, with the server for a target; no
+/// status, and the bytes the client got.
+fn apache_connection(connection: &Connection, unix_ms: u64) -> String {
+    format!(
+        "{} - {} {} \"CONNECT {} {}\" - {} \"-\" \"-\" {}\n",
+        connection.client.ip(),
+        or_dash(connection.client_identity.as_deref()),
+        apache_time(unix_ms),
+        connection.server,
+        connection.version,
+        connection.written_bytes,
+        connection.error.unwrap_or("-"),
+    )
+}
+
+/// A line in Apache's combined form.
+fn apache(entry: &Entry, unix_ms: u64) -> String {
     let status = entry.status.map_or("-".to_owned(), |status| status.to_string());
     format!(
-        "{} - {} [{day:02}/{month}/{year:04}:{hour:02}:{minute:02}:{second:02} +0000] \"{} {} {}\" {status} {} \"{}\" \"{}\" {}\n",
+        "{} - {} {} \"{} {} {}\" {status} {} \"{}\" \"{}\" {}\n",
         entry.client.ip(),
         or_dash(entry.client_identity.as_deref()),
+        apache_time(unix_ms),
         quoted(&entry.method),
         quoted(&entry.path),
         entry.version,
@@ -147,6 +218,10 @@ fn quoted(text: &str) -> String {
         }
     }
     out
+}
+
+fn json(told: &impl Serialize) -> String {
+    serde_json::to_string(told).map(|line| line + "\n").unwrap_or_default()
 }
 
 enum Message {
@@ -186,13 +261,26 @@ impl AccessLog {
         self.queue.is_some()
     }
 
-    /// Logs a request that ended at this Unix time; drops and counts it if the queue is full.
+    /// Logs a request that ended at this Unix time.
     pub fn tell(&self, entry: &Entry, unix_ms: u64) {
-        let Some(queue) = &self.queue else { return };
-        let line = match self.form {
+        self.put(|form| match form {
             Form::Apache => apache(entry, unix_ms),
-            Form::Json | Form::Off => serde_json::to_string(entry).map(|line| line + "\n").unwrap_or_default(),
-        };
+            Form::Json | Form::Off => json(entry),
+        });
+    }
+
+    /// Logs an opaque connection that ended at this Unix time.
+    pub fn tell_connection(&self, connection: &Connection, unix_ms: u64) {
+        self.put(|form| match form {
+            Form::Apache => apache_connection(connection, unix_ms),
+            Form::Json | Form::Off => json(connection),
+        });
+    }
+
+    /// Puts a line into the queue; drops and counts it if that is full.
+    fn put(&self, line: impl FnOnce(Form) -> String) {
+        let Some(queue) = &self.queue else { return };
+        let line = line(self.form);
         if queue.try_send(Message::Line(line)).is_err() {
             count(&self.counters.access_log_dropped);
         }
@@ -268,6 +356,28 @@ mod tests {
     fn lines_are_what_readers_of_logs_expect() {
         insta::assert_snapshot!(apache(&entry(), 1_795_256_430_042), @r#"10.244.0.9 - spiffe://cluster.local/ns/shop/sa/load [21/Nov/2026:10:20:30 +0000] "GET /a\"b\x0a?c=1 HTTP/1.1" 503 77 "-" "curl/8" no-endpoints"#);
         insta::assert_snapshot!(serde_json::to_string(&entry()).unwrap(), @r#"{"time":"2026-11-21T10:20:30.042Z","direction":"inbound","client":"10.244.0.9:41000","client_identity":"spiffe://cluster.local/ns/shop/sa/load","peer":"shop/serviceaccount/load","method":"GET","host":"web","path":"/a\"b\n?c=1","version":"HTTP/1.1","route":"/a","status":503,"error":"no-endpoints","response_bytes":77,"duration_ms":1.5,"first_byte_ms":1.25,"attempts":0,"tls":"mutual","user_agent":"curl/8"}"#);
+    }
+
+    #[test]
+    fn connections_have_lines_too() {
+        let connection = Connection {
+            time: rfc3339(1_795_256_430_042),
+            direction: "outbound",
+            version: "TCP",
+            client: ([10, 244, 0, 9], 41000).into(),
+            client_identity: None,
+            peer: "shop/deployment/ledger".to_owned(),
+            server: ([10, 244, 0, 3], 7000).into(),
+            route: String::new(),
+            ending: "by_server",
+            error: None,
+            read_bytes: 4,
+            written_bytes: 6,
+            duration_ms: 2.5,
+            tls: "mutual",
+        };
+        insta::assert_snapshot!(apache_connection(&connection, 1_795_256_430_042), @r#"10.244.0.9 - - [21/Nov/2026:10:20:30 +0000] "CONNECT 10.244.0.3:7000 TCP" - 6 "-" "-" -"#);
+        insta::assert_snapshot!(json(&connection), @r#"{"time":"2026-11-21T10:20:30.042Z","direction":"outbound","version":"TCP","client":"10.244.0.9:41000","peer":"shop/deployment/ledger","server":"10.244.0.3:7000","ending":"by_server","read_bytes":4,"written_bytes":6,"duration_ms":2.5,"tls":"mutual"}"#);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::limits;
 use crate::metrics;
 use crate::metrics::text::Format;
 use crate::proxy::Proxy;
-use crate::state::Group;
+use crate::state::{Backend, Group};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -18,6 +18,7 @@ use serde::Serialize;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -115,23 +116,40 @@ struct ShownEndpoint {
     #[serde(flatten)]
     endpoint: Endpoint,
     in_flight: u32,
+    /// Moving average that the balancer reckons with; of one not tried yet what is assumed of it.
+    latency_ms: f64,
+    /// True if the last attempt failed not long ago.
+    failing: bool,
     idle_connections: usize,
+}
+
+impl ShownEndpoint {
+    fn of(backend: &Backend, now: Instant) -> Self {
+        let load = *backend.load.lock();
+        Self {
+            endpoint: backend.endpoint.clone(),
+            in_flight: load.in_flight(),
+            latency_ms: load.expected(now).as_secs_f64() * 1000.0,
+            failing: load.is_failing(now),
+            idle_connections: backend.pool.idle(),
+        }
+    }
 }
 
 impl<'a> Shown<'a> {
     fn of(proxy: &'a Proxy) -> Self {
-        let current = proxy.credentials.current();
+        let (current, now) = (proxy.credentials.current(), Instant::now());
         let targets = proxy.state.known_targets().into_iter().map(|(target, known)| ShownTarget {
             address: target.address,
             destination: known.destination.clone(),
-            endpoints: shown_endpoints(&known.group),
+            endpoints: shown_endpoints(&known.group, now),
             backends: known
                 .told()
                 .iter()
                 .map(|group| ShownBackend {
                     service: group.port.service.clone(),
                     protocol: group.port.protocol,
-                    endpoints: shown_endpoints(group),
+                    endpoints: shown_endpoints(group, now),
                 })
                 .collect(),
         });
@@ -151,11 +169,6 @@ impl<'a> Shown<'a> {
     }
 }
 
-fn shown_endpoints(group: &Group) -> Vec<ShownEndpoint> {
-    let shown = group.backends.iter().map(|backend| ShownEndpoint {
-        endpoint: backend.endpoint.clone(),
-        in_flight: backend.load.lock().in_flight(),
-        idle_connections: backend.pool.idle(),
-    });
-    shown.collect()
+fn shown_endpoints(group: &Group, now: Instant) -> Vec<ShownEndpoint> {
+    group.backends.iter().map(|backend| ShownEndpoint::of(backend, now)).collect()
 }

@@ -65,6 +65,11 @@ impl Load {
         self.in_flight
     }
 
+    /// How long the next answer is expected to take.
+    pub fn expected(&self, now: Instant) -> Duration {
+        Duration::from_secs_f64(self.decayed(now).max(0.0) / 1e6)
+    }
+
     /// Expected cost of one more request.
     pub fn cost(&self, now: Instant) -> f64 {
         self.decayed(now) * f64::from(self.in_flight + 1)

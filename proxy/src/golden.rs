@@ -165,6 +165,11 @@ impl Cell {
         }
     }
 
+    /// What is counted here.
+    pub fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
     /// True for what golden metrics are about; health probes are not.
     fn is_traffic(&self) -> bool {
         &*self.subject.route != crate::learned::PROBE

@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -23,14 +23,32 @@ const CONTENT_TYPE: &[u8] = b"application/grpc";
 #[derive(Debug)]
 pub struct Deadline {
     sleep: Pin<Box<Sleep>>,
+    /// When the call arrived.
+    begun: Instant,
     upload: Option<Arc<Brake>>,
 }
+
+/// Time spent on a call that the next hop need not hear of: less than clocks and networks differ by.
+const NOT_WORTH_TELLING: Duration = Duration::from_millis(1);
 
 impl Deadline {
     /// The deadline of a call that begins now, if it has one.
     pub fn of(request: &mut Request<Upload>) -> Option<Self> {
         let timeout = timeout(request.headers().get(&TIMEOUT)?.as_bytes())?;
-        Some(Self { sleep: Box::pin(tokio::time::sleep(timeout)), upload: request.body_mut().brake() })
+        let sleep = Box::pin(tokio::time::sleep(timeout));
+        Some(Self { sleep, begun: Instant::now(), upload: request.body_mut().brake() })
+    }
+
+    /// Has the next hop told how much time is left, if some was spent already: on an attempt that failed, for instance.
+    pub fn tell(&self, request: &mut Request<Upload>) {
+        let now = Instant::now();
+        if now.duration_since(self.begun) < NOT_WORTH_TELLING {
+            return;
+        }
+        let left = self.sleep.deadline().saturating_duration_since(now);
+        if let Ok(value) = HeaderValue::from_str(&timeout_text(left)) {
+            request.headers_mut().insert(TIMEOUT, value);
+        }
     }
 
     /// Ready when the time has run out; what the client still sends is then no longer passed on.
@@ -88,6 +106,17 @@ fn timeout(value: &[u8]) -> Option<Duration> {
     }
 }
 
+/// A duration as `grpc-timeout` has it, rounded down to the finest unit in which eight digits suffice.
+fn timeout_text(left: Duration) -> String {
+    const MOST: u128 = 99_999_999;
+    let seconds = u128::from(left.as_secs());
+    let units = [(left.as_micros(), 'u'), (left.as_millis(), 'm'), (seconds, 'S'), (seconds / 60, 'M')];
+    match units.into_iter().find(|(amount, _)| *amount <= MOST) {
+        Some((amount, unit)) => format!("{amount}{unit}"),
+        None => format!("{}H", (seconds / 3600).min(MOST)),
+    }
+}
+
 /// The head of an answer that consists of trailers only.
 pub fn trailers_only(error: MeshError, detail: &str) -> HeaderMap {
     let mut headers = trailers(error, detail);
@@ -141,6 +170,23 @@ mod tests {
         }
         for text in ["", "S", "10", "10s", "-1S", "+1S", "1.5S", "123456789S", " 1S", "1 S", "1S "] {
             assert_eq!(timeout(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_written_in_eight_digits() {
+        for (left, expect) in [
+            (Duration::ZERO, "0u"),
+            (Duration::from_nanos(1_999), "1u"),
+            (Duration::from_millis(250), "250000u"),
+            (Duration::from_secs(100), "100000m"),
+            (Duration::from_secs(100_000), "100000S"),
+            (Duration::from_secs(100_000_000), "1666666M"),
+            (Duration::from_secs(99_999_999 * 3600), "99999999H"),
+            (Duration::MAX, "99999999H"),
+        ] {
+            assert_eq!(timeout_text(left), expect, "{left:?}");
+            assert!(timeout(expect.as_bytes()).is_some_and(|read| read <= left));
         }
     }
 

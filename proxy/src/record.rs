@@ -221,7 +221,7 @@ impl Drop for ConnectionRecord {
         let ending = self.ending.get().copied().unwrap_or(given_up);
         self.cell.tcp_closed(ending, self.error, self.opened.elapsed());
         if let Some(onlooker) = &self.onlooker {
-            onlooker.closed(ending, self.error);
+            onlooker.closed(self.cell.subject(), ending, self.error);
         }
     }
 }

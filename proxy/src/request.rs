@@ -3,6 +3,7 @@
 use crate::balance;
 use crate::body::{Download, Received};
 use crate::course::{Course, Taken};
+use crate::drain::Phase;
 use crate::error::{Delivered, Failure};
 use crate::golden::{Scope, Subject};
 use crate::grpc::{self, Deadline};
@@ -11,7 +12,7 @@ use crate::limits;
 use crate::proxy::Proxy;
 use crate::record::{ConnectionRecord, Record, method_label};
 use crate::state::{Backend, Group, Target};
-use crate::story::Story;
+use crate::story::{self, Story};
 use crate::tap::witness::{self, Onlooker};
 use crate::tcp;
 use crate::upload::{Upload, listen_for_continue};
@@ -51,6 +52,14 @@ pub struct Client {
     pub tls: TlsStatus,
     /// An error that answers every request.
     pub refusal: Option<MeshError>,
+}
+
+impl Client {
+    /// The error that a failure is answered with. An application that is gone while its pod ends is no riddle.
+    pub fn error_for(&self, failure: &Failure) -> MeshError {
+        let ends = self.direction == Direction::Inbound && self.proxy.drain.phase() >= Phase::Leaving;
+        if ends && failure.code == MeshError::ConnectFailed { MeshError::Draining } else { failure.code }
+    }
 }
 
 /// Serves one request.
@@ -106,6 +115,9 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
             witness.sent_to(&backend);
         }
         let flight = Flight::start(&backend);
+        if let Some(deadline) = &deadline {
+            deadline.tell(&mut request);
+        }
         let outcome = {
             let attempt = pin!(attempt(&client, course.group, &backend, request, tried.len()));
             grpc::within(&mut deadline, attempt).await
@@ -121,7 +133,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
                 tried.push(backend.endpoint.address);
                 match unsent.filter(|_| may_try_another(&failure, course.group, tried.len())) {
                     Some(unsent) => request = unsent,
-                    None => return refuse(record, failure.code, ""),
+                    None => return refuse(record, client.error_for(&failure), ""),
                 }
             }
         }
@@ -351,6 +363,7 @@ pub fn malformed(client: &Client) {
     let route = client.target.learned.name("/", false);
     let subject = Subject { carried: Carried::Http, tls: client.tls, route, method: "other" };
     witness::tell_malformed(client, &subject, MeshError::InvalidRequest);
+    story::log_malformed(client, &subject, MeshError::InvalidRequest);
     Record::open(&client.proxy.golden, &client.scope, subject).failed(MeshError::InvalidRequest);
 }
 

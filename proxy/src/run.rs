@@ -29,13 +29,27 @@ pub struct Listeners {
 
 /// Runs until `shutdown` and the drain after it are over. The calling thread carries the traffic.
 pub fn run(settings: Settings, listeners: Listeners, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let Listeners { inbound, outbound, admin } = listeners;
+    let proxy = prepare(settings, &listeners)?;
+    run_prepared(&proxy, listeners, shutdown)
+}
+
+/// A proxy for these listeners that knows what its file says, and does not carry anything yet.
+pub fn prepare(settings: Settings, listeners: &Listeners) -> anyhow::Result<Arc<Proxy>> {
     let port = |listener: &StdListener| listener.local_addr().map(|address| address.port());
-    let proxy = Arc::new(Proxy::new(settings, port(&inbound)?, port(&outbound)?));
+    let proxy = Arc::new(Proxy::new(settings, port(&listeners.inbound)?, port(&listeners.outbound)?));
     if let Source::File(path) = &proxy.settings.source {
         file::apply(&proxy, file::load(path)?);
     }
+    Ok(proxy)
+}
 
+/// Runs a proxy as [`run`] does, for those who want to look into it meanwhile.
+pub fn run_prepared(
+    proxy: &Arc<Proxy>,
+    listeners: Listeners,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let Listeners { inbound, outbound, admin } = listeners;
     let (stop, stopped) = oneshot::channel::<()>();
     let side = {
         let proxy = proxy.clone();
@@ -46,7 +60,7 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: impl Future<Outpu
             .context("cannot start the control thread")?
     };
     let runtime = data_runtime(proxy.settings.workers)?;
-    let result = runtime.block_on(carry(&proxy, inbound, outbound, shutdown));
+    let result = runtime.block_on(carry(proxy, inbound, outbound, shutdown));
     runtime.shutdown_background();
     proxy.access_log.flush();
     drop(stop);

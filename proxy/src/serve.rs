@@ -220,7 +220,7 @@ pub async fn open_opaque(client: &Arc<Client>, group: &Group, route: Arc<str>) -
         }
     }
     let backend = last.as_ref().map(|(backend, _)| backend);
-    let code = last.as_ref().map_or(MeshError::NoEndpoints, |(_, failure)| failure.code);
+    let code = last.as_ref().map_or(MeshError::NoEndpoints, |(_, failure)| client.error_for(failure));
     account(client, backend, route).failed(client.refusal.unwrap_or(code));
     None
 }

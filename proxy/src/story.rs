@@ -1,7 +1,7 @@
 //! What is kept of a request until its end for those who are told of single requests whether somebody looks or not: the
 //! access log, exemplars, and the collector of spans. Nothing is kept of a request that none of them concerns.
 
-use crate::access_log::{Entry, rfc3339};
+use crate::access_log::{Connection, Entry, protection, rfc3339};
 use crate::body::Received;
 use crate::golden::{Cell, Finished, Subject};
 use crate::metrics::text::Exemplar;
@@ -10,8 +10,11 @@ use crate::proxy::unix_ms;
 use crate::request::Client;
 use crate::trace::TraceContext;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header};
-use mesh_api::golden::{Direction, TlsStatus, is_success};
+use mesh_api::golden::{Direction, Ending, is_success};
+use mesh_api::{MeshError, WorkloadRef};
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What is kept of a request until its end.
 #[derive(Debug)]
@@ -76,7 +79,7 @@ impl Story {
         let Logged { client, method, uri, version, host, referer, user_agent, response_bytes } = logged;
         let entry = Entry {
             time: rfc3339(at_ms),
-            direction: if client.direction == Direction::Inbound { "inbound" } else { "outbound" },
+            direction: side(client.direction),
             client: client.from,
             client_identity: client.identity.as_ref().map(ToString::to_string),
             peer: cell.key().peer.to_string(),
@@ -92,17 +95,90 @@ impl Story {
             duration_ms: seconds * 1000.0,
             first_byte_ms: finished.first_byte.map(|first_byte| first_byte.as_secs_f64() * 1000.0),
             attempts: finished.attempts,
-            tls: match subject.tls {
-                TlsStatus::Mutual => "mutual",
-                TlsStatus::Passthrough => "passthrough",
-                TlsStatus::Plain => "plain",
-            },
+            tls: protection(subject.tls),
             referer,
             user_agent,
             trace_id: self.trace.map(|trace| format!("{:032x}", trace.trace_id)),
         };
         client.proxy.access_log.tell(&entry, at_ms);
     }
+}
+
+fn side(direction: Direction) -> &'static str {
+    if direction == Direction::Inbound { "inbound" } else { "outbound" }
+}
+
+/// Logs what came instead of a request and was answered with an error: all that is known of it.
+pub fn log_malformed(client: &Client, subject: &Subject, error: MeshError) {
+    if !client.proxy.access_log.is_on() {
+        return;
+    }
+    let at_ms = unix_ms();
+    let entry = Entry {
+        time: rfc3339(at_ms),
+        direction: side(client.direction),
+        client: client.from,
+        client_identity: client.identity.as_ref().map(ToString::to_string),
+        peer: client.scope.peer().to_string(),
+        method: "-".to_owned(),
+        host: String::new(),
+        path: "-".to_owned(),
+        version: format!("{:?}", Version::HTTP_11),
+        route: subject.route.to_string(),
+        status: Some(error.http_status()),
+        grpc_status: None,
+        error: Some(error.code()),
+        response_bytes: 0,
+        duration_ms: 0.0,
+        first_byte_ms: None,
+        attempts: 0,
+        tls: protection(subject.tls),
+        referer: None,
+        user_agent: None,
+        trace_id: None,
+    };
+    client.proxy.access_log.tell(&entry, at_ms);
+}
+
+/// How an opaque connection came to its end.
+#[derive(Debug)]
+pub struct Closed<'a> {
+    /// Where it went.
+    pub server: SocketAddr,
+    /// How that leg was protected.
+    pub subject: &'a Subject,
+    /// The workload at the other end.
+    pub peer: &'a WorkloadRef,
+    /// Why.
+    pub ending: Ending,
+    /// The error of the mesh, if it was one.
+    pub error: Option<MeshError>,
+    /// Bytes from the client, and from the server.
+    pub bytes: (u64, u64),
+    /// How long it was open.
+    pub open_for: Duration,
+}
+
+/// Logs the end of an opaque connection.
+pub fn log_connection(client: &Client, closed: &Closed<'_>) {
+    let at_ms = unix_ms();
+    let connection = Connection {
+        time: rfc3339(at_ms),
+        direction: side(client.direction),
+        version: "TCP",
+        client: client.from,
+        client_identity: client.identity.as_ref().map(ToString::to_string),
+        peer: closed.peer.to_string(),
+        server: closed.server,
+        route: closed.subject.route.to_string(),
+        ending: closed.ending.word(),
+        error: closed.error.map(MeshError::code),
+        read_bytes: closed.bytes.0,
+        written_bytes: closed.bytes.1,
+        duration_ms: closed.open_for.as_secs_f64() * 1000.0,
+        tls: protection(closed.subject.tls),
+    };
+    client.proxy.access_log.tell_connection(&connection, at_ms);
 }
 
 impl Begun {

@@ -169,6 +169,9 @@ pub const CHECKS: &[Check] = {
         check("proxy.connected", "every proxy talks to the control plane", Warning, 10, &[Default, Proxy], |s| {
             Box::pin(proxy::connected(s))
         }),
+        check("proxy.sense", "what every proxy counts makes sense", Warning, 10, &[Default, Proxy], |s| {
+            Box::pin(proxy::sense(s))
+        }),
         check("proxy.version", "every proxy has the control plane's version", Warning, 15, &[Default, Proxy], |s| {
             Box::pin(proxy::version(s))
         }),
@@ -357,7 +360,7 @@ mod tests {
         check(
             "",
             "api permissions install control webhook observe identity",
-            &["proxy.ready", "proxy.connected", "proxy.version"],
+            &["proxy.ready", "proxy.connected", "proxy.sense", "proxy.version"],
         );
         let error = Chosen::read(&words("proxy.redy"), &[]).unwrap_err();
         assert_eq!(error.hint_text(), Some("did you mean proxy.ready?"));

@@ -8,7 +8,7 @@ use crate::observe::{self, Ask};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
-use mesh_api::golden::GoldenFrame;
+use mesh_api::golden::{GoldenFrame, Senseless};
 use mesh_api::names::{PROXY_CONTAINER, PROXY_VERSION};
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,12 +67,41 @@ fn proxy_ready(pod: &Pod) -> bool {
 
 /// Does every proxy talk to the control plane?
 pub(super) async fn connected(subject: Arc<Subject>) -> Result<Finding, Error> {
+    observed(&subject, judge_connected).await
+}
+
+/// Does what the proxies count make sense?
+pub(super) async fn sense(subject: Arc<Subject>) -> Result<Finding, Error> {
+    observed(&subject, judge_sense).await
+}
+
+async fn observed(subject: &Subject, judge: impl Fn(&GoldenFrame) -> Finding) -> Result<Finding, Error> {
     let ask =
         Ask { namespace: subject.namespace.clone(), window: Duration::from_secs(1), frames: Some(1), pods: false };
     Ok(match observe::once(&subject.cluster, &ask, Duration::from_secs(8)).await {
-        Ok(frame) => judge_connected(&frame),
+        Ok(frame) => judge(&frame),
         Err(error) => Finding::skipped(format!("the observe API does not tell: {error}")),
     })
+}
+
+fn judge_sense(frame: &GoldenFrame) -> Finding {
+    let meshed: u32 = frame.workloads.iter().map(|status| status.meshed_pods).sum();
+    let Some(first) = frame.senseless.first() else {
+        return if meshed == 0 {
+            Finding::skipped("no pod has a proxy yet")
+        } else {
+            Finding::ok(format!("nothing was left out of {meshed}"))
+        };
+    };
+    let Senseless { namespace, pod, frames, why } = first;
+    let others = frame.senseless.iter().map(|one| format!("{}/{}", one.namespace, one.pod)).collect();
+    Finding::failed(
+        format!("the figures of {} are left out; {namespace}/{pod}: {why} ({frames} times)", list(others)),
+        format!(
+            "look at its log and its image: kubectl -n {namespace} logs {pod} -c {PROXY_CONTAINER}; \
+             then have it replaced: kubectl -n {namespace} delete pod {pod}"
+        ),
+    )
 }
 
 fn judge_connected(frame: &GoldenFrame) -> Finding {
@@ -180,6 +209,20 @@ mod tests {
         assert_eq!(judge_connected(&frame), Finding::ok("5 of 5 connected"));
         frame.workloads[0].connected = 0;
         assert_eq!(judge_connected(&frame).seen, "no connection from shop/deployment/cart");
+    }
+
+    #[test]
+    fn a_proxy_that_sends_nonsense_is_named() {
+        let mut frame = frame(SHOP, 0, 1000);
+        assert_eq!(judge_sense(&frame), Finding::ok("nothing was left out of 5"));
+        let why = "its seconds run backwards".to_owned();
+        frame.senseless = vec![Senseless { namespace: "shop".into(), pod: "web-1".into(), frames: 3, why }];
+        let finding = judge_sense(&frame);
+        assert_eq!(
+            finding.seen,
+            "the figures of shop/web-1 are left out; shop/web-1: its seconds run backwards (3 times)"
+        );
+        assert!(finding.fix.is_some_and(|fix| fix.ends_with("kubectl -n shop delete pod web-1")));
     }
 
     #[test]

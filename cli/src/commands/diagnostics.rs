@@ -51,6 +51,10 @@ struct KnownEndpoint {
     endpoint: Endpoint,
     #[serde(default)]
     in_flight: u32,
+    /// None from a proxy of an older release.
+    latency_ms: Option<f64>,
+    #[serde(default)]
+    failing: bool,
     #[serde(default)]
     idle_connections: usize,
 }
@@ -154,6 +158,8 @@ async fn controller_metrics(cluster: &Cluster, printer: &Printer) -> Result<Outc
 #[serde(rename_all = "snake_case")]
 enum State {
     Ok,
+    /// Right, but the proxy's last attempt to reach it failed.
+    Failing,
     Stale,
     Missing,
 }
@@ -162,6 +168,7 @@ impl State {
     fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
+            Self::Failing => "failing",
             Self::Stale => "stale",
             Self::Missing => "missing",
         }
@@ -177,6 +184,8 @@ struct EndpointRow {
     endpoint_pod: String,
     identity: Option<String>,
     in_flight: u32,
+    /// What the balancer expects of its next answer.
+    latency_ms: Option<f64>,
     idle_connections: usize,
     state: State,
 }
@@ -190,6 +199,7 @@ fn endpoints(answers: &[Answer<ProxyConfig>], shown: &Shown, args: &ProxyRows, p
         words("ENDPOINT"),
         words("ENDPOINT POD"),
         numbers("IN FLIGHT"),
+        numbers("LATENCY"),
         numbers("IDLE"),
         words("STATE"),
     ];
@@ -203,6 +213,7 @@ fn endpoints(answers: &[Answer<ProxyConfig>], shown: &Shown, args: &ProxyRows, p
             Cell::new(row.endpoint),
             Cell::new(or_dash(&row.endpoint_pod)),
             Cell::new(row.in_flight),
+            Cell::new(row.latency_ms.map_or("-".to_owned(), |ms| format!("{ms:.1}ms"))),
             Cell::new(row.idle_connections),
             Cell::new(row.state.word()),
         ];
@@ -232,13 +243,18 @@ fn compare(proxy: &Proxy, config: &ProxyConfig, shown: &Shown) -> Vec<EndpointRo
             endpoint_pod: endpoint.pod.clone(),
             identity: endpoint.identity.as_ref().map(ToString::to_string),
             in_flight: 0,
+            latency_ms: None,
             idle_connections: 0,
             state,
         };
         for has in &known.endpoints {
-            let state = if wanted.contains(&has.endpoint) { State::Ok } else { State::Stale };
-            let (in_flight, idle_connections) = (has.in_flight, has.idle_connections);
-            rows.push(EndpointRow { in_flight, idle_connections, ..row(&has.endpoint, state) });
+            let state = match wanted.contains(&has.endpoint) {
+                true if has.failing => State::Failing,
+                true => State::Ok,
+                false => State::Stale,
+            };
+            let KnownEndpoint { in_flight, latency_ms, idle_connections, .. } = *has;
+            rows.push(EndpointRow { in_flight, latency_ms, idle_connections, ..row(&has.endpoint, state) });
         }
         let missing =
             wanted.iter().filter(|want| known.endpoints.iter().all(|has| has.endpoint.address != want.address));
@@ -347,7 +363,8 @@ mod tests {
     fn config() -> ProxyConfig {
         let endpoint = |ip: &str| {
             json!({"address": format!("{ip}:8080"), "pod": "catalog-a",
-                "workload": {"namespace": "shop", "kind": "pod", "name": "catalog-a"}, "in_flight": 2, "idle_connections": 3})
+                "workload": {"namespace": "shop", "kind": "pod", "name": "catalog-a"}, "in_flight": 2, "idle_connections": 3,
+                "latency_ms": 7.5, "failing": false})
         };
         let text = json!({"version": "0.1.0", "control_connected": true, "later": 1,
         "inbound": {"ports": {"8080": {"protocol": "http1"}}},
@@ -392,6 +409,10 @@ mod tests {
             ]
         );
         assert_eq!(rows[0].destination, "shop/catalog:80");
+        assert_eq!((rows[0].latency_ms, rows[2].latency_ms), (Some(7.5), None));
+        let mut failing = config();
+        failing.destinations[0].endpoints[0].failing = true;
+        assert_eq!(compare(&proxy, &failing, &shown())[0].state, State::Failing);
     }
 
     #[test]

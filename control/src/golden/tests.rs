@@ -119,14 +119,14 @@ impl Proxy {
                 let backfill_s = u64::from(backfill_s).min(told);
                 let seconds = backfill_s;
                 let sum = frame(self.at_ms, seconds * 1000, seconds * requests_a_second);
-                self.link.receive(sum, true, Instant::now());
+                self.link.receive(sum, true, Instant::now(), UNIX_MS);
             }
         }
     }
 
     fn second(&mut self, requests: u64) {
         self.at_ms += 1000;
-        self.link.receive(frame(self.at_ms, 1000, requests), false, Instant::now());
+        self.link.receive(frame(self.at_ms, 1000, requests), false, Instant::now(), UNIX_MS);
     }
 }
 
@@ -178,7 +178,7 @@ async fn several_watchers_see_each_request_once() {
     cart.second(200);
     web.answer(3);
     cart.answer(4);
-    web.link.receive(frame(web.at_ms, 1000, 100), false, Instant::now());
+    web.link.receive(frame(web.at_ms, 1000, 100), false, Instant::now(), UNIX_MS);
     let first = next(&mut late).await;
     assert_eq!((counted(&first), first.span_ms, first.series.len()), (180 + 240, 60_000, 2));
     assert_eq!(first.series[0].workload, WorkloadRef::new("shop", "pod", "cart"), "a pod the world does not know yet");
@@ -237,4 +237,41 @@ async fn a_proxy_that_does_not_answer_is_called_silent() {
     late.answer(1);
     late.second(50);
     assert_eq!(counted(&next(&mut watch).await) + counted(&next(&mut watch).await), 5 + 50);
+}
+
+#[tokio::test]
+async fn nonsense_is_left_out_counted_and_named() {
+    let metrics = Arc::new(Metrics::new());
+    let golden = Golden::new(metrics.clone(), "cluster.local");
+    let (mut web, mut liar) = (Proxy::new(&golden, "web"), Proxy::new(&golden, "liar"));
+    let mut watch = golden.watch(all(), 10, false, Instant::now(), UNIX_MS).unwrap();
+    let mut elsewhere =
+        golden.watch(Scope { namespace: Some("other".to_owned()), workload: None }, 10, false, Instant::now(), UNIX_MS);
+    web.answer(1);
+    // The sum it was asked for is nonsense: nobody waits for another one.
+    liar.link.receive(frame(u64::MAX, 1000, 9), true, Instant::now(), UNIX_MS);
+    let first = next(&mut watch).await;
+    assert_eq!((counted(&first), first.silent_proxies), (10, 0));
+    web.second(5);
+    liar.at_ms = u64::MAX - 5000;
+    liar.second(7);
+    liar.at_ms = 0;
+    liar.second(1_000); // runs backwards
+    liar.at_ms = 110_000;
+    liar.second(u64::MAX / 1000);
+    liar.link.babbles(Instant::now());
+    let second = next(&mut watch).await;
+    assert_eq!(counted(&second), 5);
+    let [named] = &second.senseless[..] else { panic!("{:?}", second.senseless) };
+    assert_eq!((named.namespace.as_str(), named.pod.as_str(), named.frames), ("shop", "liar", 5));
+    assert_eq!(next(elsewhere.as_mut().unwrap()).await.senseless, [], "another namespace is nobody's business");
+    let text = metrics.render().unwrap();
+    for (why, count) in [("future", 2), ("order", 1), ("counts", 1), ("message", 1)] {
+        let line = format!("mesh_control_golden_frames_left_out_total{{outcome=\"{why}\"}} {count}");
+        assert!(text.contains(&line), "no {line}:\n{text}");
+    }
+    // What it sends after that and makes sense is taken again.
+    liar.at_ms = 110_000;
+    liar.second(3);
+    assert_eq!(counted(&next(&mut watch).await), 3);
 }

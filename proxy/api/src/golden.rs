@@ -343,6 +343,22 @@ pub struct GoldenFrame {
     /// Proxies of the scope that are connected but did not answer in time.
     #[serde(default)]
     pub silent_proxies: u32,
+    /// Proxies of the scope's namespace that sent what made no sense in the last ten minutes; it was left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub senseless: Vec<Senseless>,
+}
+
+/// A proxy whose figures cannot be true.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Senseless {
+    /// Its pod's namespace.
+    pub namespace: String,
+    /// Its pod.
+    pub pod: String,
+    /// Frames left out.
+    pub frames: u64,
+    /// What was wrong with the last one.
+    pub why: String,
 }
 
 #[cfg(test)]

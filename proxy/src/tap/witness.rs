@@ -9,6 +9,7 @@ use crate::limits;
 use crate::proxy::{Proxy, Source, unix_ms};
 use crate::request::Client;
 use crate::state::Backend;
+use crate::story::{self, Closed};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Uri, Version, header};
 use hyper::body::Frame;
@@ -255,9 +256,22 @@ impl Onlooker {
         }
     }
 
-    /// The connection has come to its end.
-    pub fn closed(&self, ending: TapEnding, error: Option<MeshError>) {
-        if self.client.proxy.taps.on() {
+    /// The connection has come to its end, counted under `subject`.
+    pub fn closed(&self, subject: &Subject, ending: TapEnding, error: Option<MeshError>) {
+        let client = &*self.client;
+        if client.proxy.access_log.is_on() {
+            let closed = Closed {
+                server: destination(client, self.backend.as_deref()),
+                subject,
+                peer: self.scope.peer(),
+                ending,
+                error,
+                bytes: (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed)),
+                open_for: self.opened.elapsed(),
+            };
+            story::log_connection(client, &closed);
+        }
+        if client.proxy.taps.on() {
             self.tell(TapKind::Close, Some(ending), error);
         }
     }

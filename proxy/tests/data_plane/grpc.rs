@@ -117,6 +117,31 @@ impl Words {
         let seen = async { while self.events.recv().await.unwrap() != event {} };
         tokio::time::timeout(SOON, seen).await.unwrap_or_else(|_| panic!("never saw {event}"));
     }
+
+    /// Waits for a call of `method`; how much time it was told it has.
+    async fn called(&mut self, method: &str) -> Duration {
+        let called = async {
+            loop {
+                let event = self.events.recv().await.unwrap();
+                if let Some(told) = event.strip_prefix(method).and_then(|rest| rest.strip_prefix(": called ")) {
+                    return timeout(told);
+                }
+            }
+        };
+        tokio::time::timeout(SOON, called).await.unwrap_or_else(|_| panic!("{method} was never called"))
+    }
+}
+
+/// A `grpc-timeout` in microseconds or any coarser unit that tests use.
+fn timeout(text: &str) -> Duration {
+    let (amount, unit) = text.split_at(text.len() - 1);
+    let unit = match unit {
+        "u" => Duration::from_micros(1),
+        "m" => Duration::from_millis(1),
+        "S" => Duration::from_secs(1),
+        _ => panic!("{text}"),
+    };
+    unit * amount.parse::<u32>().unwrap()
 }
 
 async fn serve(io: tokio::net::TcpStream, tell: mpsc::UnboundedSender<String>) {
@@ -280,7 +305,8 @@ async fn a_deadline_is_passed_on_and_kept() {
     // In time: nothing happens.
     peer.send(&[call(1, "Once", &[("grpc-timeout", "20S")]), frame(DATA, END_STREAM, 1, &message("a"))].concat()).await;
     assert_eq!(reply(&mut peer, 1).await.status(), Some("0"));
-    words.saw("Once: called 20S").await;
+    let told = words.called("Once").await;
+    assert!(told <= Duration::from_secs(20) && told > Duration::from_secs(10), "{told:?}");
 
     // Nothing comes.
     let start = Instant::now();
@@ -289,7 +315,7 @@ async fn a_deadline_is_passed_on_and_kept() {
     assert!(start.elapsed() >= Duration::from_millis(300), "{:?}", start.elapsed());
     assert!(silent.trailers_only());
     assert_eq!((silent.status(), silent.last("mesh-error")), (Some("4"), Some("deadline-exceeded")));
-    words.saw("Silent: called 300m").await;
+    assert!(words.called("Silent").await <= Duration::from_millis(300));
     words.saw("Silent: reset 8").await;
 
     // The answer has begun.
@@ -325,12 +351,46 @@ async fn a_deadline_is_passed_on_and_kept() {
 }
 
 #[tokio::test]
+async fn time_spent_on_a_failed_attempt_is_taken_off_the_deadline() {
+    // A listener whose queue is full: an attempt to connect costs its whole timeout.
+    let full = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // Again, with another length of the queue than the standard library's.
+    socket2::SockRef::from(&full).listen(0).unwrap();
+    let address = full.local_addr().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        queued.push(stream);
+        assert!(queued.len() < 16);
+    }
+    let given = Duration::from_secs(60);
+    let attempt = mesh_proxy::limits::CONNECT_TIMEOUT;
+    // Which endpoint is tried first is left to chance: as often as it takes.
+    for _ in 0..20 {
+        let mut words = Words::start().await;
+        let load =
+            Proxy::start(towards(Protocol::Grpc, vec![endpoint(address, None), endpoint(words.address, None)]), None);
+        let mut peer = Peer::client(load.outbound).await;
+        let start = Instant::now();
+        peer.send(&[call(1, "Once", &[("grpc-timeout", "60S")]), frame(DATA, END_STREAM, 1, &message("a"))].concat())
+            .await;
+        assert_eq!(reply(&mut peer, 1).await.status(), Some("0"));
+        let told = words.called("Once").await;
+        assert!(told <= given, "{told:?}");
+        if start.elapsed() >= attempt {
+            assert!(told <= given - attempt, "{told:?} although {attempt:?} were spent");
+            assert!(told + start.elapsed() + Duration::from_millis(1) >= given, "{told:?} after {:?}", start.elapsed());
+            return;
+        }
+    }
+    panic!("the endpoint that does not answer was never tried first");
+}
+
+#[tokio::test]
 async fn errors_of_the_mesh_have_a_status() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let refusing = {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        listener.local_addr().unwrap()
-    };
+    // Bound, so that nobody else gets the port, but not listening.
+    let refusing = tokio::net::TcpSocket::new_v4().unwrap();
+    refusing.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let no_http2 = silent.local_addr().unwrap();
     tokio::spawn(async move {
         let mut held = Vec::new();
@@ -345,7 +405,7 @@ async fn errors_of_the_mesh_have_a_status() {
     let mismatch = [("host", "other")];
     let cases: [(&str, Proxy, Fields, MeshError); 5] = [
         ("nobody there", to(vec![]), &[], MeshError::NoEndpoints),
-        ("nobody listens", to(vec![endpoint(refusing, None)]), &[], MeshError::ConnectFailed),
+        ("nobody listens", to(vec![endpoint(refusing.local_addr().unwrap(), None)]), &[], MeshError::ConnectFailed),
         ("not HTTP/2", to(vec![endpoint(no_http2, None)]), &[], MeshError::InvalidResponse),
         ("malformed", to(vec![endpoint(no_http2, None)]), &mismatch, MeshError::InvalidRequest),
         ("a circle", Proxy::start(Default::default(), None), &[], MeshError::LoopDetected),
