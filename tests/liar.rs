@@ -129,5 +129,5 @@ fn frame(at_ms: u64, successes: u64) -> ProxyFrame {
         tls: TlsStatus::Mutual,
     };
     let series = Series { requests: CLAIMED, successes, ..Series::default() };
-    ProxyFrame { at_ms, span_ms: 1000, series: vec![(key, series)] }
+    ProxyFrame { at_ms, span_ms: 1000, series: vec![(key, series)], ..ProxyFrame::default() }
 }

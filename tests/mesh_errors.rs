@@ -7,6 +7,7 @@
 mod provoke;
 
 use crate::harness::{eventually, ourselves, run_with_input, test};
+use crate::tidy::root;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use mesh_api::tap::TapOrder;
@@ -19,6 +20,7 @@ use mesh_proxy::{limits, listen};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -31,7 +33,19 @@ pub(crate) fn tests() -> Vec<Trial> {
 }
 
 fn every_code_is_the_same_everywhere() -> Result<()> {
+    let sources = sources()?;
     for error in MeshError::ALL {
+        if provoke::NOT_YET_MADE.contains(error) {
+            // Listed there until the proxy makes it, and no longer.
+            let made = format!("MeshError::{error:?}");
+            let file = sources.iter().find(|(_, text)| text.contains(&made));
+            ensure!(
+                file.is_none(),
+                "{} makes `{error}`: take it out of NOT_YET_MADE in tests/mesh_errors/provoke.rs and provoke it",
+                file.map(|(path, _)| path.display().to_string()).unwrap_or_default()
+            );
+            continue;
+        }
         let case = provoke::CASES.iter().find(|(provoked, _)| provoked == error);
         let (_, provoke) = case.with_context(|| {
             format!(
@@ -43,6 +57,23 @@ fn every_code_is_the_same_everywhere() -> Result<()> {
         check(*error, &answered).with_context(|| format!("`{error}` is not the same everywhere"))?;
     }
     Ok(())
+}
+
+/// The source of the proxy.
+fn sources() -> Result<Vec<(PathBuf, String)>> {
+    let (mut found, mut folders) = (Vec::new(), vec![root().join("proxy/src")]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let text = std::fs::read_to_string(&path)?;
+                found.push((path, text));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// A request that failed, and the proxy whose account of it is looked at.

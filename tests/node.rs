@@ -20,6 +20,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         ("security_contexts_hold", security_contexts_hold),
         ("a_program_that_is_not_there_is_named", a_program_that_is_not_there_is_named),
         ("pods_of_the_hosts_network_share_it", pods_of_the_hosts_network_share_it),
+        ("pods_that_go_cut_nobody_off", pods_that_go_cut_nobody_off),
         ("a_pod_has_its_deadline", a_pod_has_its_deadline),
         ("what_was_missing_is_used_once_it_is_there", what_was_missing_is_used_once_it_is_there),
     ]
@@ -352,6 +353,34 @@ fn pods_of_the_hosts_network_share_it() -> Result<()> {
     let pod = phase(sandbox, "hostnet", "p", "Succeeded")?;
     ensure!(pod["status"]["podIP"] == "10.244.0.1", "{:#}", pod["status"]);
     ensure!(logs(sandbox, "hostnet", "p", "main")?.contains("mesh0"));
+    Ok(())
+}
+
+/// The node keeps its hardware address, whichever of its ports come and go: who remembers it goes on.
+fn pods_that_go_cut_nobody_off() -> Result<()> {
+    let s = namespace("going")?;
+    let names = ["a", "b", "c", "d", "e", "f"];
+    for name in names {
+        let command = "trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done";
+        run(s, "going", name, json!({"containers": [{"name": "main", "args": ["-c", command]}]}))?;
+    }
+    for name in names {
+        ready(s, "going", name)?;
+    }
+    let asks = "getent hosts kubernetes.default.svc.cluster.local > /dev/null && grep '^10.244.0.1 ' /proc/net/arp";
+    let address = |name: &str| -> Result<String> {
+        let entry = exec(s, "going", name, &format!("timeout 4 sh -c \"{asks}\""))?;
+        Ok(entry.split_whitespace().nth(3).context("no hardware address")?.to_owned())
+    };
+    let before: Vec<String> = names.iter().map(|name| address(name)).collect::<Result<_>>()?;
+    ensure!(before.iter().all(|one| *one == before[0]), "the node has several hardware addresses: {before:?}");
+    for (at, name) in names[..5].iter().enumerate() {
+        s.kubectl(["-n", "going", "delete", "pod", name])?.ok()?;
+        for left in &names[at + 1..] {
+            let now = address(left).with_context(|| format!("{left} is cut off since {name} is gone"))?;
+            ensure!(now == before[0], "{left} reaches the node by {now}, not {}", before[0]);
+        }
+    }
     Ok(())
 }
 

@@ -253,6 +253,7 @@ fn recording(path: &Path, seconds: u64) -> Result<()> {
             series: vec![seen("catalog", key.clone()), seen("web", outbound)],
             silent_proxies: 0,
             senseless: Vec::new(),
+            endpoints: Vec::new(),
         };
         writer.add(Entry { at_ms: second * 1000, golden: Some(Box::new(frame)), ..Entry::default() })?;
     }

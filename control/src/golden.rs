@@ -464,6 +464,8 @@ impl Watch {
             None => WorkloadRef::new(&pod.namespace, "pod", &pod.name),
         };
         let parts = taken.frames.iter().map(|(pod, _, frame)| Part { workload: of(pod), pod: &pod.name, frame });
+        frame.endpoints =
+            frames::endpoints(taken.frames.iter().map(|(_, _, frame)| frame), |workload| self.scope.has(workload));
         frame.series = frames::merge(parts.filter(|part| self.scope.has(&part.workload)), self.pods);
         let silent = taken.silent.iter().filter(|pod| self.scope.has(&of(pod))).count();
         frame.silent_proxies = u32::try_from(silent).unwrap_or(u32::MAX);

@@ -101,6 +101,8 @@ pub const REPEATED_MS: u64 = 60_000;
 pub const FRAME_SPAN_MS: u64 = 2 * 1000 * WINDOW_S as u64;
 /// Series of one frame: what proxies remember, and what they count now.
 pub const FRAME_SERIES: usize = 20 * 1024;
+/// Endpoints of one frame.
+pub const FRAME_ENDPOINTS: usize = 1024;
 /// Bytes of one name in a frame.
 pub const FRAME_NAME_BYTES: usize = 1024;
 /// Largest count in a frame: a billion a second for as long as proxies remember, and small enough to be added up.

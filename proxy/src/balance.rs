@@ -16,6 +16,9 @@ const FAILURE: Duration = Duration::from_secs(2);
 /// How long an endpoint counts as failing after a failed attempt.
 const FAILING_FOR: Duration = Duration::from_secs(5);
 
+/// How long after its last request an endpoint is in use.
+const IN_USE_FOR: Duration = Duration::from_secs(60);
+
 /// What is known of an endpoint's speed.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
@@ -23,12 +26,13 @@ pub struct Load {
     updated: Instant,
     in_flight: u32,
     failed: Option<Instant>,
+    tried: bool,
 }
 
 impl Load {
     /// An endpoint nobody has tried yet.
     pub fn new(now: Instant) -> Self {
-        Self { average_us: UNKNOWN.as_micros() as f64, updated: now, in_flight: 0, failed: None }
+        Self { average_us: UNKNOWN.as_micros() as f64, updated: now, in_flight: 0, failed: None, tried: false }
     }
 
     /// A request is on its way.
@@ -65,6 +69,11 @@ impl Load {
         self.in_flight
     }
 
+    /// True if there are requests under way, or there was an answer or a failure in the last minute.
+    pub fn is_in_use(&self, now: Instant) -> bool {
+        self.in_flight > 0 || (self.tried && now.saturating_duration_since(self.updated) < IN_USE_FOR)
+    }
+
     /// How long the next answer is expected to take.
     pub fn expected(&self, now: Instant) -> Duration {
         Duration::from_secs_f64(self.decayed(now).max(0.0) / 1e6)
@@ -79,7 +88,7 @@ impl Load {
         let latency_us = latency.as_micros() as f64;
         let weight = self.weight(now);
         self.average_us = latency_us.max(self.average_us * weight + latency_us * (1.0 - weight));
-        self.updated = now;
+        (self.updated, self.tried) = (now, true);
     }
 
     fn decayed(&self, now: Instant) -> f64 {

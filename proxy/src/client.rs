@@ -98,6 +98,8 @@ fn tick_once(proxy: &Proxy, unsent: &mut Option<ProxyFrame>) {
         *unsent = None;
         return;
     };
+    let mut frame = frame;
+    frame.endpoints = proxy.state.endpoint_levels(std::time::Instant::now());
     let frame = match unsent.take() {
         Some(before) => ProxyFrame::sequence([&before, &frame]),
         None => frame,

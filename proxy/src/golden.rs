@@ -366,7 +366,7 @@ impl Golden {
         let inner = &mut *inner;
         let span_ms = now_ms.saturating_sub(inner.ticked_at_ms);
         inner.ticked_at_ms = now_ms;
-        let mut frame = ProxyFrame { at_ms: now_ms, span_ms, series: Vec::new() };
+        let mut frame = ProxyFrame { at_ms: now_ms, span_ms, ..ProxyFrame::default() };
         let mut remembered = Past { at_ms: now_ms, span_ms, series: Vec::new() };
         inner.series.retain(|_, cell| {
             let mut counts = cell.counts.lock();
@@ -411,7 +411,7 @@ impl Golden {
             }
         }
         let series = sums.into_values().map(|(cell, series)| (cell.key(), series)).collect();
-        (ProxyFrame { at_ms, span_ms, series }, inner.ring.after(at_ms, Cell::key))
+        (ProxyFrame { at_ms, span_ms, series, endpoints: Vec::new() }, inner.ring.after(at_ms, Cell::key))
     }
 
     /// All that is remembered, oldest first and without what was open, in at most

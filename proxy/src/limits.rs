@@ -193,6 +193,8 @@ pub const RING_TEN_MS: u64 = 10_000;
 pub const RING_TENS_MS: u64 = 550_000;
 /// Series in all remembered frames together; the oldest are told apart less, then forgotten.
 pub const RING_SERIES: usize = 16 * 1024;
+/// Endpoints that a golden frame tells of.
+pub const FRAME_ENDPOINTS: usize = 256;
 /// Series in what a proxy tells of its past when it ends.
 pub const FAREWELL_SERIES: usize = 4 * 1024;
 /// A second's frame that is closed this much late still counts as that second, milliseconds.

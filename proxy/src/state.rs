@@ -13,12 +13,12 @@ use crate::metrics::{Counters, count};
 use crate::route::Table;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_api::config::{FileBackend, FileDestination};
-use mesh_api::golden::Direction;
+use mesh_api::golden::{Direction, EndpointLevel};
 use mesh_api::{
     BackendChange, Destination, Endpoint, EndpointsChange, InboundPolicy, PortPolicy, ServiceRef, WorkloadRef,
 };
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -217,6 +217,33 @@ impl State {
     pub fn known_targets(&self) -> Vec<(Arc<Target>, Arc<Known>)> {
         let targets: Vec<_> = self.targets.lock().values().cloned().collect();
         targets.into_iter().filter_map(|t| t.known.load_full().map(|k| (t, k))).collect()
+    }
+
+    /// What is known of the endpoints in use, at most [`limits::FRAME_ENDPOINTS`], by address.
+    pub fn endpoint_levels(&self, now: Instant) -> Vec<EndpointLevel> {
+        let mut levels: BTreeMap<SocketAddr, EndpointLevel> = BTreeMap::new();
+        let targets = self.known_targets();
+        let groups = targets.iter().flat_map(|(_, known)| std::iter::once(&known.group).chain(known.told()));
+        for backend in groups.flat_map(|group| &group.backends) {
+            let load = *backend.load.lock();
+            let Endpoint { address, workload, pod, .. } = &backend.endpoint;
+            if !load.is_in_use(now) || (levels.len() >= limits::FRAME_ENDPOINTS && !levels.contains_key(address)) {
+                continue;
+            }
+            // Of several services with the same endpoint it is one.
+            let level = levels.entry(*address).or_insert_with(|| EndpointLevel {
+                address: *address,
+                workload: workload.clone(),
+                pod: pod.clone(),
+                in_flight: 0,
+                expected_us: 0,
+                failing: false,
+            });
+            level.in_flight += load.in_flight();
+            level.expected_us = level.expected_us.max(load.expected(now).as_micros() as u64);
+            level.failing |= load.is_failing(now);
+        }
+        levels.into_values().collect()
     }
 
     /// Addresses a new stream has to ask about.

@@ -149,7 +149,7 @@ fn series(seed: u64) -> Series {
 
 fn proxy_frame(proxy: usize, at_ms: u64) -> ProxyFrame {
     let series = (0..SERIES).map(|route| (key(route), series(proxy as u64 * 17 + u64::from(route)))).collect();
-    ProxyFrame { at_ms, span_ms: 1000, series }
+    ProxyFrame { at_ms, span_ms: 1000, series, ..ProxyFrame::default() }
 }
 
 fn thousand_routes() -> Result<()> {

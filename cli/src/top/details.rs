@@ -4,7 +4,7 @@ use crate::golden::{self, Query, RouteColumns, Row, RowId, Tally, Window};
 use crate::top::account::{Account, Key, Lines};
 use crate::top::state::Subject;
 use mesh_api::WorkloadRef;
-use mesh_api::golden::{Direction, GoldenFrame, Series, WorkloadSeries, WorkloadStatus};
+use mesh_api::golden::{Direction, EndpointView, GoldenFrame, Series, WorkloadSeries, WorkloadStatus};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What is known of a subject.
@@ -26,6 +26,8 @@ pub struct Details {
     pub routes: Vec<Row>,
     /// Who answered, by pod; empty while that is not known.
     pub pods: Vec<(String, Row)>,
+    /// How the callers' balancers see who answers.
+    pub endpoints: Vec<EndpointView>,
     /// How the workload fares that answers.
     pub status: Option<WorkloadStatus>,
 }
@@ -117,6 +119,7 @@ fn finish(
         callers,
         routes,
         pods: by_pod(pods.unwrap_or(&account.window).frames(), subject, query),
+        endpoints: last.map(|frame| seen_by_callers(frame, &sums.workloads)).unwrap_or_default(),
         status: status.cloned(),
         arrived: sums.arrived.sum,
         sent: sums.sent.sum,
@@ -140,6 +143,10 @@ fn by_pod(frames: &VecDeque<GoldenFrame>, subject: &Subject, query: &Query) -> V
         row
     };
     tallies.into_iter().map(|(pod, tally)| (pod.to_owned(), row(tally))).collect()
+}
+
+fn seen_by_callers(frame: &GoldenFrame, workloads: &BTreeSet<WorkloadRef>) -> Vec<EndpointView> {
+    frame.endpoints.iter().filter(|view| workloads.contains(&view.workload)).cloned().collect()
 }
 
 fn seconds_of(frames: &VecDeque<GoldenFrame>) -> f64 {
@@ -209,6 +216,18 @@ mod tests {
             }
         });
         assert_eq!((details.row.rps, details.arrived.requests), (70.0, 700));
+        assert_eq!(details.endpoints, []);
+        let view = |name: &str| EndpointView {
+            address: ([10, 244, 0, 2], 8080).into(),
+            workload: workload(name),
+            pod: format!("{name}-1"),
+            callers: 2,
+            failing: 1,
+            in_flight: 3,
+            expected_us: 7800,
+        };
+        let seen = of(&subject, |frame| frame.endpoints = vec![view("catalog"), view("web")]);
+        assert_eq!(seen.endpoints, [view("catalog")]);
         assert_eq!(details.callers.len(), 1);
         assert_eq!(details.callers[0].0, workload("web"));
         let routes: Vec<_> = details.routes.iter().map(|r| r.route.as_ref().unwrap().route.as_str()).collect();

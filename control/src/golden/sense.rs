@@ -4,7 +4,7 @@
 use crate::limits;
 use crate::world::view::Name;
 use mesh_api::Histogram;
-use mesh_api::golden::{Attempts, ProxyFrame, Senseless, Series, SeriesKey};
+use mesh_api::golden::{Attempts, EndpointLevel, ProxyFrame, Senseless, Series, SeriesKey};
 use mesh_api::histogram::BUCKETS;
 use std::collections::{HashMap, HashSet};
 use tokio::time::Instant;
@@ -68,7 +68,7 @@ pub fn judge(frame: &ProxyFrame, unix_ms: u64) -> Result<(), Nonsense> {
     if frame.span_ms > limits::FRAME_SPAN_MS {
         return Err(Nonsense::Span);
     }
-    if frame.series.len() > limits::FRAME_SERIES {
+    if frame.series.len() > limits::FRAME_SERIES || frame.endpoints.len() > limits::FRAME_ENDPOINTS {
         return Err(Nonsense::Series);
     }
     let mut keys = HashSet::with_capacity(frame.series.len());
@@ -79,13 +79,19 @@ pub fn judge(frame: &ProxyFrame, unix_ms: u64) -> Result<(), Nonsense> {
         judge_key(key)?;
         judge_series(series)?;
     }
+    for EndpointLevel { workload, pod, .. } in &frame.endpoints {
+        judge_names([&workload.namespace, &workload.kind, &workload.name, pod].into_iter())?;
+    }
     Ok(())
 }
 
 fn judge_key(key: &SeriesKey) -> Result<(), Nonsense> {
     let service = key.service.iter().flat_map(|service| [&service.namespace, &service.name]);
     let peer = [&key.peer.namespace, &key.peer.kind, &key.peer.name];
-    let mut names = service.chain(peer).chain([&key.route, &key.method]);
+    judge_names(service.chain(peer).chain([&key.route, &key.method]))
+}
+
+fn judge_names<'a>(mut names: impl Iterator<Item = &'a String>) -> Result<(), Nonsense> {
     if names.any(|name| name.len() > limits::FRAME_NAME_BYTES) { Err(Nonsense::Name) } else { Ok(()) }
 }
 

@@ -24,11 +24,12 @@ fn key(route: &str) -> SeriesKey {
 pub(crate) fn frame(at_ms: u64, span_ms: u64, requests: u64) -> ProxyFrame {
     let mut series = Series { requests, ..Series::default() };
     series.latency.record_us(100 * requests);
-    ProxyFrame { at_ms, span_ms, series: vec![(key("/"), series)] }
+    ProxyFrame { at_ms, span_ms, series: vec![(key("/"), series)], ..ProxyFrame::default() }
 }
 
 fn open(at_ms: u64, tcp_open: u64) -> ProxyFrame {
-    ProxyFrame { at_ms, span_ms: 1000, series: vec![(key(""), Series { tcp_open, ..Series::default() })] }
+    let series = vec![(key(""), Series { tcp_open, ..Series::default() })];
+    ProxyFrame { at_ms, span_ms: 1000, series, ..ProxyFrame::default() }
 }
 
 fn requests(frame: &ProxyFrame) -> u64 {
@@ -37,7 +38,7 @@ fn requests(frame: &ProxyFrame) -> u64 {
 
 #[test]
 fn levels_of_one_proxy_follow_the_latest_and_add_up_over_proxies() {
-    let empty = ProxyFrame { at_ms: 3000, span_ms: 1000, series: vec![] };
+    let empty = ProxyFrame { at_ms: 3000, span_ms: 1000, ..ProxyFrame::default() };
     assert_eq!(ProxyFrame::sequence([&open(1000, 3), &open(2000, 5)]).series[0].1.tcp_open, 5);
     assert_eq!(ProxyFrame::sequence([&open(1000, 3), &open(2000, 5), &empty]).series[0].1.tcp_open, 0);
     assert_eq!(levels(&open(1000, 3)).series.len(), 1);

@@ -262,7 +262,7 @@ async fn golden_frames_come_from_whoever_is_watched() {
     let scope = crate::golden::Scope { namespace: Some("shop".to_owned()), workload: None };
     let mut watch = control.streams.golden.watch(scope, 60, false, Instant::now(), 100_321).unwrap();
     assert_eq!(proxy.hear().await, ControlMessage::Observe { backfill_s: 60, since_ms: 0, until_ms: 100_000 });
-    let frame = ProxyFrame { at_ms: 5, span_ms: 4_000, series: vec![] };
+    let frame = ProxyFrame { at_ms: 5, span_ms: 4_000, series: vec![], endpoints: vec![] };
     proxy.say(ProxyMessage::Golden { frame, backfill: true }).await;
     let subscriptions = control.streams.subscriptions.clone();
     let merged = watch.next(|look| subscriptions.read(|world| look(world)), || 9).await;

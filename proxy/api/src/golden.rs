@@ -7,6 +7,7 @@
 use crate::{Histogram, MeshError, ServiceRef, SpiffeId, WorkloadRef};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 
 /// From which side a proxy saw the traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -262,6 +263,48 @@ pub struct ProxyFrame {
     pub span_ms: u64,
     /// What changed.
     pub series: Vec<(SeriesKey, Series)>,
+    /// What the balancer knows of the endpoints in use, at the end of the span.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<EndpointLevel>,
+}
+
+/// How the balancer of one proxy sees an endpoint: levels, not counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointLevel {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its workload.
+    pub workload: WorkloadRef,
+    /// Its pod; empty where there is none.
+    #[serde(default)]
+    pub pod: String,
+    /// Requests under way there.
+    pub in_flight: u32,
+    /// How long the next answer is expected to take, microseconds.
+    pub expected_us: u64,
+    /// True if the last attempt failed not long ago.
+    #[serde(default)]
+    pub failing: bool,
+}
+
+/// How all callers together see an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointView {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its workload.
+    pub workload: WorkloadRef,
+    /// Its pod; empty where there is none.
+    #[serde(default)]
+    pub pod: String,
+    /// Proxies that have it in use.
+    pub callers: u32,
+    /// Of these, proxies whose last attempt failed not long ago.
+    pub failing: u32,
+    /// Requests under way there.
+    pub in_flight: u32,
+    /// How long the next answer is expected to take, microseconds: by the most pessimistic of them.
+    pub expected_us: u64,
 }
 
 impl ProxyFrame {
@@ -272,6 +315,7 @@ impl ProxyFrame {
         for frame in frames {
             sum.at_ms = frame.at_ms;
             sum.span_ms += frame.span_ms;
+            sum.endpoints.clone_from(&frame.endpoints);
             // A series with open connections is in every frame: one that is missing has none.
             series.values_mut().for_each(|series| series.tcp_open = 0);
             for (key, later) in &frame.series {
@@ -343,6 +387,9 @@ pub struct GoldenFrame {
     /// Proxies of the scope that are connected but did not answer in time.
     #[serde(default)]
     pub silent_proxies: u32,
+    /// How callers see the endpoints of the scope.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<EndpointView>,
     /// Proxies of the scope's namespace that sent what made no sense in the last ten minutes; it was left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub senseless: Vec<Senseless>,

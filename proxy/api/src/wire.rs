@@ -168,7 +168,12 @@ mod tests {
         assert_eq!(serde_json::from_slice::<ControlMessage>(&serde_json::to_vec(&message).unwrap()).unwrap(), message);
         let series = Series { statuses: [(200, 7)].into(), grpc_statuses: [(14, 1)].into(), ..Series::default() };
         let key = r#"{"direction":"inbound","carried":"http","peer":{"namespace":"","kind":"pod","name":""},"port":80,"tls":"plain"}"#;
-        let frame = ProxyFrame { at_ms: 1, span_ms: 2, series: vec![(serde_json::from_str(key).unwrap(), series)] };
+        let frame = ProxyFrame {
+            at_ms: 1,
+            span_ms: 2,
+            series: vec![(serde_json::from_str(key).unwrap(), series)],
+            endpoints: vec![],
+        };
         let message = ProxyMessage::Golden { frame, backfill: true };
         assert_eq!(serde_json::from_slice::<ProxyMessage>(&serde_json::to_vec(&message).unwrap()).unwrap(), message);
         for ports in [r#"{"x":{}}"#, r#"{"70000":{}}"#, r#"{"-1":{}}"#] {

@@ -134,7 +134,12 @@ impl<K> Ring<K> {
     pub fn after(&self, at_ms: u64, key: impl Fn(&K) -> SeriesKey) -> Vec<ProxyFrame> {
         let later: Vec<&Past<K>> = self.newest_first().take_while(|past| past.at_ms > at_ms).collect();
         let series = |past: &Past<K>| past.series.iter().map(|(cell, series)| (key(cell), series.clone())).collect();
-        let frame = |past: &Past<K>| ProxyFrame { at_ms: past.at_ms, span_ms: past.span_ms, series: series(past) };
+        let frame = |past: &Past<K>| ProxyFrame {
+            at_ms: past.at_ms,
+            span_ms: past.span_ms,
+            series: series(past),
+            endpoints: Vec::new(),
+        };
         later.into_iter().rev().map(frame).collect()
     }
 
@@ -145,7 +150,7 @@ impl<K> Ring<K> {
         for past in self.newest_first() {
             let closed = |(cell, series): &(Arc<K>, Series)| (key(cell), Series { tcp_open: 0, ..series.clone() });
             let series = past.series.iter().map(closed).collect();
-            let mut frame = ProxyFrame { at_ms: past.at_ms, span_ms: past.span_ms, series };
+            let mut frame = ProxyFrame { at_ms: past.at_ms, span_ms: past.span_ms, series, endpoints: Vec::new() };
             left = left.saturating_sub(frame.series.len());
             if left == 0
                 && let Some(later) = frames.pop_front()

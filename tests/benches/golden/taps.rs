@@ -71,7 +71,7 @@ fn start() -> Result<Running> {
         }
     });
     let service = Some(ServiceRef { namespace: "shop".into(), name: "catalog".into(), port: 80 });
-    let destination = Destination { service, protocol: Protocol::Http1, external: false, routes: None };
+    let destination = Destination { service, protocol: Protocol::Http1, ..Destination::default() };
     let workload = WorkloadRef::new("shop", "deployment", "catalog");
     let endpoint = Endpoint { address, identity: None, workload, pod: "catalog-1".to_owned(), zone: None };
     let config = FileConfig {

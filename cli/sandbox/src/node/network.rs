@@ -21,6 +21,10 @@ use tokio::sync::oneshot;
 
 /// The node's bridge.
 pub const BRIDGE: &str = "mesh0";
+/// The bridge's hardware address (locally administered). Left to itself a bridge takes the lowest of its ports', and another
+/// one whenever that port goes: then no packet of a pod that still remembers the old one reaches the node, for half a
+/// minute and more.
+const BRIDGE_ADDRESS: [u8; 6] = [0x02, b'm', b'e', b's', b'h', 0];
 /// First and last address for pods, as offsets into the range.
 const POOL: std::ops::RangeInclusive<u16> = 2..=u16::MAX - 1;
 /// The pod's end of its interface pair.
@@ -103,7 +107,8 @@ impl Network {
         }
         let node = connect().context("opening the node's netlink socket")?;
         up(&node, LOOPBACK).await.context("starting the node's loopback interface")?;
-        node.link().add(LinkBridge::new(BRIDGE).up().build()).execute().await.context("making the node's bridge")?;
+        let bridge = LinkBridge::new(BRIDGE).address(BRIDGE_ADDRESS.to_vec()).up().build();
+        node.link().add(bridge).execute().await.context("making the node's bridge")?;
         let bridge = index(&node, BRIDGE).await?;
         node.address()
             .add(bridge, IpAddr::V4(NODE_ADDRESS), POD_RANGE.prefix)

@@ -7,7 +7,7 @@ use crate::top::details::Details;
 use crate::top::format::{bytes_rate, latency, percent, rate};
 use crate::top::layout::{Rows, cells_of};
 use crate::top::state::State;
-use mesh_api::golden::{GRPC_FAILURES, Series};
+use mesh_api::golden::{EndpointView, GRPC_FAILURES, Series};
 use mesh_api::histogram::bucket_value_us;
 use mesh_api::{Histogram, MeshError};
 use ratatui::style::{Color, Style};
@@ -49,6 +49,7 @@ pub(super) fn lines(state: &State) -> Vec<Line<'static>> {
         lines.extend(facts);
     }
     lines.extend(endpoints(state, details, width));
+    lines.extend(balancers(state, details, width));
     let callers = details.callers.iter().map(|(caller, row)| (format!("{}/{}", caller.namespace, caller.name), row));
     if subject.lines != Lines::Edges {
         lines.extend(rows_of(state, "CALLERS", callers.collect(), width));
@@ -270,6 +271,34 @@ fn endpoints(state: &State, details: &Details, width: usize) -> Vec<Line<'static
         return Vec::new();
     }
     rows_of(state, "ENDPOINTS", rows, width)
+}
+
+/// How the callers' balancers see each endpoint.
+fn balancers(state: &State, details: &Details, width: usize) -> Vec<Line<'static>> {
+    if details.endpoints.is_empty() {
+        return Vec::new();
+    }
+    let theme = state.theme;
+    let columns = ["IN FLIGHT", "EXPECTED", "FAILING AT"];
+    let name_width = width.saturating_sub(columns.len() * 11).clamp(8, 40);
+    let heads: String = columns.iter().map(|column| right(column, 11)).collect();
+    let mut lines = vec![
+        Line::default(),
+        Line::styled(format!("{}{heads}", left(state, "BALANCING OF CALLERS", name_width)), theme.faint()),
+    ];
+    for EndpointView { address, pod, callers, failing, in_flight, expected_us, .. } in &details.endpoints {
+        let name = if pod.is_empty() { address.to_string() } else { pod.clone() };
+        let expected = latency(*expected_us as f64 / 1000.0);
+        let numbers = format!("{}{}", right(&in_flight.to_string(), 11), right(&expected, 11));
+        let state_of = right(&format!("{failing} of {callers}"), 11);
+        let style = if *failing > 0 { theme.fg(Color::Red) } else { Style::new() };
+        lines.push(Line::from(vec![
+            Span::styled(left(state, &name, name_width), theme.strong()),
+            Span::raw(numbers),
+            Span::styled(state_of, style),
+        ]));
+    }
+    lines
 }
 
 /// A small table: a name and its numbers.

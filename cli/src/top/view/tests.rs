@@ -7,9 +7,9 @@ use crate::top::tap::tests::event;
 use crate::top::theme::Theme;
 use crate::top::update::{Msg, update};
 use crossterm::event::{KeyCode, KeyEvent};
-use mesh_api::MeshError;
-use mesh_api::golden::{Direction, GoldenFrame};
+use mesh_api::golden::{Direction, EndpointView, GoldenFrame};
 use mesh_api::tap::{TapLeftOut, TapMessage, TapStatus};
+use mesh_api::{MeshError, WorkloadRef};
 use std::time::{Duration, Instant};
 
 const SIZES: [(u16, u16); 3] = [(80, 24), (120, 40), (40, 9)];
@@ -108,6 +108,31 @@ fn details_of_a_route() {
 #[test]
 fn details_of_a_workload() {
     insta::assert_snapshot!(screens(|state| type_keys(state, "2\n")));
+}
+
+#[test]
+fn details_tell_how_callers_balance() {
+    let mut state = state((120, 60), 20);
+    let view = |name: &str, failing| EndpointView {
+        address: ([10, 244, 0, 2], 8080).into(),
+        workload: WorkloadRef::new("shop", "deployment", "catalog"),
+        pod: name.to_owned(),
+        callers: 2,
+        failing,
+        in_flight: 3,
+        expected_us: 7800,
+    };
+    let endpoints = vec![view("catalog-a", 0), view("catalog-b", 1)];
+    update(&mut state, Msg::Frame(Box::new(GoldenFrame { endpoints, ..shop(21) })));
+    type_keys(&mut state, "2\n");
+    let text = text(&state);
+    let line = |beginning: &str| {
+        let line = text.lines().find(|line| line.trim_start().starts_with(beginning));
+        line.unwrap_or_else(|| panic!("no {beginning}:\n{text}")).split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line("BALANCING OF CALLERS"), "BALANCING OF CALLERS IN FLIGHT EXPECTED FAILING AT");
+    assert_eq!(line("catalog-a  "), "catalog-a 3 7.8ms 0 of 2");
+    assert_eq!(line("catalog-b  "), "catalog-b 3 7.8ms 1 of 2");
 }
 
 #[test]
