@@ -15,6 +15,14 @@ type Provoke = fn() -> Result<Answered>;
 /// A way to provoke each error.
 pub(super) const CASES: &[(MeshError, Provoke)] = &[
     (MeshError::NoEndpoints, || plain(towards(Protocol::Detect, vec![]))),
+    (MeshError::NoRoute, || {
+        plain(routed(
+            r#"{"rules": [{"name": {"kind": "httproute", "name": "web"}}], "http": [{"rule": 0, "path": {"exact": "/other"}}]}"#,
+        )?)
+    }),
+    (MeshError::NoBackend, || {
+        plain(routed(r#"{"rules": [{"name": {"kind": "httproute", "name": "web"}}], "http": [{"rule": 0}]}"#)?)
+    }),
     (MeshError::ConnectFailed, || plain(towards(Protocol::Detect, vec![endpoint(nobody()?, None)]))),
     (MeshError::ConnectTimeout, connect_timeout),
     (MeshError::TlsFailed, tls_failed),
@@ -33,7 +41,7 @@ pub(super) const CASES: &[(MeshError, Provoke)] = &[
 
 /// Codes that the table has and no proxy answers with so far.
 pub(super) const NOT_YET_MADE: &[MeshError] =
-    &[MeshError::CircuitOpen, MeshError::RateLimited, MeshError::FaultInjected];
+    &[MeshError::Timeout, MeshError::CircuitOpen, MeshError::RateLimited, MeshError::FaultInjected];
 
 const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 96, 0, 9)), 80);
 const GET: &str = "GET / HTTP/1.1\r\nhost: web\r\n\r\n";
@@ -52,6 +60,13 @@ fn towards(protocol: Protocol, endpoints: Vec<Endpoint>) -> FileConfig {
         outbound_default: Some(SERVICE),
         ..FileConfig::default()
     }
+}
+
+/// A service that has these routes, as JSON.
+fn routed(routes: &str) -> Result<FileConfig> {
+    let mut config = towards(Protocol::Http1, vec![endpoint(nobody()?, None)]);
+    config.destinations[0].destination.routes = Some(serde_json::from_str(routes)?);
+    Ok(config)
 }
 
 /// An address where nobody listens, and nobody else can: it stays bound.
