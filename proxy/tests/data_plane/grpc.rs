@@ -376,13 +376,12 @@ async fn time_spent_on_a_failed_attempt_is_taken_off_the_deadline() {
         assert_eq!(reply(&mut peer, 1).await.status(), Some("0"));
         let told = words.called("Once").await;
         assert!(told <= given, "{told:?}");
-        if start.elapsed() >= attempt {
-            assert!(told <= given - attempt, "{told:?} although {attempt:?} were spent");
+        if told <= given - attempt {
             assert!(told + start.elapsed() + Duration::from_millis(1) >= given, "{told:?} after {:?}", start.elapsed());
             return;
         }
     }
-    panic!("the endpoint that does not answer was never tried first");
+    panic!("the endpoint that does not answer was never tried first, or nobody was told of the time it cost");
 }
 
 #[tokio::test]
@@ -433,7 +432,8 @@ fn every_error_has_a_status_of_grpc() {
     let known: BTreeSet<u16> = (1..=16).collect();
     for error in MeshError::ALL {
         assert!(known.contains(&error.grpc_status()), "{error}");
-        // Only what may be tried again is UNAVAILABLE, and only a deadline is DEADLINE_EXCEEDED.
-        assert_eq!(error.grpc_status() == 4, *error == MeshError::DeadlineExceeded, "{error}");
+        // Only what may be tried again is UNAVAILABLE, and only a time limit is DEADLINE_EXCEEDED.
+        let limits = [MeshError::DeadlineExceeded, MeshError::Timeout];
+        assert_eq!(error.grpc_status() == 4, limits.contains(error), "{error}");
     }
 }
