@@ -56,6 +56,7 @@ pub(super) type Creates = (&'static str, &'static str, bool);
 
 /// Group, resource, and whether it lives in the control plane's namespace.
 const CREATES: &[Creates] = &[
+    ("apiextensions.k8s.io", "customresourcedefinitions", false),
     ("", "namespaces", false),
     ("", "serviceaccounts", true),
     ("", "configmaps", true),
