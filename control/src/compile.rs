@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 pub mod route;
 
+pub mod access;
 #[cfg(test)]
 mod tests;
 
@@ -90,7 +91,7 @@ pub fn inbound(world: &World, config: &MeshConfig, name: &Name) -> InboundPolicy
             .filter(|(_, protocol)| *protocol != Protocol::Detect)
             .map(|(port, protocol)| (port, PortPolicy { protocol, ..PortPolicy::default() }))
             .collect(),
-        ..InboundPolicy::default()
+        access: access::compile(world, config, name, pod),
     }
 }
 

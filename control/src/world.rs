@@ -4,6 +4,7 @@
 //! questions is [`crate::compile`]'s part.
 
 pub mod access_policy;
+mod probe;
 pub mod route;
 pub mod view;
 

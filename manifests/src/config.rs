@@ -3,7 +3,7 @@
 
 use crate::ports::PortSet;
 use crate::quantity::{Duration, Quantity};
-use mesh_api::{SpiffeId, names};
+use mesh_api::{AccessDefault, Network, SpiffeId, names};
 use serde::{Deserialize, Serialize};
 
 /// Key of [`MeshConfig`] in the ConfigMap `mesh-config`, and so the file's name where it is mounted.
@@ -56,6 +56,10 @@ pub struct ProxyDefaults {
     /// Ports carried as opaque TCP where neither pod, service nor namespace says otherwise: protocols whose server
     /// speaks first, which no detection can see.
     pub opaque_ports: PortSet,
+    /// Who may call where no AccessPolicy says anything, and neither pod nor namespace does.
+    pub default_access: AccessDefault,
+    /// Where callers of the cluster come from, for the default `cluster`.
+    pub cluster_networks: Vec<Network>,
 }
 
 /// CPU and memory of the proxy's container.
@@ -121,6 +125,8 @@ impl Default for ProxyDefaults {
             skip_inbound_ports: PortSet::default(),
             skip_outbound_ports: PortSet::default(),
             opaque_ports: PortSet::of(&[25, 587, 3306, 4444, 5432, 6379, 9300, 11211]),
+            default_access: AccessDefault::All,
+            cluster_networks: Network::private(),
         }
     }
 }

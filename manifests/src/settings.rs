@@ -6,6 +6,7 @@
 use crate::config::{MeshConfig, ProxyResources};
 use crate::ports::PortSet;
 use crate::quantity::{Duration, Quantity};
+use mesh_api::AccessDefault;
 use mesh_api::names;
 use serde_json::Value;
 use std::str::FromStr;
@@ -33,11 +34,12 @@ pub const PROXY_OTLP_ENDPOINT: &str = "meshctl.dev/proxy-otlp-endpoint";
 pub const PROXY_TRACE_RATIO: &str = "meshctl.dev/proxy-trace-ratio";
 
 /// Every annotation that a user may set on a pod, for messages and for finding misspelt ones.
-pub const ANNOTATIONS: [&str; 14] = [
+pub const ANNOTATIONS: [&str; 15] = [
     names::INJECT,
     names::SKIP_INBOUND_PORTS,
     names::SKIP_OUTBOUND_PORTS,
     names::OPAQUE_PORTS,
+    names::DEFAULT_ACCESS,
     PROXY_LOG_LEVEL,
     PROXY_CPU_REQUEST,
     PROXY_CPU_LIMIT,
@@ -51,7 +53,7 @@ pub const ANNOTATIONS: [&str; 14] = [
 ];
 
 /// Annotations with the mesh's prefix that others than the user write, or that other parts read.
-const FOREIGN: [&str; 2] = [names::PROXY_VERSION, "meshctl.dev/default-access"];
+const FOREIGN: [&str; 1] = [names::PROXY_VERSION];
 
 /// On which object a setting was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,8 +196,9 @@ impl ProxySettings {
     /// The drain ends a second before the pod's grace period does, so that it is never cut off half-way.
     pub fn read(sources: Sources<'_>, spec: &Value, config: &MeshConfig) -> Result<Self, Refusal> {
         let defaults = &config.proxy;
-        // Control reads the opaque ports, but a slip in them must show here too, where the user still looks.
+        // Control reads these, but a slip in them must show here too, where the user still looks.
         sources.parsed::<PortSet>(names::OPAQUE_PORTS)?;
+        sources.parsed::<AccessDefault>(names::DEFAULT_ACCESS)?;
         let grace = spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(DEFAULT_GRACE_SECONDS);
         let drain = sources.parsed(PROXY_DRAIN_TIMEOUT)?.unwrap_or(defaults.drain_timeout);
         Ok(Self {

@@ -8,6 +8,7 @@
 //! [`record`] and [`golden`] account for everything, once; [`drain`] ends it without losing a request; [`redirect`]
 //! brings connections here in the first place, with rules written by [`nft`]. Every bound is in [`limits`].
 
+pub mod access;
 pub mod access_log;
 pub mod admin;
 pub mod args;

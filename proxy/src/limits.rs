@@ -246,6 +246,17 @@ pub const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 /// Size of the answer to a certificate request.
 pub const CERTIFY_BYTES: usize = 256 * 1024;
 
+// Access policies.
+
+/// Policies whose decisions are counted under their own names; those of others under `other`.
+pub const ACCESS_POLICIES: usize = 256;
+/// Policy and caller: how often a refusal is logged.
+pub const ACCESS_LOG_EVERY: Duration = Duration::from_secs(60);
+/// Pairs of policy and caller that have a log line of their own; further ones share one.
+pub const ACCESS_LOG_CALLERS: usize = 1024;
+/// How long a client that would not be let in unseen may stay silent before it says what it wants.
+pub const ACCESS_SILENCE: Duration = Duration::from_secs(30);
+
 // Process.
 
 /// How long the proxy goes on listening after SIGTERM, while others forget it, unless set otherwise (`--drain-linger`).

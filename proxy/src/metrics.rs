@@ -56,7 +56,7 @@ pub fn render(proxy: &Proxy, format: Format) -> String {
     attempts(&mut text, golden);
     tcp(&mut text, golden);
     endpoints(&mut text, proxy);
-    access(&mut text, &proxy.counters);
+    access(&mut text, proxy);
     process(&mut text, proxy);
     text.finish()
 }
@@ -163,15 +163,20 @@ fn endpoints(text: &mut Text, proxy: &Proxy) {
     }
 }
 
-fn access(text: &mut Text, counters: &Counters) {
+fn access(text: &mut Text, proxy: &Proxy) {
+    let counters = &proxy.counters;
     text.family(&families::ACCESS_DECISIONS);
     for (decision, tls, n) in [
         ("allow", "mutual", &counters.allowed_mutual),
         ("allow", "none", &counters.allowed_plain),
         ("deny", "unproven", &counters.denied_tls),
     ] {
-        let labels = vec![("decision", decision.to_owned()), ("tls", tls.to_owned())];
+        let labels = vec![("decision", decision.to_owned()), ("tls", tls.to_owned()), ("policy", String::new())];
         text.sample(&families::ACCESS_DECISIONS, &labels, n.load(Ordering::Relaxed));
+    }
+    for (decision, tls, policy, n) in proxy.access.counts() {
+        let labels = vec![("decision", decision.to_owned()), ("tls", tls.to_owned()), ("policy", policy)];
+        text.sample(&families::ACCESS_DECISIONS, &labels, n);
     }
 }
 

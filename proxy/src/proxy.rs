@@ -1,5 +1,6 @@
 //! Everything the parts of one proxy share.
 
+use crate::access::Ledger;
 use crate::access_log::{AccessLog, Form};
 use crate::balance::Random;
 use crate::client::Control;
@@ -87,6 +88,8 @@ pub struct Proxy {
     pub observer: Mutex<Option<mpsc::Sender<ProxyFrame>>>,
     /// Who wants to see single requests.
     pub taps: Taps,
+    /// What came of access policies.
+    pub access: Ledger,
     /// The last words to control.
     pub parting: Parting,
     /// The access log.
@@ -134,6 +137,7 @@ impl Proxy {
             handshakes: Semaphore::new(settings.max_handshakes),
             observer: Mutex::default(),
             taps: Taps::default(),
+            access: Ledger::default(),
             parting: Parting::default(),
             dialer: Dialer::probe(),
             pod_ips: settings.pod_ips.clone(),

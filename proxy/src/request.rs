@@ -1,5 +1,6 @@
 //! The straight line: what happens to one HTTP request, arriving or leaving, from its head to the end of its response.
 
+use crate::access;
 use crate::balance;
 use crate::body::{Download, Received};
 use crate::course::{Course, Taken};
@@ -80,6 +81,9 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     }
     if let Some(why) = ambiguity(&request) {
         return refuse(record, MeshError::InvalidRequest, why);
+    }
+    if let Some(why) = access::refused(&client, &request, record.is_grpc()) {
+        return refuse(record, MeshError::AccessDenied, &why);
     }
 
     // Route: to the backend that the rule which takes it chooses, or to the destination's own endpoints.

@@ -1,6 +1,7 @@
 //! Client connections once it is clear what they carry: HTTP/1 and HTTP/2 served request by request, everything else
 //! carried as it is.
 
+use crate::access;
 use crate::body::Received;
 use crate::detect::{self, Spoken};
 use crate::drain::Phase;
@@ -26,6 +27,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_api::MeshError;
+use mesh_api::access::What;
 use mesh_api::golden::{Direction, TlsStatus};
 use std::convert::Infallible;
 use std::io;
@@ -168,6 +170,15 @@ async fn greets(proxy: &Proxy, stream: &mut Stream) -> bool {
 
 /// Carries a connection without looking into it, counted under `route`.
 pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream, route: Arc<str>) {
+    let what = match client.tls {
+        TlsStatus::Passthrough => What::Tls,
+        _ if *route == *PROBE => What::Silence,
+        _ => What::Opaque,
+    };
+    if access::refused_connection(client, what) {
+        account(client, None, route).failed(MeshError::AccessDenied);
+        return stream.reset();
+    }
     match open_opaque(client, &known.group, route.clone()).await {
         Some(opened) => {
             let record = account(client, Some(&opened.backend), route);
@@ -249,9 +260,22 @@ pub enum Broken {
 pub async fn silent(
     client: &Arc<Client>,
     known: &Known,
-    mut tcp: TcpStream,
+    tcp: TcpStream,
     server_first: impl FnOnce(),
 ) -> io::Result<Broken> {
+    // A server that may speak first can only be heard by those who are let in whatever they say.
+    if access::would_refuse(client, What::Opaque) {
+        return match tokio::time::timeout(limits::ACCESS_SILENCE, tcp.readable()).await {
+            Ok(readable) => {
+                readable?;
+                by_client(tcp).await
+            }
+            Err(_) => {
+                opaque(client, known, tcp.into(), Arc::default()).await;
+                Ok(Broken::ByServer)
+            }
+        };
+    }
     let Some(mut opened) = open_opaque(client, &known.group, Arc::default()).await else {
         Stream::from(tcp).reset();
         return Ok(Broken::ByServer);
@@ -261,12 +285,15 @@ pub async fn silent(
         readable = tcp.readable() => {
             readable?;
             drop(opened);
-            let (ahead, spoken) = detect::detect(&mut tcp).await?;
-            // Readable yet nothing read: it was no word after all.
-            Ok(Broken::ByClient(tcp, ahead, if spoken == Spoken::Silent { Spoken::Opaque } else { spoken }))
+            by_client(tcp).await
         }
         read = opened.server.read_buf(&mut said) => {
             // A server that is tired of waiting for a request is not one that speaks first.
+            if access::refused_connection(client, What::Opaque) {
+                account(client, None, Arc::default()).failed(MeshError::AccessDenied);
+                Stream::from(tcp).reset();
+                return Ok(Broken::ByServer);
+            }
             if read.is_ok_and(|n| n > 0) && !said.starts_with(b"HTTP/") {
                 server_first();
             }
@@ -275,6 +302,13 @@ pub async fn silent(
             Ok(Broken::ByServer)
         }
     }
+}
+
+/// What a client says that has something to say.
+async fn by_client(mut tcp: TcpStream) -> io::Result<Broken> {
+    let (ahead, spoken) = detect::detect(&mut tcp).await?;
+    // Readable yet nothing read: it was no word after all.
+    Ok(Broken::ByClient(tcp, ahead, if spoken == Spoken::Silent { Spoken::Opaque } else { spoken }))
 }
 
 /// Runs an accepted connection: its `slot` is free again when it ends, and the drain waits for it.

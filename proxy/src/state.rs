@@ -160,6 +160,11 @@ impl State {
         self.inbound.load_full()
     }
 
+    /// How arriving traffic is treated, for a short look.
+    pub fn glance_inbound(&self) -> arc_swap::Guard<Arc<InboundPolicy>> {
+        self.inbound.load()
+    }
+
     /// Changes how arriving traffic is treated.
     pub fn set_inbound(&self, policy: InboundPolicy) {
         self.inbound.store(Arc::new(policy));

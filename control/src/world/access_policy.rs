@@ -2,21 +2,39 @@
 
 use super::view::Name;
 use super::{Kept, Touched, World};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use mesh_manifests::policies::{AccessPolicy, AccessPolicySpec};
 use std::collections::HashMap;
 
 /// An AccessPolicy.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct AccessPolicyView {
     /// What it says.
     pub spec: AccessPolicySpec,
     /// Which version of the object says it.
     pub generation: i64,
+    /// What is said of it at present.
+    pub conditions: Vec<Condition>,
 }
 
 impl From<&AccessPolicy> for AccessPolicyView {
     fn from(policy: &AccessPolicy) -> Self {
-        Self { spec: policy.spec.clone(), generation: policy.metadata.generation.unwrap_or(0) }
+        let conditions = policy.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+        Self { spec: policy.spec.clone(), generation: policy.metadata.generation.unwrap_or(0), conditions }
+    }
+}
+
+impl World {
+    /// The access policies of a namespace, by name.
+    pub fn access_policies_in(&self, namespace: &str) -> Vec<(&Name, &AccessPolicyView)> {
+        let mut found: Vec<_> = self.access_policies.iter().filter(|(name, _)| name.namespace == namespace).collect();
+        found.sort_unstable_by_key(|(name, _)| *name);
+        found
+    }
+
+    /// Every access policy.
+    pub fn access_policies(&self) -> impl Iterator<Item = (&Name, &AccessPolicyView)> {
+        self.access_policies.iter()
     }
 }
 

@@ -4,9 +4,13 @@
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use mesh_api::{WorkloadRef, names};
+use mesh_api::access::Probe;
+use mesh_api::{AccessDefault, WorkloadRef, names};
 use mesh_manifests::ports::PortSet;
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,6 +44,8 @@ impl std::fmt::Display for Name {
 pub struct NamespaceView {
     /// Its `opaque-ports` annotation.
     pub opaque: Option<PortSet>,
+    /// Its `default-access` annotation.
+    pub default_access: Option<AccessDefault>,
 }
 
 /// A service.
@@ -111,6 +117,12 @@ pub struct PodView {
     pub ports: Vec<PortView>,
     /// Its `opaque-ports` annotation.
     pub opaque: Option<PortSet>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its `default-access` annotation.
+    pub default_access: Option<AccessDefault>,
+    /// Health probes that reach its application through its proxy.
+    pub probes: Vec<Probe>,
 }
 
 impl PodView {
@@ -122,10 +134,18 @@ impl PodView {
 
 /// The `opaque-ports` annotation of an object.
 fn opaque(kind: &str, meta: &ObjectMeta) -> Option<PortSet> {
-    let text = meta.annotations.as_ref()?.get(names::OPAQUE_PORTS)?;
-    let parsed = text.parse();
+    annotation(kind, meta, names::OPAQUE_PORTS)
+}
+
+/// The `default-access` annotation of an object.
+fn default_access(kind: &str, meta: &ObjectMeta) -> Option<AccessDefault> {
+    annotation(kind, meta, names::DEFAULT_ACCESS)
+}
+
+fn annotation<T: FromStr<Err: Display>>(kind: &str, meta: &ObjectMeta, name: &str) -> Option<T> {
+    let parsed = meta.annotations.as_ref()?.get(name)?.trim().parse();
     if let Err(error) = &parsed {
-        tracing::warn!(kind, object = %Name::of(meta), %error, "annotation {} ignored", names::OPAQUE_PORTS);
+        tracing::warn!(kind, object = %Name::of(meta), %error, "annotation {name} ignored");
     }
     parsed.ok()
 }
@@ -140,7 +160,10 @@ fn is_tcp(protocol: Option<&str>) -> bool {
 
 impl From<&Namespace> for NamespaceView {
     fn from(namespace: &Namespace) -> Self {
-        Self { opaque: opaque("Namespace", &namespace.metadata) }
+        Self {
+            opaque: opaque("Namespace", &namespace.metadata),
+            default_access: default_access("Namespace", &namespace.metadata),
+        }
     }
 }
 
@@ -227,6 +250,9 @@ impl From<&Pod> for PodView {
             skip_inbound: skip_inbound(pod),
             ports: containers().filter(|c| c.name != names::PROXY_CONTAINER).flat_map(named).collect(),
             opaque: opaque("Pod", &pod.metadata),
+            labels: pod.metadata.labels.clone().unwrap_or_default().into_iter().collect(),
+            default_access: default_access("Pod", &pod.metadata),
+            probes: super::probe::probes(pod),
         }
     }
 }

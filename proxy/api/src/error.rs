@@ -87,6 +87,9 @@ mesh_errors! {
     InvalidResponse "invalid-response" 502 13
         "The application's answer was malformed"
         "Look at what the application sends, for instance with `curl -v` to the pod";
+    AccessDenied "access-denied" 403 7
+        "The access policies of the workload do not let this caller in"
+        "Ask `meshctl explain request` which policy decides, and allow the caller there if it should be let in";
     Overload "overload" 503 14
         "The proxy reached one of its limits and shed the newest work"
         "Scale the workload, or raise the limit if memory allows";

@@ -16,6 +16,8 @@ pub const SKIP_INBOUND_PORTS: &str = "meshctl.dev/skip-inbound-ports";
 pub const SKIP_OUTBOUND_PORTS: &str = "meshctl.dev/skip-outbound-ports";
 /// Annotation on pods, services and namespaces: ports carried as opaque TCP, without protocol detection.
 pub const OPAQUE_PORTS: &str = "meshctl.dev/opaque-ports";
+/// Annotation on pods and namespaces: who may call where no AccessPolicy says anything.
+pub const DEFAULT_ACCESS: &str = "meshctl.dev/default-access";
 /// Trust domain unless the install sets another.
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 /// Audience of the projected token a proxy shows to get its certificate.

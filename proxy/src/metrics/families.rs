@@ -69,8 +69,8 @@ families! {
         "How long closed opaque connections had been open";
     ENDPOINT_STATE "mesh_endpoint_state" Gauge ["target" "dst" "endpoint"]
         "1 if the endpoint answers, 0 if the last attempt to reach it failed";
-    ACCESS_DECISIONS "mesh_access_decisions" Counter ["decision" "tls"]
-        "Arriving connections let in or refused";
+    ACCESS_DECISIONS "mesh_access_decisions" Counter ["decision" "tls" "policy"]
+        "Arriving connections let in or refused, and, with `policy`, requests and opaque connections allowed, denied or audited by it";
     GOLDEN_SERIES "mesh_golden_series" Gauge []
         "Series of golden metrics known now";
     GOLDEN_REMEMBERED "mesh_golden_remembered_series" Gauge []

@@ -4,42 +4,32 @@ use super::path::Readings;
 use super::{Access, AccessDefault, AccessRule, Action, HeaderMatch, Operation, ProbeBy, Source};
 use crate::SpiffeId;
 use crate::tap::pattern::glob;
+use std::cell::OnceCell;
 use std::net::IpAddr;
 
 /// Path of the call that a gRPC health probe makes.
 const GRPC_HEALTH: &str = "/grpc.health.v1.Health/Check";
 
 /// Who calls.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
-    address: IpAddr,
-    proven: Option<Proven>,
-}
-
-/// An identity, and how it is written: made once a connection, asked for once a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Proven {
-    id: SpiffeId,
-    uri: String,
-}
-
-impl Caller {
-    /// A caller at an address, with the identity it has proved.
-    pub fn new(address: IpAddr, identity: Option<&SpiffeId>) -> Self {
-        let proven = identity.map(|id| Proven { id: id.clone(), uri: id.to_string() });
-        Self { address: address.to_canonical(), proven }
-    }
-
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller<'a> {
     /// Where it calls from.
-    pub fn address(&self) -> IpAddr {
-        self.address
+    pub address: IpAddr,
+    /// The identity it has proved.
+    pub identity: Option<&'a SpiffeId>,
+}
+
+impl<'a> Caller<'a> {
+    /// A caller at an address, with the identity it has proved.
+    pub fn new(address: IpAddr, identity: Option<&'a SpiffeId>) -> Self {
+        Self { address: address.to_canonical(), identity }
     }
 }
 
-impl std::fmt::Display for Caller {
+impl std::fmt::Display for Caller<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.proven {
-            Some(proven) => f.write_str(&proven.uri),
+        match self.identity {
+            Some(identity) => identity.fmt(f),
             None => write!(f, "{} without identity", self.address),
         }
     }
@@ -139,7 +129,7 @@ impl std::fmt::Display for Why<'_> {
 }
 
 /// Decides about a caller and what it asks for.
-pub fn decide<'a>(access: &'a Access, caller: &Caller, asked: &Asked<'_>) -> Decision<'a> {
+pub fn decide<'a>(access: &'a Access, caller: &Caller<'_>, asked: &Asked<'_>) -> Decision<'a> {
     if access.is_open() {
         return Decision { allowed: true, why: Why::Default(AccessDefault::All), audits: Vec::new() };
     }
@@ -147,7 +137,7 @@ pub fn decide<'a>(access: &'a Access, caller: &Caller, asked: &Asked<'_>) -> Dec
         What::Request(head) => Some(Readings::of(head.path)),
         _ => None,
     };
-    let question = Question { caller, asked, readings };
+    let question = Question { caller, uri: OnceCell::new(), asked, readings };
     let (mut allows, mut denies, mut selects, mut audits) = (None, None, None, Vec::new());
     for rule in &access.rules {
         if !rule.selects.is_empty() && !rule.selects.contains(&asked.port) {
@@ -178,12 +168,12 @@ pub fn decide<'a>(access: &'a Access, caller: &Caller, asked: &Asked<'_>) -> Dec
     Decision { allowed, why, audits }
 }
 
-fn by_default(access: &Access, caller: &Caller) -> bool {
+fn by_default(access: &Access, caller: &Caller<'_>) -> bool {
     match access.default {
         AccessDefault::All | AccessDefault::Audit => true,
-        AccessDefault::Authenticated => caller.proven.is_some(),
+        AccessDefault::Authenticated => caller.identity.is_some(),
         AccessDefault::Cluster => {
-            caller.proven.is_some() || access.cluster_networks.iter().any(|network| network.contains(caller.address))
+            caller.identity.is_some() || access.cluster_networks.iter().any(|network| network.contains(caller.address))
         }
         AccessDefault::Deny => false,
     }
@@ -191,7 +181,9 @@ fn by_default(access: &Access, caller: &Caller) -> bool {
 
 /// A caller and what it asks for, read once.
 struct Question<'q, 'a> {
-    caller: &'q Caller,
+    caller: &'q Caller<'q>,
+    /// Its identity as it is written, once a rule wants to know.
+    uri: OnceCell<String>,
     asked: &'q Asked<'a>,
     readings: Option<Readings<'a>>,
 }
@@ -204,11 +196,12 @@ impl Question<'_, '_> {
 
     fn comes_from(&self, source: &Source) -> bool {
         let Source { identities, service_accounts, namespaces, networks, unauthenticated } = source;
-        let proves = |holds: &dyn Fn(&Proven) -> bool| self.caller.proven.as_ref().is_some_and(holds);
-        (!unauthenticated || self.caller.proven.is_none())
-            && (identities.is_empty() || proves(&|it| identities.iter().any(|one| like(one, it.uri.as_bytes()))))
-            && (service_accounts.is_empty() || proves(&|it| service_accounts.iter().any(|one| is_account(one, &it.id))))
-            && (namespaces.is_empty() || proves(&|it| namespaces.contains(&it.id.namespace)))
+        let proves = |holds: &dyn Fn(&SpiffeId) -> bool| self.caller.identity.is_some_and(holds);
+        let uri = |id: &SpiffeId| self.uri.get_or_init(|| id.to_string()).as_bytes();
+        (!unauthenticated || self.caller.identity.is_none())
+            && (identities.is_empty() || proves(&|id| identities.iter().any(|one| like(one, uri(id)))))
+            && (service_accounts.is_empty() || proves(&|id| service_accounts.iter().any(|one| is_account(one, id))))
+            && (namespaces.is_empty() || proves(&|id| namespaces.contains(&id.namespace)))
             && (networks.is_empty() || networks.iter().any(|network| network.contains(self.caller.address)))
     }
 
@@ -235,7 +228,7 @@ impl Question<'_, '_> {
 
     /// Probes come from outside the mesh, and ask for nothing but what the pod declares.
     fn is_probe(&self, port: u16, by: &ProbeBy) -> bool {
-        if self.caller.proven.is_some() || self.asked.port != port {
+        if self.caller.identity.is_some() || self.asked.port != port {
             return false;
         }
         match (&self.asked.what, by) {

@@ -4,12 +4,21 @@ use super::*;
 use crate::SpiffeId;
 use proptest::prelude::*;
 
-fn caller(address: &str, account: Option<&str>) -> Caller {
+/// A caller that keeps its identity itself.
+struct Who(IpAddr, Option<SpiffeId>);
+
+impl Who {
+    fn caller(&self) -> Caller<'_> {
+        Caller::new(self.0, self.1.as_ref())
+    }
+}
+
+fn caller(address: &str, account: Option<&str>) -> Who {
     let id = account.map(|account| {
         let (namespace, name) = account.split_once('/').unwrap();
         SpiffeId::new("cluster.local", namespace, name)
     });
-    Caller::new(address.parse().unwrap(), id.as_ref())
+    Who(address.parse().unwrap(), id)
 }
 
 fn texts(values: &[&str]) -> Vec<String> {
@@ -41,18 +50,18 @@ fn paths(paths: &[&str]) -> Operation {
 }
 
 /// Decides about a request with one header field.
-fn request(access: &Access, caller: &Caller, port: u16, line: &str, field: (&str, &str)) -> (bool, String) {
+fn request(access: &Access, caller: &Who, port: u16, line: &str, field: (&str, &str)) -> (bool, String) {
     let (method, path) = line.split_once(' ').unwrap();
     let header =
         |name: &str, judge: &dyn Fn(&[u8]) -> bool| field.0.eq_ignore_ascii_case(name) && judge(field.1.as_bytes());
     let grpc = field == ("content-type", "application/grpc");
     let head = Head { method, path, grpc, header: &header };
-    let decision = decide(access, caller, &Asked { port, what: What::Request(head) });
+    let decision = decide(access, &caller.caller(), &Asked { port, what: What::Request(head) });
     (decision.allowed, decision.why.policy().to_owned())
 }
 
-fn connection(access: &Access, caller: &Caller, port: u16, what: What<'_>) -> (bool, String) {
-    let decision = decide(access, caller, &Asked { port, what });
+fn connection(access: &Access, caller: &Who, port: u16, what: What<'_>) -> (bool, String) {
+    let decision = decide(access, &caller.caller(), &Asked { port, what });
     (decision.allowed, decision.why.policy().to_owned())
 }
 
@@ -60,7 +69,7 @@ fn connection(access: &Access, caller: &Caller, port: u16, what: What<'_>) -> (b
 fn deny_beats_allow_beats_default() {
     let web = caller("10.1.0.1", Some("shop/web"));
     let load = caller("10.1.0.2", Some("shop/load"));
-    let get = |access: &Access, who: &Caller| request(access, who, 80, "GET /", ("", ""));
+    let get = |access: &Access, who: &Who| request(access, who, 80, "GET /", ("", ""));
     let said = |allowed: bool, policy: &str| (allowed, policy.to_owned());
     assert_eq!(get(&Access::default(), &web), said(true, "default"));
     let only_web = access(vec![allow(vec![accounts(&["shop/web"])], vec![])]);
@@ -77,7 +86,7 @@ fn deny_beats_allow_beats_default() {
     let audited = access(vec![rule(Action::Audit, vec![], vec![])]);
     assert_eq!(get(&audited, &load), said(true, "default"));
     let asked = Asked { port: 80, what: What::Opaque };
-    assert_eq!(decide(&audited, &load, &asked).audits.len(), 1);
+    assert_eq!(decide(&audited, &load.caller(), &asked).audits.len(), 1);
 }
 
 #[test]
@@ -203,7 +212,7 @@ fn what_cannot_be_seen_counts_against_the_caller() {
         assert!(!connection(&access(vec![deny(vec![], to())]), &web, 80, what).0);
         assert!(!connection(&access(vec![allow(vec![], to())]), &web, 80, what).0);
         let audit = access(vec![rule(Action::Audit, vec![], to())]);
-        assert!(decide(&audit, &web, &Asked { port: 80, what }).audits.is_empty());
+        assert!(decide(&audit, &web.caller(), &Asked { port: 80, what }).audits.is_empty());
     }
 }
 
@@ -221,7 +230,7 @@ fn probes_need_no_rule_and_open_nothing_else() {
     ];
     let access =
         Access { default: AccessDefault::Deny, probes, rules: vec![deny(vec![], vec![])], ..Access::default() };
-    let get = |who: &Caller, port, line: &str| request(&access, who, port, line, ("", "")).0;
+    let get = |who: &Who, port, line: &str| request(&access, who, port, line, ("", "")).0;
     assert!(get(&node, 80, "GET /live"));
     assert!(!get(&meshed, 80, "GET /live"));
     assert!(!get(&node, 80, "POST /live"));
@@ -413,7 +422,7 @@ proptest! {
             lines.iter().any(|(n, line)| n.eq_ignore_ascii_case(name) && judge(line.as_bytes()))
         };
         let what = if seen { What::Request(Head { method, path, grpc, header: &header }) } else { What::Opaque };
-        let decision = decide(&access, &who, &Asked { port, what });
+        let decision = decide(&access, &who.caller(), &Asked { port, what });
         let head = seen.then_some((method, path, grpc, lines.as_slice()));
         let ask = reference::Ask { address: address.parse().unwrap(), identity: id.as_ref(), port, head };
         prop_assert_eq!(decision.allowed, reference::allowed(&access, &ask), "{:?}", decision.why);
@@ -438,7 +447,7 @@ proptest! {
         for action in [Action::Allow, Action::Deny, Action::Audit] {
             let access = access(vec![rule(action, vec![from.clone()], vec![to.clone()])]);
             let head = Head { method: &method, path: &path, grpc: true, header: &header };
-            decide(&access, &caller("::1", Some("a/b")), &Asked { port, what: What::Request(head) });
+            decide(&access, &caller("::1", Some("a/b")).caller(), &Asked { port, what: What::Request(head) });
         }
     }
 }
