@@ -7,6 +7,7 @@
 //! A test that needs a privilege or a tool the machine lacks is listed as ignored with the reason in its name;
 //! with `MESH_TEST_STRICT=1` it fails instead.
 
+mod access_policy;
 mod api;
 mod api_shapes;
 mod capture;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         interception::tests(),
         real_programs::tests(),
         data_path::tests(),
+        access_policy::tests(),
         resilience::tests(),
         golden::tests(),
         mesh_errors::tests(),

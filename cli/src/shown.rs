@@ -8,9 +8,11 @@ use kube::Api;
 use kube::api::ListParams;
 use mesh_api::names::SKIP_OUTBOUND_PORTS;
 use mesh_control::world::World;
+use mesh_control::world::access_policy::AccessPolicyView;
 use mesh_control::world::view::{Name, NamespaceView, PodView, ServiceView, SliceView};
 use mesh_manifests::config::{CONFIG_KEY, MeshConfig};
 use mesh_manifests::install::CONFIG_MAP;
+use mesh_manifests::policies::AccessPolicy;
 use mesh_manifests::ports::PortSet;
 
 /// What the API shows: as control keeps it, and what control has no use for.
@@ -43,7 +45,16 @@ impl Shown {
         let (namespaces, services, slices, pods) =
             tokio::try_join!(namespaces.list(&all), services.list(&all), slices.list(&all), pods.list(&all))
                 .during(|| "list namespaces, services, endpoint slices and pods")?;
-        Ok(Self::of(config, &namespaces.items, &services.items, &slices.items, &pods.items))
+        let mut shown = Self::of(config, &namespaces.items, &services.items, &slices.items, &pods.items);
+        let policies = match Api::<AccessPolicy>::all(client()).list(&all).await {
+            // A cluster without the kind has no policies.
+            Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
+            listed => listed.during(|| "list access policies")?.items,
+        };
+        for policy in &policies {
+            shown.world.apply(Name::of(&policy.metadata), AccessPolicyView::from(policy));
+        }
+        Ok(shown)
     }
 
     /// From what was read.

@@ -4,7 +4,8 @@
 //! Reading order: [`run`] puts the parts together. [`watch`](mod@watch) feeds the [`world`] (plain maps), [`compile`]
 //! turns it into answers (pure, with [`protocol`]), [`subscriptions`] knows who has to hear of a change. [`serve`] is
 //! the proxy API: certificates ([`certify`] checks, [`ca`] signs, [`issuer`] keeps the keys) and conversations
-//! ([`stream`], [`lines`]). [`webhook`] injects, [`webhook_cert`] keeps its certificate, [`lease`] decides who writes.
+//! ([`stream`], [`lines`]). [`webhook`] injects, [`webhook_cert`] keeps its certificate, [`lease`] decides who writes, [`status`] what is said of
+//! policies.
 //! [`observe`] is the aggregated API ([`requestheader`] says who asks), [`golden`] merges what proxies count. [`listen`]
 //! accepts connections ([`tls`]), [`admin`] and [`metrics`] tell how we are. Every bound is in [`limits`].
 //!
@@ -21,6 +22,8 @@
 //! | `authorization.k8s.io` | `subjectaccessreviews` | | `create` |
 //! | `admissionregistration.k8s.io` | `mutatingwebhookconfigurations` | `mesh-injector` | `get patch` |
 //! | `apiregistration.k8s.io` | `apiservices` | `v1alpha1.observe.meshctl.dev` | `get patch` |
+//! | `meshctl.dev` | all kinds | | `get list watch` |
+//! | `meshctl.dev` | `/status` of all kinds | | `patch` |
 //!
 //! in its own namespace:
 //!
@@ -53,6 +56,7 @@ pub mod protocol;
 pub mod requestheader;
 pub mod run;
 pub mod serve;
+pub mod status;
 pub mod stream;
 pub mod subscriptions;
 pub mod tap;

@@ -151,6 +151,12 @@ pub const WATCH_BACKOFF: Duration = Duration::from_millis(100);
 pub const WATCH_BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Pause before asking again for a kind that the cluster does not know.
 pub const WATCH_MISSING: Duration = Duration::from_secs(3);
+/// Pause after a change before the status of policies is looked at.
+pub const STATUS_PAUSE: Duration = Duration::from_millis(200);
+/// Interval at which the status of policies is looked at without a change.
+pub const STATUS_CHECK: Duration = Duration::from_secs(60);
+/// The same after a status that could not be written.
+pub const STATUS_RETRY: Duration = Duration::from_secs(2);
 /// One call to the API.
 pub const API_TIMEOUT: Duration = Duration::from_secs(5);
 /// An AdmissionReview.

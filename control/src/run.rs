@@ -11,6 +11,7 @@ use crate::listen::{self, Port};
 use crate::metrics::Metrics;
 use crate::observe::{Observe, Observers};
 use crate::serve;
+use crate::status;
 use crate::stream::Streams;
 use crate::subscriptions::Subscriptions;
 use crate::tap::Taps;
@@ -82,6 +83,7 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
             issuer.keep_renewed(),
             webhook_tls.follow_observers(),
             keeper.keep(leads.subscribe()),
+            status::keep(client.clone(), subscriptions.clone(), leads.subscribe()),
         );
     };
     // These end, in their own time, after `stop`.

@@ -26,6 +26,7 @@ pub struct Subscriptions {
     followers: Mutex<Followers>,
     compiled: Mutex<HashMap<Question, Arc<Compiled>>>,
     synced: watch::Sender<bool>,
+    changed: Notify,
 }
 
 /// An address, and the namespace of the one who asks where that makes a difference.
@@ -94,6 +95,7 @@ impl Subscriptions {
             followers: Mutex::default(),
             compiled: Mutex::default(),
             synced: watch::Sender::new(false),
+            changed: Notify::new(),
         })
     }
 
@@ -138,6 +140,11 @@ impl Subscriptions {
         let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
     }
 
+    /// Waits until something has changed since it was last asked; for one who asks.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
     fn change(&self, change: impl FnOnce(&mut World) -> Touched) {
         let touched = {
             let mut world = self.world.write();
@@ -147,6 +154,7 @@ impl Subscriptions {
             }
             touched
         };
+        self.changed.notify_one();
         if !touched.is_empty() {
             self.followers.lock().tell(&touched);
         }

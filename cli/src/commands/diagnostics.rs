@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
 use mesh_api::names::{CONTROL_ADMIN_PORT, CONTROL_NAME};
-use mesh_api::{Destination, Endpoint, InboundPolicy, Protocol};
+use mesh_api::{Access, Destination, Endpoint, InboundPolicy, Protocol};
 use mesh_control::compile;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -267,30 +267,50 @@ fn compare(proxy: &Proxy, config: &ProxyConfig, shown: &Shown) -> Vec<EndpointRo
 struct PolicyRow {
     namespace: String,
     pod: String,
-    port: u16,
-    protocol: Protocol,
+    /// None: what holds for all ports.
+    port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protocol: Option<Protocol>,
+    /// Who may call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access: Option<Access>,
+}
+
+/// Who may call, in a few words.
+fn summary(access: &Access) -> String {
+    let mut policies: Vec<String> =
+        access.rules.iter().map(|rule| format!("{} {}", rule.action.word(), rule.policy)).collect();
+    policies.dedup();
+    let default = format!("default {}", access.default.word());
+    if policies.is_empty() { default } else { format!("{}, {default}", policies.join(", ")) }
 }
 
 fn policy(answers: &[Answer<ProxyConfig>], args: &ProxyRows, printer: &Printer) -> Result<Outcome> {
     let known = answers.iter().filter_map(|(proxy, answer)| Some((proxy, answer.as_ref().ok()?)));
     let rows: Vec<PolicyRow> = known
         .flat_map(|(proxy, config)| {
-            config.inbound.ports.iter().map(|(port, policy)| PolicyRow {
+            let row = |port, protocol, access| PolicyRow {
                 namespace: proxy.namespace.clone(),
                 pod: proxy.pod.clone(),
-                port: *port,
-                protocol: policy.protocol,
-            })
+                port,
+                protocol,
+                access,
+            };
+            let access = &config.inbound.access;
+            let who = (!access.is_default()).then(|| row(None, None, Some(access.clone())));
+            let ports = config.inbound.ports.iter().map(|(port, policy)| row(Some(*port), Some(policy.protocol), None));
+            who.into_iter().chain(ports).collect::<Vec<_>>()
         })
         .collect();
-    let columns = [words("NAMESPACE"), words("POD"), numbers("PORT"), words("PROTOCOL")];
+    let columns = [words("NAMESPACE"), words("POD"), numbers("PORT"), words("PROTOCOL"), words("ACCESS")];
     let cells = |row: &PolicyRow| {
         let protocol = serde_json::to_value(row.protocol).unwrap_or_default();
         vec![
             Cell::new(&row.namespace),
             Cell::new(&row.pod),
-            Cell::new(row.port),
+            Cell::new(row.port.map_or_else(|| "all".to_owned(), |port| port.to_string())),
             Cell::new(protocol.as_str().unwrap_or_default()),
+            Cell::new(row.access.as_ref().map(summary).unwrap_or_default()),
         ]
     };
     printer.note("Ports that are not listed are detected: their protocol is found out from the first bytes.");

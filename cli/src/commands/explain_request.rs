@@ -9,8 +9,9 @@ use crate::cluster::Cluster;
 use crate::error::{Error, Hint, Result};
 use crate::resource::{Kind, Resource};
 use crate::shown::Shown;
+use mesh_api::access::{Asked, Caller, Head, What, decide};
 use mesh_api::names::SKIP_OUTBOUND_PORTS;
-use mesh_api::{Endpoint, Protocol};
+use mesh_api::{Endpoint, Protocol, SpiffeId};
 use mesh_control::compile;
 use mesh_control::world::World;
 use mesh_control::world::view::{Name, PodView};
@@ -98,6 +99,17 @@ fn judge(shown: &Shown, question: &Question<'_>) -> Result<Explanation> {
     // The callee.
     let plain = endpoints.iter().filter(|endpoint| endpoint.identity.is_none()).count();
     told.step("callee", callee(shown, endpoints));
+    match access(shown, question, (caller, pod), opaque, endpoints) {
+        Some((false, says)) => {
+            let verdict = match opaque {
+                true => "the callee's proxy resets the connection (access-denied)",
+                false => "answered by the callee's proxy with 403 and mesh-error: access-denied",
+            };
+            return Ok(told.end("access", says, verdict, "meshctl explain error access-denied"));
+        }
+        Some((true, says)) => told.step("access", says),
+        None => {}
+    }
     Ok(match plain {
         0 => told.verdict(format!("sent to one of {} over mutual TLS 1.3", count(endpoints.len())), ""),
         n if n == endpoints.len() => told.verdict(
@@ -109,6 +121,37 @@ fn judge(shown: &Shown, question: &Question<'_>) -> Result<Explanation> {
             "pods without a proxy: meshctl explain pod NAME says why",
         ),
     })
+}
+
+/// What the callee's proxy decides about the caller, by its own decider: whether it is let in, and why. `None` without
+/// a proxy, or if everybody is let in.
+fn access(
+    shown: &Shown,
+    question: &Question<'_>,
+    (name, pod): (&Name, &PodView),
+    opaque: bool,
+    endpoints: &[Endpoint],
+) -> Option<(bool, String)> {
+    let endpoint = endpoints.first()?;
+    let callee = Name::new(&endpoint.workload.namespace, &endpoint.pod);
+    let port = endpoint.address.port();
+    let app = shown.world.pod(&callee).filter(|app| app.is_meshed() && !app.skip_inbound.contains(port))?;
+    let access = compile::access::compile(&shown.world, &shown.config, &callee, app);
+    if access.is_open() {
+        return None;
+    }
+    let id = SpiffeId::new(&shown.config.trust_domain, &name.namespace, &pod.service_account);
+    let address = pod.ips.first().copied().unwrap_or(IpAddr::from([0, 0, 0, 0]));
+    let no_fields = |_: &str, _: &dyn Fn(&[u8]) -> bool| false;
+    let path = question.path.split('?').next().unwrap_or_default();
+    let head = Head { method: question.method, path, grpc: false, header: &no_fields };
+    let what = if opaque { What::Opaque } else { What::Request(head) };
+    let decision = decide(&access, &Caller::new(address, Some(&id)), &Asked { port, what });
+    let mut says = format!("{}: {}", if decision.allowed { "let in" } else { "refused" }, decision.why);
+    for rule in &decision.audits {
+        says.push_str(&format!("\ncounted and logged by AccessPolicy {}", rule.policy));
+    }
+    Some((decision.allowed, says))
 }
 
 fn find_caller<'a>(world: &'a World, from: &Resource, namespace: &str) -> Result<(&'a Name, &'a PodView)> {
