@@ -3,6 +3,7 @@
 pub mod explain;
 pub mod install;
 pub mod look;
+pub mod policy;
 pub mod read;
 pub mod sandbox;
 pub mod tap;
@@ -13,6 +14,7 @@ pub use explain::{
 };
 pub use install::{Check, CheckFormat, Inject, Install, ManifestFormat, Prune, Uninject, Uninstall, Upgrade};
 pub use look::{EdgeFormat, Edges, Routes, Stat, Top, TopScreen};
+pub use policy::{Policy, PolicySuggest, PolicyTest, PolicyWhat, Seen};
 pub use sandbox::{Demo, ImageCommand, Sandbox, SandboxCommand, SandboxUp};
 pub use tap::{Tap, TapFormat};
 
@@ -171,6 +173,8 @@ pub enum Command {
     Tap(Box<Tap>),
     /// Why a request, a pod or an error is as it is, step by step
     Explain(Explain),
+    /// Access policies held against what was seen, before anybody is refused
+    Policy(Policy),
     /// What proxies and control plane know and count
     Diagnostics(Diagnostics),
     /// Certificates of proxies, issuer and trust anchors, with expiry
@@ -189,7 +193,7 @@ pub enum Command {
 const GROUPS: &[(&str, &[&str])] = &[
     ("Trying it", &["demo", "sandbox"]),
     ("Installing", &["install", "upgrade", "uninstall", "prune", "inject", "uninject", "check"]),
-    ("Looking", &["stat", "routes", "edges", "top", "tap", "explain", "diagnostics", "identity"]),
+    ("Looking", &["stat", "routes", "edges", "top", "tap", "explain", "policy", "diagnostics", "identity"]),
     ("Other", &["version", "completion"]),
 ];
 

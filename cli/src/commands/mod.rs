@@ -12,6 +12,7 @@ pub mod identity;
 pub mod inject;
 pub mod install;
 pub mod live;
+pub mod policy;
 pub mod routes;
 pub mod sandbox;
 pub mod sandbox_context;
@@ -46,6 +47,7 @@ pub async fn run(cli: Cli, printer: &Printer) -> Result<Outcome> {
         Command::Edges(args) => edges::run(global, &args, printer).await,
         Command::Top(args) => top::run(global, &args, printer).await,
         Command::Tap(args) => tap::run(global, &args, printer).await,
+        Command::Policy(args) => policy::run(global, &args, printer).await,
         Command::Explain(args) => explain::run(global, &args, printer).await,
         Command::Diagnostics(args) => diagnostics::run(global, &args, printer).await,
         Command::Identity(args) => identity::run(global, &args, printer).await,

@@ -92,6 +92,18 @@ pub enum TargetKind {
 }
 
 impl TargetKind {
+    /// Every kind, in the order of the documentation.
+    pub const ALL: [TargetKind; 8] = [
+        Self::Deployment,
+        Self::StatefulSet,
+        Self::DaemonSet,
+        Self::ReplicaSet,
+        Self::Job,
+        Self::CronJob,
+        Self::Pod,
+        Self::Service,
+    ];
+
     /// The kind as workloads are named by: in lower case.
     pub fn word(self) -> &'static str {
         match self {
