@@ -4,6 +4,7 @@
 #![allow(unreachable_pub)] // nothing outside a test binary could reach it
 #![allow(clippy::unwrap_used)] // in a test that is an assertion
 
+mod access;
 mod alone;
 mod bounds;
 mod control;
