@@ -449,7 +449,7 @@ mod tests {
         };
         assert_eq!(policy(&answers, &args, &printer).unwrap(), Outcome::Problems);
         let (out, err) = told();
-        assert_eq!(out, "NAMESPACE   POD     PORT   PROTOCOL\nshop        web-1   8080   http1\n");
+        assert_eq!(out, "NAMESPACE   POD     PORT   PROTOCOL   ACCESS\nshop        web-1   8080   http1\n");
         assert!(err.ends_with("warning: cannot read /config of shop/web-2: no answer within 10 s\n"), "{err}");
     }
 }

@@ -135,7 +135,8 @@ async fn unseen_connections_are_decided_about_before_the_application_hears_of_th
         assert_eq!(hears(db.inbound, b"").await, "");
         let reached = accepted.load(std::sync::atomic::Ordering::Relaxed) - before;
         assert_eq!(reached, usize::from(!expect.is_empty()));
-        db.expect_metric("mesh_tcp_failures_total", &["error=\"access-denied\"", "tls=\"plain\""], 1.0).await;
+        // With its words, and when it gave up in silence.
+        db.expect_metric("mesh_tcp_failures_total", &["error=\"access-denied\"", "tls=\"plain\""], 2.0).await;
     }
 }
 
