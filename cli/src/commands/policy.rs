@@ -19,7 +19,7 @@ use mesh_control::world::view::{Name, PodView};
 use mesh_manifests::config::MeshConfig;
 use mesh_manifests::policies::access_policy::{AccessClause, AccessTarget, TargetKind};
 use mesh_manifests::policies::{AccessPolicy, AccessPolicySpec};
-use mesh_proxy::route::PROBE;
+use mesh_proxy::learned::PROBE;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
