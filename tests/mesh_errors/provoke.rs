@@ -5,7 +5,10 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, Request};
 use mesh_api::config::{FileDestination, FileIdentity};
-use mesh_api::{Destination, Endpoint, FileConfig, MeshError, Protocol, ServiceRef, SpiffeId, WorkloadRef};
+use mesh_api::{
+    Access, AccessDefault, Destination, Endpoint, FileConfig, InboundPolicy, MeshError, Protocol, ServiceRef, SpiffeId,
+    WorkloadRef,
+};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use tempfile::TempDir;
@@ -34,6 +37,7 @@ pub(super) const CASES: &[(MeshError, Provoke)] = &[
         let two_lengths = app(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab")?;
         plain(towards(Protocol::Detect, vec![endpoint(two_lengths, None)]))
     }),
+    (MeshError::AccessDenied, access_denied),
     (MeshError::Overload, overload),
     (MeshError::Draining, draining),
     (MeshError::LoopDetected, || plain(FileConfig::default())),
@@ -111,6 +115,16 @@ fn answer(proxy: Meshed, mut stream: TcpStream, request: &str) -> Result<Answere
     let status = head.split(' ').nth(1).context("no status")?.parse()?;
     let code = head.lines().find_map(|line| line.strip_prefix("mesh-error: ")).map(str::to_owned);
     Ok(Answered { proxy, code, status })
+}
+
+/// A workload that lets nobody in.
+fn access_denied() -> Result<Answered> {
+    let access = Access { default: AccessDefault::Deny, ..Access::default() };
+    let inbound = InboundPolicy { access, ..InboundPolicy::default() };
+    let config = FileConfig { inbound, inbound_default: Some(nobody()?), ..FileConfig::default() };
+    let proxy = Meshed::start(&config, MANY)?;
+    let stream = TcpStream::connect(proxy.inbound)?;
+    answer(proxy, stream, GET)
 }
 
 /// A listener whose queue is full leaves further attempts unanswered.
