@@ -58,7 +58,6 @@ pub(super) type Creates = (&'static str, &'static str, bool);
 const CREATES: &[Creates] = &[
     ("apiextensions.k8s.io", "customresourcedefinitions", false),
     ("", "namespaces", false),
-    ("apiextensions.k8s.io", "customresourcedefinitions", false),
     ("", "serviceaccounts", true),
     ("", "configmaps", true),
     ("", "secrets", true),
