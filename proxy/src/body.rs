@@ -2,13 +2,13 @@
 //! to end with the response: the record, the endpoint's load, and the connection that goes back to its pool.
 
 use crate::error::BoxError;
-use crate::grpc::{self, Deadline};
+use crate::grpc;
 use crate::record::Record;
+use crate::timeout::Deadline;
 use crate::upload::Gate;
 use crate::upstream::{Flight, Lease};
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
-use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use mesh_api::MeshError;
 use std::pin::Pin;
@@ -24,6 +24,8 @@ pub enum Received {
     Http2(Incoming),
     /// From a stream between proxies.
     Stream(Inflow),
+    /// Nothing: what came has been taken already.
+    Nothing,
 }
 
 /// A body that comes as a stream of HTTP/2.
@@ -65,6 +67,7 @@ impl Body for Received {
                 Received::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(BoxError::from),
                 Received::Http2(body) => poll_http2(body, cx),
                 Received::Stream(inflow) => inflow.poll(cx).map_err(BoxError::from),
+                Received::Nothing => Poll::Ready(None),
             };
             match polled {
                 // An empty piece says nothing, and receivers take many of them for an attack.
@@ -78,12 +81,14 @@ impl Body for Received {
         match self {
             Received::Incoming(body) | Received::Http2(body) => body.is_end_stream(),
             Received::Stream(inflow) => inflow.stream.is_end_stream(),
+            Received::Nothing => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Received::Incoming(body) | Received::Http2(body) => body.size_hint(),
+            Received::Nothing => SizeHint::with_exact(0),
             Received::Stream(inflow) if inflow.stream.is_end_stream() => SizeHint::with_exact(0),
             Received::Stream(inflow) => inflow.rest.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
@@ -162,12 +167,12 @@ impl Watched {
         }
     }
 
-    /// The trailers of a response whose time ran out.
-    fn too_late(&mut self) -> HeaderMap {
-        let error = MeshError::DeadlineExceeded;
+    /// The end of a response whose time ran out: trailers of a gRPC call, else the connection or stream breaks off.
+    fn too_late(&mut self, error: MeshError) -> Result<Frame<Bytes>, BoxError> {
         self.broken = true;
+        let grpc = self.record.is_grpc();
         self.record.failed(error);
-        grpc::trailers(error, "")
+        if grpc { Ok(Frame::trailers(grpc::trailers(error, ""))) } else { Err(error.sentence("").into()) }
     }
 }
 
@@ -194,15 +199,18 @@ impl Body for Download {
             Download::Text(text) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
             Download::Stream(watched) => watched,
         };
-        if watched.deadline.as_mut().is_some_and(|deadline| deadline.poll(cx).is_ready()) {
-            let trailers = watched.too_late();
+        if let Some(Poll::Ready(error)) = watched.deadline.as_mut().map(|deadline| deadline.poll(cx)) {
+            let end = watched.too_late(error);
             // Letting go of the endpoint's body tells the endpoint.
             *this = Download::Text(Bytes::new());
-            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            return Poll::Ready(Some(end));
         }
         let polled = Pin::new(&mut watched.body).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
+                if let Some(deadline) = &watched.deadline {
+                    deadline.touch();
+                }
                 watched.record.passes(frame);
                 if let Some(status) = frame.trailers_ref().and_then(grpc::status) {
                     watched.record.grpc_status(status);

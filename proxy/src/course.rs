@@ -1,13 +1,17 @@
 //! The course of one request: which rule takes it, and which share of the rule's backends it falls to.
 
 use crate::filter::{Filters, Mirror};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, unix_s};
+use crate::retry::Retries;
 use crate::route::matcher::{Asked, Hit};
 use crate::route::{Rule, Share};
-use crate::state::{Group, Known, Target};
+use crate::session::{self, Token};
+use crate::state::{Backend, Group, Known, Target};
+use crate::timeout;
 use http::header::{HeaderMap, HeaderValue};
 use http::{Request, StatusCode};
 use mesh_api::MeshError;
+use mesh_api::timeout::Timeouts;
 use std::sync::Arc;
 
 /// Who takes a request.
@@ -28,6 +32,9 @@ pub struct Course<'a> {
     pub group: &'a Arc<Group>,
     /// The rule that says so, if one does.
     pub rule: Option<&'a Rule>,
+    /// The endpoint that answers the client's session.
+    pub kept: Option<&'a Arc<Backend>>,
+    session: Option<Token>,
     share: Option<&'a Share>,
     prefix: usize,
 }
@@ -58,27 +65,54 @@ impl<'a> Taken<'a> {
 
 impl<'a> Course<'a> {
     /// The course of a request that `taken` takes.
-    pub fn set(proxy: &Proxy, known: &'a Known, taken: Taken<'a>) -> Result<Self, MeshError> {
+    pub fn set<B>(proxy: &Proxy, known: &'a Known, taken: Taken<'a>, request: &Request<B>) -> Result<Self, MeshError> {
+        let own = Self { group: &known.group, rule: None, kept: None, session: None, share: None, prefix: 0 };
         let (rule, hit) = match taken {
-            Taken::Unjudged => return Ok(Self { group: &known.group, rule: None, share: None, prefix: 0 }),
+            Taken::Unjudged => return Ok(own),
             Taken::ByNone => return Err(MeshError::NoRoute),
             Taken::By(rule, hit) => (rule, hit),
         };
-        let share = rule.share(|| proxy.random.lock().number()).ok_or(MeshError::NoBackend)?;
-        let group = share.service.and_then(|service| known.groups.get(service));
-        match group {
-            Some(group) => Ok(Self { group, rule: Some(rule), share: Some(share), prefix: hit.prefix }),
+        let session = rule.session.as_ref().and_then(|said| session::of(said, request.headers(), unix_s()));
+        let kept = session.and_then(|token| session::find(&token, rule, &known.groups));
+        let share = match kept {
+            Some((at, _)) => rule.shares.get(at),
+            None => rule.share(|| proxy.random.lock().number()),
+        };
+        let share = share.ok_or(MeshError::NoBackend)?;
+        let group = match share.service.and_then(|service| known.groups.get(service)) {
+            Some(group) => group,
             // Only a redirect can do without.
-            None if share.filters.redirect.is_some() => {
-                Ok(Self { group: &known.group, rule: Some(rule), share: Some(share), prefix: hit.prefix })
-            }
-            None => Err(MeshError::NoBackend),
-        }
+            None if share.filters.redirect.is_some() => own.group,
+            None => return Err(MeshError::NoBackend),
+        };
+        let kept = kept.map(|(_, backend)| backend);
+        Ok(Self { group, rule: Some(rule), kept, session, share: Some(share), prefix: hit.prefix })
+    }
+
+    /// The group that an opaque connection goes to, taken by a rule.
+    pub fn of_connection(proxy: &Proxy, known: &'a Known, rule: &Rule) -> Result<&'a Arc<Group>, MeshError> {
+        let share = rule.share(|| proxy.random.lock().number());
+        share.and_then(|share| known.groups.get(share.service?)).ok_or(MeshError::NoBackend)
     }
 
     /// A redirect that answers in place of the backend.
     pub fn redirect<B>(&self, target: &Target, request: &Request<B>) -> Option<(StatusCode, HeaderValue)> {
         redirect(&self.share?.filters, self.prefix, target, request)
+    }
+
+    /// How long the request may take, as the rule says, or else the service it goes to.
+    pub fn timeouts(&self) -> Timeouts {
+        let policy = self.group.port.policy.as_ref().and_then(|policy| policy.timeouts);
+        match (self.rule.map(|rule| rule.timeouts), policy) {
+            (None, None) => Timeouts::default(),
+            (rule, policy) => timeout::in_force(timeout::or(rule.unwrap_or_default(), policy.unwrap_or_default())),
+        }
+    }
+
+    /// When the request is sent again, as the rule says, or else the service it goes to.
+    pub fn retries(&self) -> Option<&'a Retries> {
+        let of_rule = self.rule.and_then(|rule| rule.retries.as_ref());
+        of_rule.unwrap_or(&self.group.retries).as_deref()
     }
 
     /// Changes the request as the rule and its backend say.
@@ -88,8 +122,11 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// Changes the response as the rule and its backend say.
-    pub fn change_response(&self, headers: &mut HeaderMap) {
+    /// Changes the response of `backend` as the rule and its backend say, and tells the client of its session.
+    pub fn change_response(&self, backend: &Backend, headers: &mut HeaderMap) {
+        if let Some(said) = self.rule.and_then(|rule| rule.session.as_ref()) {
+            session::tell(said, self.session, backend, unix_s(), headers);
+        }
         for filters in self.filters() {
             filters.response(headers);
         }

@@ -90,6 +90,8 @@ pub struct Totals {
     pub outcomes: Vec<(Outcome, u64)>,
     /// Second and further attempts.
     pub retries: u64,
+    /// Those of them that went well.
+    pub retry_successes: u64,
     /// Attempts that went well.
     pub attempt_successes: u64,
     /// Attempts that did not.
@@ -210,6 +212,7 @@ impl Cell {
                 }
             }
             totals.retries += retries;
+            totals.retry_successes += u64::from(well && retries > 0);
             if finished.attempts > 0 {
                 *totals.attempts(well) += 1;
             }

@@ -5,6 +5,8 @@ use crate::balance::Load;
 use crate::golden::Scope;
 use crate::limits;
 use crate::pool::Pool;
+use crate::retry::Retries;
+use crate::session;
 use mesh_api::{Endpoint, EndpointsChange, Protocol, ServiceRef, TrafficPolicy};
 use parking_lot::Mutex;
 use std::fmt;
@@ -35,6 +37,8 @@ pub struct Group {
     pub port: Port,
     /// Who answers, in the order of their addresses.
     pub backends: Vec<Arc<Backend>>,
+    /// When requests are sent again, if its policy says so.
+    pub retries: Option<Arc<Retries>>,
 }
 
 /// An endpoint with what we have learned of it, and our connections to it.
@@ -44,6 +48,8 @@ pub struct Backend {
     pub endpoint: Endpoint,
     /// The name under which traffic to it is counted; `None` where the client decides (inbound).
     pub scope: Option<Arc<Scope>>,
+    /// What tokens of sessions call it.
+    pub session: u64,
     /// How fast it is.
     pub load: Mutex<Load>,
     /// Connections to it.
@@ -53,7 +59,7 @@ pub struct Backend {
 impl Group {
     /// A service of which nothing is known but that something leads to it.
     pub fn empty(service: &ServiceRef) -> Self {
-        Self { port: Port { service: Some(service.clone()), ..Port::default() }, backends: Vec::new() }
+        Self { port: Port { service: Some(service.clone()), ..Port::default() }, backends: Vec::new(), retries: None }
     }
 
     /// The group with these endpoints (in the order of their addresses). Those that were in `before` as they are now
@@ -71,7 +77,11 @@ impl Group {
                 Backend::new(endpoint, scope)
             })
         });
-        Self { port, backends: backends.collect() }
+        // A budget goes on as long as what is said of it stays.
+        let kept = before.filter(|before| before.port.policy == port.policy).map(|before| before.retries.clone());
+        let said = || port.policy.as_ref()?.retry.as_ref().and_then(Retries::new);
+        let retries = kept.unwrap_or_else(said);
+        Self { backends: backends.collect(), retries, port }
     }
 
     /// The endpoints after a change.
@@ -93,7 +103,8 @@ impl Group {
 impl Backend {
     /// An endpoint nobody has been sent to yet.
     pub fn new(endpoint: Endpoint, scope: Option<Arc<Scope>>) -> Arc<Self> {
-        Arc::new(Self { endpoint, scope, load: Mutex::new(Load::new(Instant::now())), pool: Pool::default() })
+        let session = session::name(&endpoint);
+        Arc::new(Self { session, endpoint, scope, load: Mutex::new(Load::new(Instant::now())), pool: Pool::default() })
     }
 }
 

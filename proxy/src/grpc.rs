@@ -1,17 +1,11 @@
 //! What the proxy knows of gRPC: which requests are calls, how long they may take, and how an answer looks that the mesh
 //! gives in an application's place (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
 
-use crate::upload::{Brake, Upload};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Version};
 use mesh_api::MeshError;
 use std::fmt::Write;
-use std::future::poll_fn;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::time::{Instant, Sleep};
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -19,45 +13,15 @@ const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const MESH_ERROR: HeaderName = HeaderName::from_static(mesh_api::names::ERROR_HEADER);
 const CONTENT_TYPE: &[u8] = b"application/grpc";
 
-/// The moment at which a call has to be over.
-#[derive(Debug)]
-pub struct Deadline {
-    sleep: Pin<Box<Sleep>>,
-    /// When the call arrived.
-    begun: Instant,
-    upload: Option<Arc<Brake>>,
+/// How long the caller of a call waits.
+pub fn allowed<B>(request: &Request<B>) -> Option<Duration> {
+    timeout(request.headers().get(&TIMEOUT)?.as_bytes())
 }
 
-/// Time spent on a call that the next hop need not hear of: less than clocks and networks differ by.
-const NOT_WORTH_TELLING: Duration = Duration::from_millis(1);
-
-impl Deadline {
-    /// The deadline of a call that begins now, if it has one.
-    pub fn of(request: &mut Request<Upload>) -> Option<Self> {
-        let timeout = timeout(request.headers().get(&TIMEOUT)?.as_bytes())?;
-        let sleep = Box::pin(tokio::time::sleep(timeout));
-        Some(Self { sleep, begun: Instant::now(), upload: request.body_mut().brake() })
-    }
-
-    /// Has the next hop told how much time is left, if some was spent already: on an attempt that failed, for instance.
-    pub fn tell(&self, request: &mut Request<Upload>) {
-        let now = Instant::now();
-        if now.duration_since(self.begun) < NOT_WORTH_TELLING {
-            return;
-        }
-        let left = self.sleep.deadline().saturating_duration_since(now);
-        if let Ok(value) = HeaderValue::from_str(&timeout_text(left)) {
-            request.headers_mut().insert(TIMEOUT, value);
-        }
-    }
-
-    /// Ready when the time has run out; what the client still sends is then no longer passed on.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        ready!(self.sleep.as_mut().poll(cx));
-        if let Some(upload) = &self.upload {
-            upload.pull();
-        }
-        Poll::Ready(())
+/// Has the next hop told how much time is left of what the caller of a call allows.
+pub fn tell_left<B>(request: &mut Request<B>, left: Duration) {
+    if let Ok(value) = HeaderValue::from_str(&timeout_text(left)) {
+        request.headers_mut().insert(TIMEOUT, value);
     }
 }
 
@@ -74,18 +38,6 @@ pub fn is_call<B>(request: &Request<B>) -> bool {
 /// The status among headers or trailers.
 pub fn status(headers: &HeaderMap) -> Option<u16> {
     headers.get(&STATUS)?.to_str().ok()?.parse().ok()
-}
-
-/// The outcome of `work`; `None` if the deadline comes first.
-pub async fn within<T>(deadline: &mut Option<Deadline>, work: impl Future<Output = T>) -> Option<T> {
-    match deadline {
-        None => Some(work.await),
-        Some(deadline) => tokio::select! {
-            biased;
-            done = work => Some(done),
-            () = poll_fn(|cx| deadline.poll(cx)) => None,
-        },
-    }
 }
 
 /// Reads the value of `grpc-timeout`: up to eight digits and a unit. What is no timeout bounds nothing.

@@ -6,7 +6,7 @@ use crate::listen::{canonical, original_destination};
 use crate::metrics::count;
 use crate::proxy::Proxy;
 use crate::request::Client;
-use crate::serve::{self, Broken, passthrough_route};
+use crate::serve::{self, Broken, passthrough_route, server_name};
 use crate::stream::{Rewound, Stream};
 use crate::streams;
 use crate::tls::Alpn;
@@ -60,14 +60,15 @@ pub async fn serve(
     let spoken = settle(proxy.state.port_policy(app.port()).protocol, spoken);
     let tls = if matches!(spoken, Spoken::Tls | Spoken::MeshTls) { TlsStatus::Passthrough } else { TlsStatus::Plain };
     let client = Arc::new(refusing(plain_client(&proxy, app, from, tls), refusal));
-    let route = passthrough_route(&client.target, spoken, &ahead);
+    let name = server_name(spoken, &ahead);
+    let route = passthrough_route(&client.target, name.as_deref());
     let stream = Stream::Plain(Rewound::new(ahead, tcp));
     match spoken {
         Spoken::Http1 => Box::pin(serve::http1(client, stream)).await,
         Spoken::Http2 => Box::pin(serve::http2(client, stream)).await,
         Spoken::Closed => Box::pin(serve::wordless(&client, &client.target.now(), stream)).await,
         Spoken::Tls | Spoken::MeshTls | Spoken::Opaque | Spoken::Silent => {
-            Box::pin(serve::opaque(&client, &client.target.now(), stream, route)).await;
+            Box::pin(serve::opaque(&client, &client.target.now(), stream, name.as_deref(), route)).await;
         }
     }
     Ok(())
@@ -109,7 +110,7 @@ async fn mesh(proxy: Arc<Proxy>, tcp: TcpStream, ahead: Bytes, from: SocketAddr,
         Alpn::Http1 => Box::pin(serve::http1(client, stream)).await,
         Alpn::Http1Mux => Box::pin(streams::serve(client, stream)).await,
         Alpn::Http2 => Box::pin(serve::http2(client, stream)).await,
-        Alpn::Tcp => Box::pin(serve::opaque(&client, &client.target.now(), stream, Arc::default())).await,
+        Alpn::Tcp => Box::pin(serve::opaque(&client, &client.target.now(), stream, None, Arc::default())).await,
     }
     Ok(())
 }

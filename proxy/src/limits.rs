@@ -97,6 +97,16 @@ pub const HTTP1_CLIENT_IDLE: Duration = Duration::from_secs(600);
 
 /// Bytes of a request body kept in case it has to be sent again.
 pub const UPLOAD_KEPT: usize = 64 * 1024;
+/// The same where a policy asks for more.
+pub const UPLOAD_KEPT_MOST: usize = 1024 * 1024;
+/// Copies of requests under way at once; further ones are left out and counted.
+pub const MIRRORS: usize = 256;
+/// Pieces of a body that is copied.
+pub const MIRROR_PIECES: usize = 1024;
+/// How long a copy may take, and how much of its answer is read.
+pub const MIRROR_TIME: Duration = Duration::from_secs(15);
+/// Bytes of the answer to a copy that are read so that its connection can be used again.
+pub const MIRROR_ANSWER: usize = 1024 * 1024;
 
 // Pool of connections to one endpoint.
 

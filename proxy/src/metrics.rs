@@ -37,6 +37,18 @@ pub struct Counters {
     pub targets_untracked: AtomicU64,
     /// Access log lines not written because their reader was slow.
     pub access_log_dropped: AtomicU64,
+    /// Tries not made again because the budget was spent.
+    pub retries_over_budget: AtomicU64,
+    /// Tries not made again because the answer asked to wait for too long.
+    pub retries_asked_later: AtomicU64,
+    /// Tries not made again because too much of the body was gone.
+    pub retries_without_body: AtomicU64,
+    /// Copies of requests that were answered.
+    pub mirrors_answered: AtomicU64,
+    /// Copies of requests that were not.
+    pub mirrors_failed: AtomicU64,
+    /// Copies of requests not sent, because the body was too long or broke off, or too many were under way.
+    pub mirrors_left_out: AtomicU64,
     /// Spans that the collector took.
     pub spans_sent: AtomicU64,
     /// Spans not sent because the collector was slow or refused them.
@@ -56,6 +68,7 @@ pub fn render(proxy: &Proxy, format: Format) -> String {
     attempts(&mut text, golden);
     tcp(&mut text, golden);
     endpoints(&mut text, proxy);
+    routes(&mut text, &proxy.counters);
     access(&mut text, proxy);
     process(&mut text, proxy);
     text.finish()
@@ -107,7 +120,16 @@ fn attempts(text: &mut Text, golden: &Golden) {
             }
         }
     });
-    each_value(text, golden, &families::RETRIES, |totals| (totals.retries > 0).then_some(totals.retries));
+    each(text, golden, &families::RETRIES, |text, key, totals| {
+        let failures = totals.retries - totals.retry_successes;
+        for (outcome, n) in [("success", totals.retry_successes), ("failure", failures)] {
+            if n > 0 {
+                let mut labels = labels_of(key);
+                labels.push(("outcome", outcome.to_owned()));
+                text.sample(&families::RETRIES, &labels, n);
+            }
+        }
+    });
 }
 
 fn tcp(text: &mut Text, golden: &Golden) {
@@ -161,6 +183,27 @@ fn endpoints(text: &mut Text, proxy: &Proxy) {
             text.sample(&families::ENDPOINT_STATE, &labels, u8::from(!failing));
         }
     }
+}
+
+fn routes(text: &mut Text, counters: &Counters) {
+    let mut outcomes = |family: &Family, label: &'static str, list: &[(&str, &AtomicU64)]| {
+        text.family(family);
+        for (outcome, n) in list {
+            text.sample(family, &vec![(label, (*outcome).to_owned())], n.load(Ordering::Relaxed));
+        }
+    };
+    let withheld = [
+        ("budget", &counters.retries_over_budget),
+        ("retry_after", &counters.retries_asked_later),
+        ("body", &counters.retries_without_body),
+    ];
+    outcomes(&families::RETRIES_WITHHELD, "reason", &withheld);
+    let mirrors = [
+        ("answered", &counters.mirrors_answered),
+        ("failed", &counters.mirrors_failed),
+        ("left_out", &counters.mirrors_left_out),
+    ];
+    outcomes(&families::MIRRORS, "outcome", &mirrors);
 }
 
 fn access(text: &mut Text, proxy: &Proxy) {

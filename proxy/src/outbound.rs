@@ -5,8 +5,8 @@ use crate::limits;
 use crate::listen::original_destination;
 use crate::proxy::Proxy;
 use crate::request::Client;
-use crate::serve::{self, Broken, passthrough_route};
-use crate::state::Known;
+use crate::serve::{self, Broken, passthrough_route, server_name};
+use crate::state::{Known, Target};
 use crate::stream::{Rewound, Stream};
 use bytes::Bytes;
 use mesh_api::golden::{Direction, TlsStatus};
@@ -58,27 +58,29 @@ pub async fn serve(
         }
     }
 
-    let route = passthrough_route(&target, spoken, &ahead);
+    let name = server_name(spoken, &ahead);
     let stream = Stream::Plain(Rewound::new(ahead, tcp));
-    carry(&known, spoken, stream, route, client).await;
+    carry(&known, &target, spoken, stream, name.as_deref(), client).await;
     Ok(())
 }
 
 async fn carry(
     known: &Arc<Known>,
+    target: &Target,
     spoken: Spoken,
     stream: Stream,
-    route: Arc<str>,
+    name: Option<&str>,
     client: impl Fn(TlsStatus) -> Client,
 ) {
+    let route = || passthrough_route(target, name);
     match spoken {
         Spoken::Http1 => Box::pin(serve::http1(Arc::new(client(TlsStatus::Plain)), stream)).await,
         Spoken::Http2 => Box::pin(serve::http2(Arc::new(client(TlsStatus::Plain)), stream)).await,
         Spoken::Tls | Spoken::MeshTls => {
-            Box::pin(serve::opaque(&Arc::new(client(TlsStatus::Passthrough)), known, stream, route)).await
+            Box::pin(serve::opaque(&Arc::new(client(TlsStatus::Passthrough)), known, stream, name, route())).await
         }
         Spoken::Opaque | Spoken::Silent | Spoken::Closed => {
-            Box::pin(serve::opaque(&Arc::new(client(TlsStatus::Plain)), known, stream, route)).await
+            Box::pin(serve::opaque(&Arc::new(client(TlsStatus::Plain)), known, stream, name, route())).await
         }
     }
 }

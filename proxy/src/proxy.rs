@@ -6,6 +6,7 @@ use crate::balance::Random;
 use crate::client::Control;
 use crate::drain::Drain;
 use crate::golden::Golden;
+use crate::limits;
 use crate::listen::Dialer;
 use crate::metrics::Counters;
 use crate::otlp::{Span, Tracer, Tracing};
@@ -104,6 +105,8 @@ pub struct Proxy {
     pub drain: Drain,
     /// The right to a TLS handshake with an arriving connection.
     pub handshakes: Semaphore,
+    /// The right to send a copy of a request to a mirror.
+    pub mirrors: Arc<Semaphore>,
     /// Opens connections the redirect exempts.
     pub dialer: Dialer,
     /// Addresses of the pod, as far as they are known.
@@ -135,6 +138,7 @@ impl Proxy {
             counters,
             drain: Drain::default(),
             handshakes: Semaphore::new(settings.max_handshakes),
+            mirrors: Arc::new(Semaphore::new(limits::MIRRORS)),
             observer: Mutex::default(),
             taps: Taps::default(),
             access: Ledger::default(),
@@ -168,6 +172,11 @@ impl Proxy {
         let own_port = [self.inbound_port, self.outbound_port].contains(&address.port());
         own_port && (address.ip().is_loopback() || self.pod_ips.contains(&address.ip()))
     }
+}
+
+/// Unix time, seconds.
+pub fn unix_s() -> u64 {
+    unix_ms() / 1000
 }
 
 /// Unix time, milliseconds.

@@ -7,15 +7,19 @@ use crate::course::{Course, Taken};
 use crate::drain::Phase;
 use crate::error::{Delivered, Failure};
 use crate::golden::{Scope, Subject};
-use crate::grpc::{self, Deadline};
+use crate::grpc;
 use crate::headers::{ambiguity, authority, response_ambiguity, strip_hop_by_hop, wants_upgrade};
 use crate::limits;
+use crate::metrics::count;
+use crate::mirror;
 use crate::proxy::Proxy;
 use crate::record::{ConnectionRecord, Record, method_label};
+use crate::retry::{self, Retries, Tries, Withheld};
 use crate::state::{Backend, Group, Target};
 use crate::story::{self, Story};
 use crate::tap::witness::{self, Onlooker};
 use crate::tcp;
+use crate::timeout::{self, Deadline};
 use crate::upload::{Upload, listen_for_continue};
 use crate::upstream::{self, Flight, Lease, Outgoing, Unanswered};
 use bytes::Bytes;
@@ -30,7 +34,7 @@ use mesh_api::{MeshError, SpiffeId};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const ERROR_HEADER: HeaderName = HeaderName::from_static(mesh_api::names::ERROR_HEADER);
 
@@ -90,7 +94,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     if let Some(redirect) = taken.redirect(&client.target, &request) {
         return send_elsewhere(record, redirect);
     }
-    let course = match Course::set(proxy, &known, taken) {
+    let course = match Course::set(proxy, &known, taken, &request) {
         Ok(course) => course,
         Err(refusal) => return refuse(record, refusal, ""),
     };
@@ -102,16 +106,25 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     let upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
     let mut request = prepare(request, &client.target, upgrade.is_some());
     course.change_request(&mut request);
+    mirror::send(proxy, &known, course.mirrors(), &mut request);
     if let Some(witness) = &record.witness {
         request.body_mut().count_with(witness.upload());
     }
     let gate = request.body().gate();
-    let mut deadline = if record.is_grpc() { Deadline::of(&mut request) } else { None };
+    let times = course.timeouts();
+    let asked = if client.direction == Direction::Outbound { timeout::asked(&request) } else { None };
+    let call = if grpc { grpc::allowed(&request) } else { None };
+    let mut deadline = Deadline::of(&times, asked, call, &mut request);
+    let mut tries = Tries::begin(course.retries(), request.method(), grpc, Instant::now());
+    if let Some(retries) = tries.left() {
+        request.body_mut().keep(retries.body_bytes());
+    }
 
-    // Send: to the best endpoint, and to another one as long as nothing was delivered.
+    // Send: to the best endpoint, to another one as long as nothing was delivered, and again where a policy says so.
     let mut tried: Vec<SocketAddr> = Vec::new();
-    let (response, lease, flight, backend) = loop {
-        let Some(backend) = choose(proxy, course.group, &tried) else {
+    let mut kept = course.kept.cloned();
+    let (response, lease, flight, backend, began) = loop {
+        let Some(backend) = kept.take().or_else(|| choose(proxy, course.group, &tried)) else {
             return refuse(record, MeshError::NoEndpoints, "");
         };
         record.attempt(backend.scope.as_ref(), protection(&client, &backend));
@@ -122,26 +135,49 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
         if let Some(deadline) = &deadline {
             deadline.tell(&mut request);
         }
+        let began = Instant::now();
         let outcome = {
-            let attempt = pin!(attempt(&client, course.group, &backend, request, tried.len()));
-            grpc::within(&mut deadline, attempt).await
+            let head = timeout::of_head(&times, tries.left().and_then(Retries::per_try));
+            let attempt = pin!(attempt(&client, &course, &backend, request, &tries, tried.len(), head));
+            timeout::within(&mut deadline, attempt).await
         };
-        match outcome {
-            None => return refuse(record, MeshError::DeadlineExceeded, ""),
-            Some(Ok((response, lease))) => {
+        let Some(outcome) = outcome else {
+            return refuse(record, Deadline::reached(deadline.as_ref()), "");
+        };
+        tried.push(backend.endpoint.address);
+        let again = match outcome {
+            Ok((response, lease, spare)) => {
                 flight.answered();
-                break (response, lease, flight, backend);
+                match try_again(proxy, &mut tries, &retry::Outcome::of(&response), spare) {
+                    Some(again) => again,
+                    None => break (response, lease, flight, backend, began),
+                }
             }
-            Some(Err(Unanswered { failure, request: unsent })) => {
+            Err(Unanswered { failure, request: unsent }) => {
                 flight.failed(&failure);
-                tried.push(backend.endpoint.address);
-                match unsent.filter(|_| may_try_another(&failure, course.group, tried.len())) {
-                    Some(unsent) => request = unsent,
+                let again = match unsent {
+                    Some(unsent) if may_try_another(&failure, course.group, tried.len()) => {
+                        Some((unsent, Duration::ZERO))
+                    }
+                    unsent => try_again(proxy, &mut tries, &retry::Outcome::default(), unsent),
+                };
+                match again {
+                    Some(again) => again,
                     None => return refuse(record, client.error_for(&failure), ""),
                 }
             }
+        };
+        if tried.len() >= course.group.backends.len() {
+            tried.clear(); // all had their turn
+        }
+        let pause;
+        (request, pause) = again;
+        if !pause.is_zero() && timeout::within(&mut deadline, tokio::time::sleep(pause)).await.is_none() {
+            return refuse(record, Deadline::reached(deadline.as_ref()), "");
         }
     };
+    let limit = times.backend_request.map(|limit| (began + limit.duration()).into());
+    let deadline = Deadline::sooner(deadline, limit);
 
     // Answer: pass the response on, if it can be read in one way only; the account closes with its end.
     if let Some(why) = response_ambiguity(&response, upgrade.is_some()) {
@@ -152,7 +188,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     let close = unwanted.is_some();
     let watch = |body, record| Download::watch(body, record, flight, lease, unwanted, deadline);
     let mut response = respond(&client, &backend, record, upgrade, response, watch);
-    course.change_response(response.headers_mut());
+    course.change_response(&backend, response.headers_mut());
     if close {
         // The client may or may not send its body now; nobody can tell from the bytes alone.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -176,25 +212,57 @@ fn subject(client: &Client, request: &Request<Received>, grpc: bool, taken: &Tak
     }
 }
 
-/// Has the request answered by `backend`. An answer of the other proxy that says its application never saw the request
-/// counts as none, if the request can be sent again elsewhere.
+/// Has the request answered by `backend`, its head within `head`. An answer of the other proxy that says its application
+/// never saw the request counts as none, if the request can be sent again elsewhere. As long as there may be another try,
+/// the request is given back with whatever comes, if all of it is there.
 async fn attempt(
     client: &Client,
-    group: &Group,
+    course: &Course<'_>,
     backend: &Arc<Backend>,
     request: Outgoing,
+    tries: &Tries<'_>,
     tried: usize,
-) -> Result<(Response<Received>, Option<Lease>), Unanswered> {
+    head: Option<Duration>,
+) -> Result<(Response<Received>, Option<Lease>, Option<Outgoing>), Unanswered> {
     let meshed = protection(client, backend) == TlsStatus::Mutual && client.direction == Direction::Outbound;
-    let spare = (meshed && has_another(group, tried + 1)).then(|| upstream::copy(&request));
-    let (response, lease) = upstream::send(&client.proxy, backend, request).await?;
-    match spare
-        .filter(|spare| spare.body().is_whole())
-        .and_then(|spare| undelivered(&response).map(|failure| (failure, spare)))
-    {
-        Some((failure, spare)) => Err(Unanswered { failure, request: Some(spare) }),
-        None => Ok((response, lease)),
+    let elsewhere = meshed && has_another(course.group, tried + 1);
+    let spare = (elsewhere || tries.left().is_some()).then(|| upstream::copy(&request));
+    let whole = |spare: Option<Outgoing>| spare.filter(|spare| spare.body().is_whole());
+    let sent = upstream::send(&client.proxy, backend, request, timeout::of_connect(&course.timeouts()));
+    match timeout::at_most(head, sent).await {
+        None => {
+            let failure = Failure::delivered(MeshError::Timeout, "no response in the time of one try");
+            Err(Unanswered { failure, request: whole(spare) })
+        }
+        Some(Err(Unanswered { failure, request })) => Err(Unanswered { failure, request: request.or(whole(spare)) }),
+        Some(Ok((response, lease))) => {
+            let spare = whole(spare);
+            match spare.is_some().then(|| undelivered(&response)).flatten() {
+                Some(failure) if elsewhere => Err(Unanswered { failure, request: spare }),
+                _ => Ok((response, lease, spare)),
+            }
+        }
     }
+}
+
+/// The request again, and the pause before, if there is to be another try.
+fn try_again(
+    proxy: &Proxy,
+    tries: &mut Tries<'_>,
+    outcome: &retry::Outcome,
+    request: Option<Outgoing>,
+) -> Option<(Outgoing, Duration)> {
+    tries.left()?;
+    let random = proxy.random.lock().number();
+    let counters = &proxy.counters;
+    let withheld = match tries.again(outcome, request.is_some(), Instant::now(), random) {
+        Ok(pause) => return Some((request?, pause?)),
+        Err(Withheld::Budget) => &counters.retries_over_budget,
+        Err(Withheld::RetryAfter) => &counters.retries_asked_later,
+        Err(Withheld::Body) => &counters.retries_without_body,
+    };
+    count(withheld);
+    None
 }
 
 /// The failure another proxy reports of a request that never reached its application, which has perhaps just ended.

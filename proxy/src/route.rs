@@ -9,11 +9,14 @@ pub mod text;
 
 use crate::filter::Filters;
 use crate::limits;
+use crate::retry::Retries;
+use crate::session;
+use crate::timeout::or;
 use crate::weight::Split;
 use matcher::{Asked, Hit, Matcher};
 use mesh_api::route::{RouteBackend, RuleName, SessionPersistence};
 use mesh_api::{ServiceRef, TrafficPolicy};
-use mesh_api::{retry::Retry, route, timeout::Timeouts};
+use mesh_api::{route, timeout::Timeouts};
 use std::sync::Arc;
 use text::Hosts;
 
@@ -39,10 +42,10 @@ pub struct Rule {
     pub shares: Vec<Share>,
     /// How they are divided.
     pub split: Split,
-    /// Time limits.
+    /// Time limits, over those of the services they go to.
     pub timeouts: Timeouts,
-    /// When they are sent again.
-    pub retry: Option<Retry>,
+    /// When they are sent again; `None`: as the services they go to say. `Some(None)`: never.
+    pub retries: Option<Option<Arc<Retries>>>,
     /// Keeps those of a client at one endpoint.
     pub session: Option<SessionPersistence>,
     /// How its traffic is carried, over what the services it goes to say.
@@ -167,6 +170,7 @@ impl Rule {
         if backends.len() > limits::ROUTE_BACKENDS {
             return Err(format!("backends: {} of them, more than {}", backends.len(), limits::ROUTE_BACKENDS));
         }
+        session.as_ref().map_or(Ok(()), session::validate)?;
         let shares = backends.iter().enumerate().map(|(at, RouteBackend { service, weight: _, filters })| {
             let filters = Filters::compile(filters, services).map_err(|why| format!("backends[{at}].{why}"))?;
             Ok(Share { service: service.as_ref().map(|service| services.number(service)), filters })
@@ -177,8 +181,8 @@ impl Rule {
             filters: Filters::compile(filters, services)?,
             shares,
             split: Split::new(backends.iter().map(|backend| backend.weight)),
-            timeouts: *timeouts,
-            retry: retry.clone(),
+            timeouts: or(*timeouts, policy.as_ref().and_then(|policy| policy.timeouts).unwrap_or_default()),
+            retries: retry.as_ref().or(policy.as_ref().and_then(|p| p.retry.as_ref())).map(Retries::new),
             session: session.clone(),
             policy: policy.clone(),
         })

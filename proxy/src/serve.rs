@@ -3,6 +3,7 @@
 
 use crate::access;
 use crate::body::Received;
+use crate::course::Course;
 use crate::detect::{self, Spoken};
 use crate::drain::Phase;
 use crate::error::{Chain, Failure};
@@ -18,6 +19,7 @@ use crate::state::{Backend, Group, Known, Target};
 use crate::stream::Stream;
 use crate::tap::witness::Onlooker;
 use crate::tcp;
+use crate::timeout;
 use crate::tls::Alpn;
 use crate::upstream::{self, Flight};
 use bytes::{Bytes, BytesMut};
@@ -168,8 +170,9 @@ async fn greets(proxy: &Proxy, stream: &mut Stream) -> bool {
     }
 }
 
-/// Carries a connection without looking into it, counted under `route`.
-pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream, route: Arc<str>) {
+/// Carries a connection without looking into it, counted under `route`, or under the rule that takes it. `server_name`
+/// is what it asks for, if it is TLS.
+pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream, server_name: Option<&str>, route: Arc<str>) {
     let what = match client.tls {
         TlsStatus::Passthrough => What::Tls,
         _ if *route == *PROBE => What::Silence,
@@ -179,7 +182,20 @@ pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream, route: 
         account(client, None, route).failed(MeshError::AccessDenied);
         return stream.reset();
     }
-    match open_opaque(client, &known.group, route.clone()).await {
+    let taken = known.table.as_ref().and_then(|table| table.take_connection(server_name));
+    let (group, route) = match taken {
+        None => (Ok(&known.group), route),
+        Some(None) => (Err(MeshError::NoRoute), route),
+        Some(Some(rule)) => (Course::of_connection(&client.proxy, known, rule), rule.name.clone()),
+    };
+    let opened = match group {
+        Ok(group) => open_opaque(client, group, route.clone()).await,
+        Err(error) => {
+            account(client, None, route.clone()).failed(error);
+            None
+        }
+    };
+    match opened {
         Some(opened) => {
             let record = account(client, Some(&opened.backend), route);
             tcp::carry(stream, opened.server, BytesMut::new(), &record).await;
@@ -190,17 +206,20 @@ pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream, route: 
 
 /// Carries a connection whose client closed its side without a word: a probe, or one that only wants to listen.
 pub async fn wordless(client: &Arc<Client>, known: &Known, stream: Stream) {
-    opaque(client, known, stream, client.target.learned.probe()).await;
+    opaque(client, known, stream, None, client.target.learned.probe()).await;
+}
+
+/// The name that the application's own TLS asks for; empty if it names none.
+pub fn server_name(spoken: Spoken, ahead: &[u8]) -> Option<String> {
+    match spoken {
+        Spoken::Tls | Spoken::MeshTls => Some(detect::server_name(ahead).unwrap_or_default()),
+        _ => None,
+    }
 }
 
 /// The route of a connection that is not looked into: the server name of the application's own TLS, else none.
-pub fn passthrough_route(target: &Target, spoken: Spoken, ahead: &[u8]) -> Arc<str> {
-    match spoken {
-        Spoken::Tls | Spoken::MeshTls => {
-            detect::server_name(ahead).map_or_else(Arc::default, |name| target.learned.host(&name))
-        }
-        _ => Arc::default(),
-    }
+pub fn passthrough_route(target: &Target, server_name: Option<&str>) -> Arc<str> {
+    server_name.map_or_else(Arc::default, |name| target.learned.host(name))
 }
 
 /// A connection to an endpoint for opaque traffic.
@@ -213,12 +232,14 @@ pub struct Opened {
 /// Connects to the best endpoint, or another one if that fails. `None`: no endpoint; it is counted, under `route`.
 pub async fn open_opaque(client: &Arc<Client>, group: &Group, route: Arc<str>) -> Option<Opened> {
     let proxy = &client.proxy;
+    let said = group.port.policy.as_ref().and_then(|policy| policy.timeouts).unwrap_or_default();
+    let limit = timeout::of_connect(&timeout::in_force(said));
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last: Option<(Arc<Backend>, Failure)> = None;
     while client.refusal.is_none() && tried.len() < limits::MAX_ATTEMPTS {
         let Some(backend) = choose(proxy, group, &tried) else { break };
         let flight = Flight::start(&backend);
-        match upstream::connect(proxy, &backend, Alpn::Tcp).await {
+        match upstream::connect(proxy, &backend, Alpn::Tcp, limit).await {
             Ok(server) => {
                 flight.answered();
                 return Some(Opened { server, backend, _flight: flight });
@@ -271,12 +292,20 @@ pub async fn silent(
                 by_client(tcp).await
             }
             Err(_) => {
-                opaque(client, known, tcp.into(), Arc::default()).await;
+                opaque(client, known, tcp.into(), None, Arc::default()).await;
                 Ok(Broken::ByServer)
             }
         };
     }
-    let Some(mut opened) = open_opaque(client, &known.group, Arc::default()).await else {
+    let rule = known.table.as_ref().and_then(|table| table.take_connection(None)).flatten();
+    let group = rule.map_or(Ok(&known.group), |rule| Course::of_connection(&client.proxy, known, rule));
+    let route = rule.map_or_else(Arc::default, |rule| rule.name.clone());
+    let group = group.inspect_err(|error| account(client, None, route.clone()).failed(*error));
+    let opened = match group {
+        Ok(group) => open_opaque(client, group, route.clone()).await,
+        Err(_) => None,
+    };
+    let Some(mut opened) = opened else {
         Stream::from(tcp).reset();
         return Ok(Broken::ByServer);
     };
@@ -297,7 +326,7 @@ pub async fn silent(
             if read.is_ok_and(|n| n > 0) && !said.starts_with(b"HTTP/") {
                 server_first();
             }
-            let record = account(client, Some(&opened.backend), Arc::default());
+            let record = account(client, Some(&opened.backend), route);
             tcp::carry(tcp.into(), opened.server, said, &record).await;
             Ok(Broken::ByServer)
         }

@@ -13,8 +13,10 @@ use hyper::body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 /// One reading of a request body; the latest one to be polled is the valid one.
@@ -91,6 +93,48 @@ impl Brake {
     }
 }
 
+/// When something of a request or its response last passed.
+#[derive(Debug)]
+pub struct Pulse {
+    began: Instant,
+    last_ms: AtomicU64,
+    /// True while the body is on its way.
+    uploading: AtomicBool,
+    /// True once the response has begun.
+    answering: AtomicBool,
+}
+
+impl Pulse {
+    fn new(uploading: bool) -> Self {
+        Self {
+            began: Instant::now(),
+            last_ms: AtomicU64::new(0),
+            uploading: AtomicBool::new(uploading),
+            answering: AtomicBool::new(false),
+        }
+    }
+
+    fn beat(&self) {
+        self.last_ms.store(self.passed_ms(), Ordering::Relaxed);
+    }
+
+    fn passed_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A piece of the response has come.
+    pub fn answering(&self) {
+        self.beat();
+        self.answering.store(true, Ordering::Relaxed);
+    }
+
+    /// How long nothing has passed; `None` while nothing has to.
+    pub fn silent_for(&self) -> Option<Duration> {
+        let due = self.uploading.load(Ordering::Relaxed) || self.answering.load(Ordering::Relaxed);
+        due.then(|| Duration::from_millis(self.passed_ms().saturating_sub(self.last_ms.load(Ordering::Relaxed))))
+    }
+}
+
 /// How far a reading has come.
 #[derive(Clone, Copy, Debug, Default)]
 struct Cursor {
@@ -103,6 +147,8 @@ struct Source<B> {
     body: B,
     kept: Vec<Piece>,
     kept_bytes: usize,
+    /// So much is kept at most.
+    limit: usize,
     /// True once something was handed out that is not kept.
     gone: bool,
     ended: bool,
@@ -111,7 +157,22 @@ struct Source<B> {
     meter: Option<Arc<Meter>>,
     /// Ends the body before its time.
     brake: Option<Arc<Brake>>,
+    /// Beats with every piece.
+    pulse: Option<Arc<Pulse>>,
+    /// Gets everything, too, if it is not too much.
+    tees: Vec<Tee>,
 }
+
+/// A copy of a body in the making.
+#[derive(Debug)]
+struct Tee {
+    pieces: Vec<Piece>,
+    done: oneshot::Sender<Copied>,
+}
+
+/// A whole body, kept.
+#[derive(Debug)]
+pub struct Copied(Vec<Piece>);
 
 #[derive(Clone, Debug)]
 enum Piece {
@@ -150,6 +211,32 @@ impl Upload {
         Some(self.source.as_ref()?.lock().brake.get_or_insert_default().clone())
     }
 
+    /// Keeps up to so many bytes for another reading.
+    pub fn keep(&mut self, bytes: usize) {
+        if let Some(source) = &self.source {
+            source.lock().limit = bytes;
+        }
+    }
+
+    /// What beats with every piece.
+    pub fn pulse(&mut self) -> Arc<Pulse> {
+        match &self.source {
+            Some(source) => source.lock().pulse.get_or_insert_with(|| Arc::new(Pulse::new(true))).clone(),
+            None => Arc::new(Pulse::new(false)),
+        }
+    }
+
+    /// A copy of the whole body, as soon as all of it has passed; it never comes if that is more than is kept of a
+    /// body, or if the body breaks off.
+    pub fn tee(&mut self) -> oneshot::Receiver<Copied> {
+        let (done, copied) = oneshot::channel();
+        match &self.source {
+            Some(source) => source.lock().tees.push(Tee { pieces: Vec::new(), done }),
+            None => drop(done.send(Copied(Vec::new()))),
+        }
+        copied
+    }
+
     /// Another reading from the start. As long as it exists, what is sent is kept.
     pub fn again(&self) -> Self {
         let expected = self.expected.as_ref().map(|e| Expected { gate: e.gate.clone(), patience: None });
@@ -171,6 +258,27 @@ impl Upload {
     /// True if a reading from the start would find everything.
     pub fn is_whole(&self) -> bool {
         self.source.as_ref().is_none_or(|source| !source.lock().gone)
+    }
+}
+
+impl From<Copied> for Upload {
+    fn from(Copied(kept): Copied) -> Self {
+        let source = (!kept.is_empty()).then(|| {
+            let kept_bytes = kept.iter().map(Piece::len).sum();
+            Arc::new(Mutex::new(Source { kept, kept_bytes, ended: true, ..Source::new(Received::Nothing) }))
+        });
+        Self { source, cursor: Cursor::default(), expected: None }
+    }
+}
+
+impl Piece {
+    fn of(frame: &Frame<Bytes>) -> Option<Self> {
+        let data = || frame.data_ref().cloned().map(Piece::Data);
+        data().or_else(|| frame.trailers_ref().cloned().map(Piece::Trailers))
+    }
+
+    fn len(&self) -> usize {
+        if let Piece::Data(data) = self { data.len() } else { 0 }
     }
 }
 
@@ -224,7 +332,19 @@ where
     B::Error: Into<BoxError>,
 {
     fn new(body: B) -> Self {
-        Self { body, kept: Vec::new(), kept_bytes: 0, gone: false, ended: false, reading: 0, meter: None, brake: None }
+        Self {
+            body,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            limit: limits::UPLOAD_KEPT,
+            gone: false,
+            ended: false,
+            reading: 0,
+            meter: None,
+            brake: None,
+            pulse: None,
+            tees: Vec::new(),
+        }
     }
 
     fn poll(
@@ -255,7 +375,7 @@ where
         }
         let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             None => {
-                self.ended = true;
+                self.end();
                 return Poll::Ready(None);
             }
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
@@ -266,18 +386,49 @@ where
         }
         self.keep(&frame, wanted_again);
         cursor.at = self.kept.len();
+        if let Some(pulse) = &self.pulse {
+            pulse.beat();
+        }
+        if !self.tees.is_empty() {
+            self.copy(&frame);
+        }
+        // Whoever reads may not ask again when it knows that this was all.
+        if self.body.is_end_stream() {
+            self.end();
+        }
         Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        if let Some(pulse) = &self.pulse {
+            pulse.uploading.store(false, Ordering::Relaxed);
+        }
+        for Tee { pieces, done } in self.tees.drain(..) {
+            // Nobody may want it any more.
+            let _ = done.send(Copied(pieces));
+        }
+    }
+
+    fn copy(&mut self, frame: &Frame<Bytes>) {
+        let Some(piece) = Piece::of(frame) else { return };
+        self.tees.retain_mut(|tee| {
+            let bytes: usize = tee.pieces.iter().map(Piece::len).sum();
+            let fits = bytes + piece.len() <= limits::UPLOAD_KEPT && tee.pieces.len() < limits::MIRROR_PIECES;
+            if fits {
+                tee.pieces.push(piece.clone());
+            }
+            fits
+        });
     }
 
     fn keep(&mut self, frame: &Frame<Bytes>, wanted_again: bool) {
         self.kept_bytes += frame.data_ref().map_or(0, Bytes::len);
-        if self.gone || !wanted_again || self.kept_bytes > limits::UPLOAD_KEPT {
+        if self.gone || !wanted_again || self.kept_bytes > self.limit {
             self.gone = true;
             self.kept = Vec::new();
-        } else if let Some(data) = frame.data_ref() {
-            self.kept.push(Piece::Data(data.clone()));
-        } else if let Some(trailers) = frame.trailers_ref() {
-            self.kept.push(Piece::Trailers(trailers.clone()));
+        } else if let Some(piece) = Piece::of(frame) {
+            self.kept.push(piece);
         }
     }
 
@@ -286,12 +437,7 @@ where
     }
 
     fn size_hint(&self, cursor: Cursor) -> SizeHint {
-        let ahead: usize = self
-            .kept
-            .iter()
-            .skip(cursor.at)
-            .map(|piece| if let Piece::Data(data) = piece { data.len() } else { 0 })
-            .sum();
+        let ahead: usize = self.kept.iter().skip(cursor.at).map(Piece::len).sum();
         let mut hint = self.body.size_hint();
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + ahead as u64);

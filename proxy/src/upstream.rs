@@ -24,10 +24,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Opens a connection to an endpoint, protected if the endpoint has an identity.
-pub async fn connect(proxy: &Proxy, backend: &Backend, alpn: Alpn) -> Result<Stream, Failure> {
+/// Opens a connection to an endpoint within `limit`, protected if the endpoint has an identity.
+pub async fn connect(proxy: &Proxy, backend: &Backend, alpn: Alpn, limit: Duration) -> Result<Stream, Failure> {
     let endpoint = &backend.endpoint;
     let credentials = match &endpoint.identity {
         None => None,
@@ -49,7 +49,7 @@ pub async fn connect(proxy: &Proxy, backend: &Backend, alpn: Alpn) -> Result<Str
     } else {
         (endpoint.address, None)
     };
-    let tcp = proxy.dialer.dial(address, limits::CONNECT_TIMEOUT).await.map_err(|error| {
+    let tcp = proxy.dialer.dial(address, limit).await.map_err(|error| {
         let code = match error.kind() {
             io::ErrorKind::TimedOut => MeshError::ConnectTimeout,
             _ => MeshError::ConnectFailed,
@@ -80,16 +80,17 @@ pub struct Unanswered {
     pub request: Option<Outgoing>,
 }
 
-/// Has a request answered by an endpoint, over a kept connection if there is one.
+/// Has a request answered by an endpoint, over a kept connection if there is one; a new one may take up to `limit`.
 pub async fn send(
     proxy: &Proxy,
     backend: &Arc<Backend>,
     request: Outgoing,
+    limit: Duration,
 ) -> Result<(Response<Received>, Option<Lease>), Unanswered> {
     match request.version() {
-        Version::HTTP_2 => send_http2(proxy, backend, request).await.map(|response| (response, None)),
+        Version::HTTP_2 => send_http2(proxy, backend, request, limit).await.map(|response| (response, None)),
         _ if backend.endpoint.identity.is_some() && proxy.offers_identity() && mux::carries(&request) => {
-            match send_stream(proxy, backend, mux::fold(request)).await {
+            match send_stream(proxy, backend, mux::fold(request), limit).await {
                 Ok(mut response) => {
                     *response.version_mut() = Version::HTTP_11;
                     Ok((response, None))
@@ -102,7 +103,7 @@ pub async fn send(
                 }
             }
         }
-        _ => send_http1(proxy, backend, request).await,
+        _ => send_http1(proxy, backend, request, limit).await,
     }
 }
 
@@ -110,6 +111,7 @@ async fn send_http1(
     proxy: &Proxy,
     backend: &Arc<Backend>,
     mut request: Outgoing,
+    limit: Duration,
 ) -> Result<(Response<Received>, Option<Lease>), Unanswered> {
     let idempotent = is_idempotent(request.method());
     let meshed = backend.endpoint.identity.is_some();
@@ -131,7 +133,7 @@ async fn send_http1(
             }
         }
     }
-    let mut sender = match Box::pin(open_http1(proxy, backend)).await {
+    let mut sender = match Box::pin(open_http1(proxy, backend, limit)).await {
         Ok(sender) => sender,
         Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
     };
@@ -153,12 +155,12 @@ fn lease(backend: &Arc<Backend>, sender: Http1, response: Response<Incoming>) ->
     (response.map(Received::from), Some(Lease { sender, backend: backend.clone() }))
 }
 
-async fn open_http1(proxy: &Proxy, backend: &Backend) -> Result<Http1, Failure> {
+async fn open_http1(proxy: &Proxy, backend: &Backend, limit: Duration) -> Result<Http1, Failure> {
     let slot = backend.pool.slot().await.ok_or_else(|| {
         let why = format!("{} connections to {} are busy", limits::POOL_CONNECTIONS, backend.endpoint.address);
         Failure::undelivered(MeshError::Overload, why)
     })?;
-    let stream = connect(proxy, backend, Alpn::Http1).await?;
+    let stream = connect(proxy, backend, Alpn::Http1, limit).await?;
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(limits::HTTP1_BUFFER)
         .handshake(TokioIo::new(stream))
@@ -179,6 +181,7 @@ async fn send_stream(
     proxy: &Proxy,
     backend: &Arc<Backend>,
     mut request: Outgoing,
+    limit: Duration,
 ) -> Result<Response<Received>, Unanswered> {
     // HTTP/1 between proxies is sent again as it would be on a kept connection of its own.
     let repeatable = is_idempotent(request.method());
@@ -186,7 +189,7 @@ async fn send_stream(
     loop {
         let carrier = match backend.pool.carrier(Instant::now()) {
             Some(carrier) => carrier,
-            None => match Box::pin(open_carrier(proxy, backend)).await {
+            None => match Box::pin(open_carrier(proxy, backend, limit)).await {
                 Ok(carrier) => carrier,
                 Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
             },
@@ -219,13 +222,13 @@ async fn send_stream(
 }
 
 /// The connection that streams share; whoever comes first opens it, the others wait for that.
-async fn open_carrier(proxy: &Proxy, backend: &Backend) -> Result<Carrier, Failure> {
+async fn open_carrier(proxy: &Proxy, backend: &Backend, limit: Duration) -> Result<Carrier, Failure> {
     let opened = tokio::time::timeout(limits::CONNECT_TIMEOUT + limits::HANDSHAKE_TIMEOUT, async {
         let _opening = backend.pool.opening.lock().await;
         if let Some(carrier) = backend.pool.carrier(Instant::now()) {
             return Ok(carrier);
         }
-        let stream = connect(proxy, backend, Alpn::Http1Mux).await?;
+        let stream = connect(proxy, backend, Alpn::Http1Mux, limit).await?;
         let carrier = Carrier::open(stream).await;
         let carrier = carrier.map_err(|error| Failure::undelivered(MeshError::ConnectFailed, error))?;
         backend.pool.set_carrier(carrier.clone(), Instant::now());
@@ -243,10 +246,11 @@ async fn send_http2(
     proxy: &Proxy,
     backend: &Arc<Backend>,
     mut request: Outgoing,
+    limit: Duration,
 ) -> Result<Response<Received>, Unanswered> {
     let mut attempts = 0;
     loop {
-        let (mut sender, opened) = match shared_http2(proxy, backend).await {
+        let (mut sender, opened) = match shared_http2(proxy, backend, limit).await {
             Ok(shared) => shared,
             Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
         };
@@ -293,7 +297,7 @@ async fn takes_tunnels(backend: &Backend, opened: Instant) -> bool {
 }
 
 /// A handle to the endpoint's HTTP/2 connection; whoever comes first opens it, the others wait for that.
-async fn shared_http2(proxy: &Proxy, backend: &Backend) -> Result<(Http2, Instant), Failure> {
+async fn shared_http2(proxy: &Proxy, backend: &Backend, limit: Duration) -> Result<(Http2, Instant), Failure> {
     if let Ok(mut shared) = backend.pool.http2.try_lock()
         && let Some(shared) = shared.as_mut().filter(|shared| !shared.sender.is_closed())
     {
@@ -306,7 +310,7 @@ async fn shared_http2(proxy: &Proxy, backend: &Backend) -> Result<(Http2, Instan
             shared.used = Instant::now();
             return Ok((shared.sender.clone(), shared.opened));
         }
-        let (sender, tunnels) = open_http2(proxy, backend).await?;
+        let (sender, tunnels) = open_http2(proxy, backend, limit).await?;
         let now = Instant::now();
         *shared = Some(Shared { sender: sender.clone(), tunnels, opened: now, used: now });
         Ok((sender, now))
@@ -314,8 +318,8 @@ async fn shared_http2(proxy: &Proxy, backend: &Backend) -> Result<(Http2, Instan
     Box::pin(taken).await.unwrap_or_else(|_| Err(too_late(backend)))
 }
 
-async fn open_http2(proxy: &Proxy, backend: &Backend) -> Result<(Http2, Arc<Tunnels>), Failure> {
-    let stream = connect(proxy, backend, Alpn::Http2).await?;
+async fn open_http2(proxy: &Proxy, backend: &Backend, limit: Duration) -> Result<(Http2, Arc<Tunnels>), Failure> {
+    let stream = connect(proxy, backend, Alpn::Http2, limit).await?;
     let (mut sender, mut connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(limits::HTTP2_STREAM_WINDOW)
@@ -404,7 +408,7 @@ impl Drop for Flight {
 }
 
 /// Methods that may be repeated (RFC 9110, section 9.2.2).
-fn is_idempotent(method: &Method) -> bool {
+pub fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
 }
 

@@ -47,8 +47,12 @@ families! {
         ["direction" "tls" "src" "dst" "service" "port" "route" "method" "outcome"]
         "Attempts to have a request answered, counted at the endpoint they went to";
     RETRIES "mesh_retries" Counter
-        ["direction" "tls" "src" "dst" "service" "port" "route" "method"]
+        ["direction" "tls" "src" "dst" "service" "port" "route" "method" "outcome"]
         "Second and further attempts made for requests";
+    RETRIES_WITHHELD "mesh_retries_withheld" Counter ["reason"]
+        "Attempts that a policy asked for and that were not made: the budget was spent, the answer asked to retry_after too long a time, or too much of the body was gone";
+    MIRRORS "mesh_mirrored_requests" Counter ["outcome"]
+        "Copies of requests sent to mirrors, or left_out because the body was too long or too many were under way; they are counted nowhere else";
     TCP_OPEN "mesh_tcp_open_connections" Gauge
         ["direction" "tls" "src" "dst" "service" "port" "route" "method"]
         "Opaque connections open now";

@@ -7,12 +7,13 @@ use hyper::Request;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use mesh_api::config::{FileBackend, FileConfig};
-use mesh_api::route::{HttpMatch, PathMatch, RouteBackend, Routes, Rule, RuleName, TextMatch, ValueMatch};
+use mesh_api::route::{HttpMatch, PathMatch, RouteBackend, Routes, Rule, RuleName, TextMatch, TlsMatch, ValueMatch};
 use mesh_api::{Protocol, ServiceRef};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 /// A port of a service in the tests' namespace.
 pub fn service(name: &str) -> ServiceRef {
@@ -237,4 +238,50 @@ async fn a_change_of_routes_takes_effect_and_a_bad_one_does_not() {
     assert_eq!(who(&http.get("/").await), "b", "what was there stays in use");
     let config = load.admin("/config").await;
     assert!(config.contains("\"backends\"") && config.contains("\"rules\""), "{config}");
+}
+
+/// A server that says its name to everybody who says something.
+async fn greeter(name: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut said = [0; 4096];
+                let _ = stream.read(&mut said).await;
+                let _ = stream.write_all(name.as_bytes()).await;
+            });
+        }
+    });
+    address
+}
+
+async fn hear(proxy: &Proxy, word: &[u8]) -> String {
+    let mut stream = TcpStream::connect(proxy.outbound).await.unwrap();
+    stream.write_all(word).await.unwrap();
+    let mut heard = String::new();
+    // A connection that no rule takes is reset.
+    let _ = tokio::time::timeout(SOON, stream.read_to_string(&mut heard)).await.unwrap();
+    heard
+}
+
+#[tokio::test]
+async fn tls_is_led_by_its_server_name_and_the_rest_by_the_tcp_rule() {
+    let (a, b) = (greeter("a").await, greeter("b").await);
+    let tls = |rule, host: &str| TlsMatch { rule, hosts: vec![host.into()] };
+    let routes = |host: &str| Routes {
+        rules: vec![rule("sni", vec![backend("a", 1)]), rule("tcp", vec![backend("b", 1)])],
+        tls: vec![tls(0, host)],
+        ..Routes::default()
+    };
+    let backends: [(&str, &[SocketAddr]); 2] = [("a", &[a]), ("b", &[b])];
+    let hello = client_hello(&[]);
+    let load = Proxy::start(routed(Routes { tcp: Some(1), ..routes("*.org") }, &backends), None);
+    assert_eq!(hear(&load, &hello).await, "a");
+    assert_eq!(hear(&load, b"\x00\x01binary\r\n").await, "b");
+    load.expect_metric("mesh_tcp_opened_total", &["route=\"sni\"", "tls=\"passthrough\""], 1.0).await;
+    load.expect_metric("mesh_tcp_opened_total", &["route=\"tcp\""], 1.0).await;
+    let load = Proxy::start(routed(routes("other.example"), &backends), None);
+    assert_eq!(hear(&load, &hello).await, "");
+    load.expect_metric("mesh_tcp_failures_total", &["error=\"no-route\""], 1.0).await;
 }
