@@ -4,8 +4,8 @@
 //! Reading order: [`run`] puts the parts together. [`watch`](mod@watch) feeds the [`world`] (plain maps), [`compile`]
 //! turns it into answers (pure, with [`protocol`]), [`subscriptions`] knows who has to hear of a change. [`serve`] is
 //! the proxy API: certificates ([`certify`] checks, [`ca`] signs, [`issuer`] keeps the keys) and conversations
-//! ([`stream`], [`lines`]). [`webhook`] injects, [`webhook_cert`] keeps its certificate, [`lease`] decides who writes, [`status`] what is said of
-//! policies.
+//! ([`stream`], [`lines`]). [`webhook`] injects, [`webhook_cert`] keeps its certificate, [`lease`] decides who writes:
+//! [`status`] what is said of policies, [`route_status`] what became of routes ([`kinds`] finds them in the cluster).
 //! [`observe`] is the aggregated API ([`requestheader`] says who asks), [`golden`] merges what proxies count. [`listen`]
 //! accepts connections ([`tls`]), [`admin`] and [`metrics`] tell how we are. Every bound is in [`limits`].
 //!
@@ -17,6 +17,9 @@
 //! |---|---|---|---|
 //! | | `namespaces` `pods` `services` | | `get list watch` |
 //! | `discovery.k8s.io` | `endpointslices` | | `get list watch` |
+//! | `gateway.networking.k8s.io` | `httproutes` `grpcroutes` `tlsroutes` `tcproutes` `referencegrants` | | `get list watch` |
+//! | `gateway.networking.k8s.io` | `httproutes/status` `grpcroutes/status` `tlsroutes/status` `tcproutes/status` | | `patch` |
+//! | `gateway.networking.x-k8s.io` | `xbackendtrafficpolicies` | | `get list watch` |
 //! | | `events` | | `create` |
 //! | `authentication.k8s.io` | `tokenreviews` | | `create` |
 //! | `authorization.k8s.io` | `subjectaccessreviews` | | `create` |
@@ -54,6 +57,7 @@ pub mod metrics;
 pub mod observe;
 pub mod protocol;
 pub mod requestheader;
+pub mod route_status;
 pub mod run;
 pub mod serve;
 pub mod status;

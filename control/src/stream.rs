@@ -20,6 +20,7 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use mesh_api::wire::{ControlMessage, ProxyMessage};
 use mesh_api::{BackendChange, Endpoint, EndpointsChange, InboundPolicy, ServiceRef, SpiffeId, WorkloadRef};
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -100,14 +101,22 @@ impl Streams {
         let follower = self.subscriptions.follow(hello.pod.clone());
         let link = self.golden.link(&hello.pod, follower.todo.clone(), Instant::now());
         let tapped = self.taps.link(&hello.pod, follower.todo.clone());
+        let sent = Sent::default();
         tokio::select! {
-            why = self.listen(&follower, &link, &tapped, lines) => why,
-            why = self.tell(&follower, sender) => why.to_owned(),
+            why = self.listen(&follower, &link, &tapped, &sent, lines) => why,
+            why = self.tell(&follower, &sent, sender) => why.to_owned(),
         }
     }
 
     /// Takes in what the proxy says, until it ends.
-    async fn listen(&self, follower: &Follower, link: &Link, tapped: &tap::Link, mut lines: Lines<Incoming>) -> String {
+    async fn listen(
+        &self,
+        follower: &Follower,
+        link: &Link,
+        tapped: &tap::Link,
+        sent: &Sent,
+        mut lines: Lines<Incoming>,
+    ) -> String {
         let pod = follower.pod();
         let mut refused = 0u64;
         loop {
@@ -136,10 +145,18 @@ impl Streams {
                     let workload = known.unwrap_or_else(|| WorkloadRef::new(&pod.namespace, "pod", &pod.name));
                     link.farewell(workload, frames, Instant::now(), unix_ms());
                 }
-                Ok(ProxyMessage::Ack { version }) => tracing::trace!(%pod, version, "in use"),
+                Ok(ProxyMessage::Ack { version }) => {
+                    tracing::trace!(%pod, version, "in use");
+                    if let Some(service) = sent.answered(version) {
+                        self.subscriptions.accept(&service, pod);
+                    }
+                }
                 Ok(ProxyMessage::Reject { version, reason }) => {
                     self.metrics.rejects.inc();
                     tracing::warn!(%pod, version, reason, "the proxy cannot use an update");
+                    if let Some(service) = sent.answered(version) {
+                        self.subscriptions.reject(service, pod, reason);
+                    }
                 }
                 Ok(ProxyMessage::Tap { id, mut events, left_out }) => {
                     self.subscriptions.read(|world| tap::name_ends(world, pod, &mut events));
@@ -156,7 +173,7 @@ impl Streams {
     }
 
     /// Tells the proxy what is due, until it no longer listens.
-    async fn tell(&self, follower: &Follower, sender: mpsc::Sender<Bytes>) -> &'static str {
+    async fn tell(&self, follower: &Follower, sent: &Sent, sender: mpsc::Sender<Bytes>) -> &'static str {
         let mut told = Told::default();
         let mut heartbeat = tokio::time::interval(limits::HEARTBEAT);
         heartbeat.reset();
@@ -171,7 +188,7 @@ impl Streams {
                 _ = heartbeat.tick() => messages.push(ControlMessage::Heartbeat {}),
             }
             if is_synced {
-                told.catch_up(&self.subscriptions, follower, &mut messages);
+                told.catch_up(&self.subscriptions, follower, sent, &mut messages);
             }
             for message in messages {
                 if matches!(message, ControlMessage::Update { .. } | ControlMessage::Inbound { .. }) {
@@ -202,6 +219,28 @@ async fn hello(lines: &mut Lines<Incoming>) -> Result<Hello, String> {
     }
 }
 
+/// Versions that a proxy has not answered yet, with the services whose routes are in them.
+#[derive(Default)]
+struct Sent(Mutex<BTreeMap<u64, Name>>);
+
+impl Sent {
+    fn add(&self, version: u64, compiled: &Compiled) {
+        let mesh_api::Destination { service, .. } = &compiled.destination;
+        let Some(service) = service else { return };
+        let mut sent = self.0.lock();
+        sent.insert(version, Name::new(&service.namespace, &service.name));
+        // One that answers nothing must not cost memory.
+        if sent.len() > limits::SUBSCRIPTIONS {
+            sent.pop_first();
+        }
+    }
+
+    /// The service that a version was about, once.
+    fn answered(&self, version: u64) -> Option<Name> {
+        self.0.lock().remove(&version)
+    }
+}
+
 /// What a proxy was told last.
 #[derive(Default)]
 struct Told {
@@ -212,7 +251,13 @@ struct Told {
 
 impl Told {
     /// The messages that bring the proxy up to date.
-    fn catch_up(&mut self, subscriptions: &Subscriptions, follower: &Follower, messages: &mut Vec<ControlMessage>) {
+    fn catch_up(
+        &mut self,
+        subscriptions: &Subscriptions,
+        follower: &Follower,
+        sent: &Sent,
+        messages: &mut Vec<ControlMessage>,
+    ) {
         let due = follower.todo.take();
         messages.extend(due.orders);
         messages.extend(due.taps.into_iter().map(|(id, order)| match order {
@@ -233,6 +278,7 @@ impl Told {
             if let Some(Difference { destination, endpoints, backends }) = Difference::between(before.as_deref(), &new)
             {
                 let version = self.next_version();
+                sent.add(version, &new);
                 messages.push(ControlMessage::Update { address, version, destination, endpoints, backends });
             }
             self.destinations.insert(address, new);

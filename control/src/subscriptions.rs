@@ -27,6 +27,9 @@ pub struct Subscriptions {
     compiled: Mutex<HashMap<Question, Arc<Compiled>>>,
     synced: watch::Sender<bool>,
     changed: Notify,
+    changes: watch::Sender<()>,
+    /// Why a pod's proxy could not use what a service came to, until it can.
+    rejections: Mutex<BTreeMap<Name, (Name, String)>>,
 }
 
 /// An address, and the namespace of the one who asks where that makes a difference.
@@ -96,6 +99,8 @@ impl Subscriptions {
             compiled: Mutex::default(),
             synced: watch::Sender::new(false),
             changed: Notify::new(),
+            changes: watch::Sender::new(()),
+            rejections: Mutex::default(),
         })
     }
 
@@ -155,9 +160,42 @@ impl Subscriptions {
             touched
         };
         self.changed.notify_one();
+        self.changes.send_replace(());
         if !touched.is_empty() {
             self.followers.lock().tell(&touched);
         }
+    }
+
+    /// Wakes at every change of the world, and when a proxy cannot use what it was told, or can again.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// A pod's proxy could not use what a service came to, for a reason.
+    pub fn reject(&self, service: Name, pod: &Name, reason: String) {
+        let mut rejections = self.rejections.lock();
+        if rejections.len() < limits::REJECTIONS || rejections.contains_key(&service) {
+            rejections.insert(service, (pod.clone(), reason));
+        }
+        drop(rejections);
+        self.changes.send_replace(());
+    }
+
+    /// A pod's proxy uses what a service comes to.
+    pub fn accept(&self, service: &Name, pod: &Name) {
+        let mut rejections = self.rejections.lock();
+        if rejections.get(service).is_some_and(|(by, _)| by == pod) {
+            rejections.remove(service);
+            drop(rejections);
+            self.changes.send_replace(());
+        }
+    }
+
+    /// Why proxies do not use what a service comes to.
+    pub fn rejected(&self, service: &Name) -> Option<String> {
+        let rejections = self.rejections.lock();
+        let (pod, reason) = rejections.get(service)?;
+        Some(format!("the proxy of {pod} cannot use it and goes on with what it had: {reason}"))
     }
 
     /// The answer about an address to a pod of a namespace.

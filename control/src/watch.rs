@@ -12,7 +12,7 @@ use crate::subscriptions::Subscriptions;
 use crate::webhook_cert::{WEBHOOK_SECRET, WebhookTls};
 use crate::world::Kept;
 use crate::world::access_policy::AccessPolicyView;
-use crate::world::route::{RouteKey, RouteKind, read};
+use crate::world::route::{RouteKey, RouteKind, RouteStatusView, read};
 use crate::world::view::{Name, NamespaceView, PodView, ServiceView, SliceView};
 use custom::Reading;
 use futures::{Stream, StreamExt};
@@ -118,7 +118,14 @@ impl Kinds<'_> {
             key: |meta: &ObjectMeta| RouteKey { kind, name: Name::of(meta) },
             read: |meta: &ObjectMeta, data: &Value| read::route(kind, meta, data),
             among: |key: &RouteKey| key.kind == kind,
-            seen: |_, _, _| {},
+            seen: |kinds: &Kinds<'_>, key: &RouteKey, object| match object {
+                Some(object) => {
+                    let parents = object.data["status"]["parents"].as_array().cloned().unwrap_or_default();
+                    let version = object.metadata.resource_version.clone().unwrap_or_default();
+                    kinds.subscriptions.apply(key.clone(), RouteStatusView { version, parents });
+                }
+                None => kinds.subscriptions.delete::<RouteStatusView>(key),
+            },
         };
         self.keep_custom(kinds::of_routes(kind), reading).await;
     }

@@ -12,7 +12,7 @@ pub mod view;
 pub(crate) mod tests;
 
 use access_policy::AccessPolicyView;
-use route::{BackendPolicyView, GrantView, RouteKey, RouteView};
+use route::{BackendPolicyView, GrantView, RouteKey, RouteStatusView, RouteView};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use view::{Name, NamespaceView, PodView, ServiceView, SliceView};
@@ -26,6 +26,7 @@ pub struct World {
     pods: HashMap<Name, PodView>,
     access_policies: HashMap<Name, AccessPolicyView>,
     routes: HashMap<RouteKey, RouteView>,
+    route_statuses: HashMap<RouteKey, RouteStatusView>,
     grants: HashMap<Name, GrantView>,
     backend_policies: HashMap<Name, BackendPolicyView>,
     services_by_ip: HashMap<IpAddr, BTreeSet<Name>>,

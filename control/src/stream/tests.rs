@@ -322,3 +322,5 @@ async fn certificates_are_asked_for_without_one() {
     // The API server of this test does not answer: nobody can vouch for the token.
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
+
+mod route;

@@ -283,6 +283,29 @@ impl RouteView {
     }
 }
 
+/// What stands in the status of a route. Apart from the route itself, so that telling of a route changes nothing about it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RouteStatusView {
+    /// The version of the object.
+    pub version: String,
+    /// `status.parents`, of everybody.
+    pub parents: Vec<Value>,
+}
+
+impl Kept for RouteStatusView {
+    type Key = RouteKey;
+
+    fn map(world: &mut World) -> &mut HashMap<RouteKey, Self> {
+        &mut world.route_statuses
+    }
+
+    fn index(&self, _: &mut World, _: &RouteKey, _: bool) {}
+
+    fn touches(&self, _: &World, _: &RouteKey) -> Touched {
+        Touched::default()
+    }
+}
+
 /// A ReferenceGrant: who may refer to what in its namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GrantView {
@@ -367,6 +390,11 @@ impl World {
     /// A route.
     pub fn route(&self, key: &RouteKey) -> Option<&RouteView> {
         self.routes.get(key)
+    }
+
+    /// The status of a route.
+    pub fn route_status(&self, key: &RouteKey) -> Option<&RouteStatusView> {
+        self.route_statuses.get(key)
     }
 
     /// Every route.

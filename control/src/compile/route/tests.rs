@@ -221,3 +221,99 @@ fn the_answer_holds_what_answers_behind_routes() {
     assert_eq!(behind, [("web-v1", "10.244.0.8:8080".to_owned()), ("web-v2", "10.244.0.9:8080".to_owned())]);
     assert_eq!(compiled.endpoints[0].address.to_string(), "10.244.0.7:8080", "its own endpoints stay known");
 }
+
+/// The Gateway API's list for HTTPRoutes, a sentence a line, as slow and plain as it is written.
+fn comes_first(a: &Sample, b: &Sample) -> bool {
+    let exact = |s: &Sample| matches!(s.of.path, Some(PathMatch::Exact(_)));
+    let regex = |s: &Sample| match &s.of.path {
+        Some(PathMatch::Regex(text)) => text.len() + 1,
+        _ => 0,
+    };
+    let prefix = |s: &Sample| match &s.of.path {
+        Some(PathMatch::Prefix(text)) => text.len(),
+        None => 1,
+        _ => 0,
+    };
+    let plain = |s: &Sample| s.host.as_ref().map_or(0, |h| if h.starts_with('*') { 0 } else { h.len() });
+    let whole = |s: &Sample| s.host.as_ref().map_or(0, String::len);
+    let criteria: [&dyn Fn(&Sample) -> usize; 8] = [
+        &plain,
+        &whole,
+        &|s| usize::from(exact(s)),
+        &regex,
+        &prefix,
+        &|s| usize::from(s.of.method.is_some()),
+        &|s| s.of.headers.len(),
+        &|s| s.of.query.len(),
+    ];
+    for criterion in criteria {
+        if criterion(a) != criterion(b) {
+            return criterion(a) > criterion(b);
+        }
+    }
+    false
+}
+
+/// The same for GRPCRoutes.
+fn call_comes_first(a: &Sample, b: &Sample) -> bool {
+    let plain = |s: &Sample| s.host.as_ref().map_or(0, |h| if h.starts_with('*') { 0 } else { h.len() });
+    let whole = |s: &Sample| s.host.as_ref().map_or(0, String::len);
+    let criteria: [&dyn Fn(&Sample) -> usize; 5] =
+        [&plain, &whole, &|s| s.of.grpc_chars.0, &|s| s.of.grpc_chars.1, &|s| s.of.headers.len()];
+    for criterion in criteria {
+        if criterion(a) != criterion(b) {
+            return criterion(a) > criterion(b);
+        }
+    }
+    false
+}
+
+#[derive(Clone, Debug)]
+struct Sample {
+    host: Option<String>,
+    of: MatchView,
+}
+
+proptest::proptest! {
+    #[test]
+    fn the_order_is_that_of_the_slow_reference(numbers in proptest::collection::vec(proptest::prelude::any::<[u8; 7]>(), 2..12)) {
+        let values = |count: u8| {
+            let value = |at: u8| mesh_api::route::ValueMatch {
+                name: format!("n{at}"),
+                value: mesh_api::route::TextMatch::Exact(String::new()),
+            };
+            (0..count % 3).map(value).collect()
+        };
+        let samples: Vec<Sample> = numbers.iter().map(|n| {
+            let text = "/a".repeat(usize::from(n[1] % 3) + 1);
+            let path = match n[0] % 4 {
+                0 => None,
+                1 => Some(PathMatch::Exact(text)),
+                2 => Some(PathMatch::Prefix(text)),
+                _ => Some(PathMatch::Regex(text)),
+            };
+            let method = (n[2] % 2 == 0).then(|| "GET".to_owned());
+            let host = ["", "a.io", "*.io", "*.a.io", "b.a.io"][usize::from(n[5] % 5)];
+            let grpc_chars = (usize::from(n[6] % 3), usize::from(n[6] / 3 % 3));
+            Sample {
+                host: (!host.is_empty()).then(|| host.to_owned()),
+                of: MatchView { path, method, headers: values(n[3]), query: values(n[4]), grpc_chars },
+            }
+        }).collect();
+        for (kind, first) in [(RouteKind::Http, comes_first as fn(&Sample, &Sample) -> bool), (RouteKind::Grpc, call_comes_first)] {
+            let rank = |sample: &Sample| Rank::of(kind, sample.host.as_deref(), &sample.of);
+            for a in &samples {
+                for b in &samples {
+                    let expect = if first(a, b) {
+                        Ordering::Less
+                    } else if first(b, a) {
+                        Ordering::Greater
+                    } else {
+                        Ordering::Equal
+                    };
+                    proptest::prop_assert_eq!(rank(a).order(&rank(b)), expect, "{:?} {:?}", a, b);
+                }
+            }
+        }
+    }
+}
