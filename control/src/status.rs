@@ -69,7 +69,7 @@ fn due(world: &World, now: Timestamp) -> Vec<Due> {
     let said = world.access_policies().filter_map(|(name, view)| {
         let fault = compile::access::fault(world, name, &view.spec);
         let condition = accepted(view.generation, fault, &view.conditions, now);
-        let same = view.conditions.iter().any(|before| *before == condition);
+        let same = view.conditions.contains(&condition);
         (!same).then(|| Due { name: name.clone(), conditions: vec![condition] })
     });
     let mut said: Vec<Due> = said.collect();

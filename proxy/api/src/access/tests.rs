@@ -259,12 +259,14 @@ mod reference {
 
     use super::*;
 
+    /// Method, path, gRPC or not, header lines.
+    type Seen<'a> = (&'a str, &'a str, bool, &'a [(String, String)]);
+
     pub(super) struct Ask<'a> {
         pub(super) address: IpAddr,
         pub(super) identity: Option<&'a SpiffeId>,
         pub(super) port: u16,
-        /// Method, path, gRPC or not, header lines.
-        pub(super) head: Option<(&'a str, &'a str, bool, &'a [(String, String)])>,
+        pub(super) head: Option<Seen<'a>>,
     }
 
     fn like(pattern: &[u8], text: &[u8]) -> bool {
