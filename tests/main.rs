@@ -22,6 +22,7 @@ mod install;
 mod interception;
 mod kubectl;
 mod liar;
+mod mesh_conformance;
 mod mesh_errors;
 mod nft;
 mod node;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         real_programs::tests(),
         data_path::tests(),
         access_policy::tests(),
+        mesh_conformance::tests(),
         resilience::tests(),
         golden::tests(),
         mesh_errors::tests(),

@@ -5,10 +5,12 @@ use crate::error::{Context, Error, Result};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
-use kube::api::ListParams;
+use kube::api::{DynamicObject, ListParams};
 use mesh_api::names::SKIP_OUTBOUND_PORTS;
+use mesh_control::kinds::{self, CustomKind};
 use mesh_control::world::World;
 use mesh_control::world::access_policy::AccessPolicyView;
+use mesh_control::world::route::{RouteKey, RouteKind, read};
 use mesh_control::world::view::{Name, NamespaceView, PodView, ServiceView, SliceView};
 use mesh_manifests::config::{CONFIG_KEY, MeshConfig};
 use mesh_manifests::install::CONFIG_MAP;
@@ -54,7 +56,25 @@ impl Shown {
         for policy in &policies {
             shown.world.apply(Name::of(&policy.metadata), AccessPolicyView::from(policy));
         }
+        shown.read_routes(cluster).await?;
         Ok(shown)
+    }
+
+    /// Reads routes and what bears on them, of the kinds that the cluster has.
+    async fn read_routes(&mut self, cluster: &Cluster) -> Result<()> {
+        for kind in RouteKind::ALL {
+            for object in list(cluster, kinds::of_routes(kind)).await? {
+                let key = RouteKey { kind, name: Name::of(&object.metadata) };
+                self.world.apply(key, read::route(kind, &object.metadata, &object.data));
+            }
+        }
+        for object in list(cluster, kinds::REFERENCE_GRANT).await? {
+            self.world.apply(Name::of(&object.metadata), read::grant(&object.metadata, &object.data));
+        }
+        for object in list(cluster, kinds::BACKEND_TRAFFIC_POLICY).await? {
+            self.world.apply(Name::of(&object.metadata), read::backend_policy(&object.metadata, &object.data));
+        }
+        Ok(())
     }
 
     /// From what was read.
@@ -88,6 +108,14 @@ impl Shown {
         let external_names = services.iter().filter_map(external).collect();
         Self { world, config, skip_outbound, external_names }
     }
+}
+
+/// All objects of a kind; none where the cluster does not have it.
+async fn list(cluster: &Cluster, kind: CustomKind) -> Result<Vec<DynamicObject>> {
+    let tried = || format!("list objects of the kind {}", kind.kind);
+    let Some(resource) = kind.find(&cluster.client).await.during(tried)? else { return Ok(Vec::new()) };
+    let api: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &resource);
+    Ok(api.list(&ListParams::default()).await.during(tried)?.items)
 }
 
 /// The mesh's configuration on this cluster; `None` where it is not installed.

@@ -1,8 +1,10 @@
 //! `mesh-peer`: both ends of the data path tests where no real program plays the part.
 //!
-//! `mesh-peer origin` is an application with a port for each way of talking; the other commands are clients, each of which
+//! `mesh-peer origin` is an application with a port for each way of talking, `mesh-peer echo NAME` one that says what
+//! reached it; the other commands are clients, each of which
 //! prints what it saw for the test to judge.
 
+mod echo;
 mod grpc;
 mod http;
 mod http2;
@@ -37,6 +39,10 @@ pub(crate) mod ports {
     pub(crate) const FLOODS: u16 = 9004;
     /// Notes how connections end.
     pub(crate) const NOTES: u16 = 9005;
+    /// HTTP/1 of `mesh-peer echo`.
+    pub(crate) const ECHO_HTTP1: u16 = 8080;
+    /// HTTP/2 with prior knowledge and gRPC of `mesh-peer echo`.
+    pub(crate) const ECHO_HTTP2: u16 = 7070;
 }
 
 pub(crate) fn main() -> ExitCode {
@@ -55,6 +61,9 @@ pub(crate) fn main() -> ExitCode {
 async fn run(arguments: &[&str]) -> Result<String> {
     if let ["origin"] = arguments {
         return origin().await;
+    }
+    if let ["echo", workload] = arguments {
+        return echo::serve(workload).await;
     }
     if let ["idle"] = arguments {
         return ended().await;

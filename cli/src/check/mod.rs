@@ -3,12 +3,13 @@
 //! [`CHECKS`] is the one list. Checks run in parallel and never leave the cluster; all but the first need the API,
 //! and are skipped if it cannot be reached.
 //!
-//! - [`api`], [`control`], [`identity`], [`proxy`]: the probes; what they decide from what they read is pure.
+//! - [`api`], [`control`], [`identity`], [`proxy`], [`routes`]: the probes; what they decide from what they read is pure.
 
 mod api;
 mod control;
 mod identity;
 mod proxy;
+mod routes;
 
 pub(crate) use control::{INJECTOR, is_ready, why_not_ready};
 
@@ -174,6 +175,12 @@ pub const CHECKS: &[Check] = {
         }),
         check("proxy.version", "every proxy has the control plane's version", Warning, 15, &[Default, Proxy], |s| {
             Box::pin(proxy::version(s))
+        }),
+        check("routes.kinds", "the Gateway API's routes are installed", Warning, 8, &[Default], |s| {
+            Box::pin(routes::installed(s))
+        }),
+        check("routes.accepted", "every route is accepted and leads somewhere", Warning, 15, &[Default], |s| {
+            Box::pin(routes::accepted(s))
         }),
     ]
 };
