@@ -118,13 +118,16 @@ struct Condition {
     query: Vec<(Box<str>, Text)>,
 }
 
+/// Conditions by the value that they want.
+type ByValue<T> = HashMap<Box<T>, Vec<u32>>;
+
 /// Conditions on the same path.
 #[derive(Debug, Default)]
 struct Bucket {
     /// Those that want a value of some field, by the field.
-    by_header: Vec<(HeaderName, HashMap<Box<[u8]>, Vec<u32>>)>,
+    by_header: Vec<(HeaderName, ByValue<[u8]>)>,
     /// Those that want a value of some query parameter, by the parameter.
-    by_query: Vec<(Box<str>, HashMap<Box<str>, Vec<u32>>)>,
+    by_query: Vec<(Box<str>, ByValue<str>)>,
     others: Vec<u32>,
 }
 
