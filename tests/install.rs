@@ -112,7 +112,7 @@ fn check_finds_a_missing_mesh() -> Result<()> {
 fn viewers_need_a_role() -> Result<()> {
     let s = SHOP.get()?;
     let refused = s.meshctl(["stat", "deploy", "-n", "shop", "--as", "somebody"])?.exits(2)?;
-    refused.complains("orbidden")?;
+    refused.complains("the right to get workloads/golden")?.complains("kubectl create rolebinding")?;
     s.kubectl(["-n", "shop", "create", "rolebinding", "look", "--clusterrole=view", "--user=somebody"])?.ok()?;
     s.meshctl(["stat", "deploy", "-n", "shop", "--as", "somebody"])?.ok()?.says("catalog")?;
     Ok(())

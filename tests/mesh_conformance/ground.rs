@@ -137,8 +137,13 @@ impl Ground {
 
     /// `curl ARGS` in the caller of a namespace.
     pub(super) fn curl(&self, namespace: &str, arguments: &[&str]) -> Result<Ran> {
-        let command = ["-n", namespace, "exec", "caller", "-c", "main", "--", "curl", "-sS", "--max-time", "5"];
-        self.sandbox.kubectl(command.iter().chain(arguments))
+        let command: Vec<&str> = ["curl", "-sS", "--max-time", "5"].iter().chain(arguments).copied().collect();
+        self.run(namespace, &command)
+    }
+
+    /// Runs a command in the caller of a namespace.
+    pub(super) fn run(&self, namespace: &str, command: &[&str]) -> Result<Ran> {
+        self.sandbox.kubectl(["-n", namespace, "exec", "caller", "-c", "main", "--"].iter().chain(command))
     }
 
     /// One request.
@@ -162,14 +167,10 @@ impl Ground {
         eventually(SOON, &format!("the right answer to {arguments:?}"), || judge(&self.ask(namespace, arguments)?))
     }
 
-    /// How many of some requests each workload answered. `{n}` in the address is each request's number.
-    pub(super) fn shares(&self, requests: u32, arguments: &[&str]) -> Result<BTreeMap<String, u32>> {
+    /// How many of some requests each workload answered.
+    pub(super) fn shares(&self, requests: u32) -> Result<BTreeMap<String, u32>> {
         let address = format!("http://echo/[1-{requests}]");
-        let mut all = vec!["-o", "/dev/null", "-w", "%header{x-workload}\\n"];
-        all.extend(arguments);
-        if !arguments.iter().any(|argument| argument.starts_with("http")) {
-            all.push(&address);
-        }
+        let all = ["-o", "/dev/null", "-w", "%header{x-workload}\\n", &address];
         let said = self.curl(NS, &all)?.ok()?.stdout;
         let mut shares = BTreeMap::new();
         for workload in said.lines().filter(|line| !line.is_empty()) {

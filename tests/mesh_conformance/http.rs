@@ -82,7 +82,7 @@ fn mesh_http_route_simple_same_namespace() -> Result<()> {
     ground.says(&route, "Accepted", "True", "Accepted")?;
     ground.says(&route, "ResolvedRefs", "True", "ResolvedRefs")?;
     ground.expect(&["http://echo/"], |answer| answer.is_from("echo-v1"))?;
-    let shares = ground.shares(30, &[])?;
+    let shares = ground.shares(30)?;
     ensure!(shares.keys().eq(["echo-v1"]), "{shares:?}");
     Ok(())
 }
@@ -98,7 +98,7 @@ fn mesh_http_route_weight() -> Result<()> {
     let backends = json!([weighted("echo-v1", 70), weighted("echo-v2", 30), weighted("echo", 0)]);
     ground.apply(&[echo_route("weight", json!([{"backendRefs": backends}]))])?;
     ground.expect(&["http://echo/"], |answer| answer.is_from("echo-v2"))?;
-    let shares = ground.shares(500, &[])?;
+    let shares = ground.shares(500)?;
     let first = f64::from(shares.get("echo-v1").copied().unwrap_or(0)) / 500.0;
     // Four standard deviations.
     ensure!((first - 0.7).abs() < 0.082, "{shares:?}");

@@ -28,6 +28,14 @@ pub(super) const CASES: &[(MeshError, Provoke)] = &[
     }),
     (MeshError::ConnectFailed, || plain(towards(Protocol::Detect, vec![endpoint(nobody()?, None)]))),
     (MeshError::ConnectTimeout, connect_timeout),
+    (MeshError::Timeout, || {
+        let mut config = routed(
+            r#"{"rules": [{"name": {"kind": "httproute", "name": "web"}, "timeouts": {"request": "200ms"}, "backends":
+                [{"service": {"namespace": "shop", "name": "web", "port": 80}, "weight": 1}]}], "http": [{"rule": 0}]}"#,
+        )?;
+        config.destinations[0].endpoints = vec![endpoint(deaf()?, None)];
+        plain(config)
+    }),
     (MeshError::TlsFailed, tls_failed),
     (MeshError::ResetBeforeResponse, || plain(towards(Protocol::Detect, vec![endpoint(app(b"")?, None)]))),
     (MeshError::DeadlineExceeded, deadline_exceeded),
@@ -45,7 +53,7 @@ pub(super) const CASES: &[(MeshError, Provoke)] = &[
 
 /// Codes that the table has and no proxy answers with so far.
 pub(super) const NOT_YET_MADE: &[MeshError] =
-    &[MeshError::Timeout, MeshError::CircuitOpen, MeshError::RateLimited, MeshError::FaultInjected];
+    &[MeshError::CircuitOpen, MeshError::RateLimited, MeshError::FaultInjected];
 
 const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 96, 0, 9)), 80);
 const GET: &str = "GET / HTTP/1.1\r\nhost: web\r\n\r\n";
@@ -79,6 +87,14 @@ fn nobody() -> Result<SocketAddr> {
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
     let address = socket.local_addr()?.as_socket().context("no address")?;
     std::mem::forget(socket);
+    Ok(address)
+}
+
+/// An application that is connected to and never reads.
+fn deaf() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let address = listener.local_addr()?;
+    std::mem::forget(listener);
     Ok(address)
 }
 

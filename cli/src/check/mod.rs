@@ -351,7 +351,8 @@ mod tests {
         let reports = run(&global, None, Set::Pre, &Chosen::default()).await;
         let permissions = reports.iter().find(|report| report.id == "permissions.install").unwrap();
         assert_eq!(permissions.status, Status::Failed);
-        assert!(permissions.seen.starts_with("you may not create namespaces, patch namespaces, "), "{permissions:?}");
+        assert!(permissions.seen.starts_with("you may not create customresourcedefinitions, "), "{permissions:?}");
+        assert!(permissions.seen.contains(", create namespaces, patch namespaces, "), "{permissions:?}");
     }
 
     #[test]
@@ -366,7 +367,7 @@ mod tests {
         check("proxy.ready", "", &["proxy.ready"]);
         check(
             "",
-            "api permissions install control webhook observe identity",
+            "api permissions install control webhook observe identity routes",
             &["proxy.ready", "proxy.connected", "proxy.sense", "proxy.version"],
         );
         let error = Chosen::read(&words("proxy.redy"), &[]).unwrap_err();

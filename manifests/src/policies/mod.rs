@@ -45,7 +45,31 @@ pub struct PolicyStatus {
 
 /// The definitions of all kinds, without metadata but their names.
 pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
-    KINDS.iter().map(|kind| serde_json::to_value((kind.definition)())).collect()
+    KINDS
+        .iter()
+        .map(|kind| {
+            let mut definition = serde_json::to_value((kind.definition)())?;
+            write_whole_numbers(&mut definition);
+            Ok(definition)
+        })
+        .collect()
+}
+
+/// The types hold bounds as floating point; API servers write whole ones without a fraction.
+pub(crate) fn write_whole_numbers(value: &mut Value) {
+    match value {
+        Value::Number(number) => {
+            // Bounds of ports and lengths are far below the limit of exact integers.
+            if let Some(float) =
+                number.as_f64().filter(|float| number.is_f64() && float.fract() == 0.0 && float.abs() < 1e15)
+            {
+                *number = (float as i64).into();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(write_whole_numbers),
+        Value::Object(map) => map.values_mut().for_each(write_whole_numbers),
+        _ => {}
+    }
 }
 
 #[cfg(test)]

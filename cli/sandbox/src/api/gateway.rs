@@ -36,6 +36,7 @@ fn definition(definition: &CustomResourceDefinition) -> anyhow::Result<Value> {
         "gateway.networking.k8s.io/channel": "experimental",
     });
     definition["spec"]["names"]["categories"] = json!(["gateway-api"]);
+    definition["spec"]["conversion"] = json!({"strategy": "None"});
     let plural = definition["spec"]["names"]["plural"].as_str().unwrap_or_default().to_owned();
     let Some(versions) = definition["spec"]["versions"].as_array_mut() else { return Ok(definition) };
     for (_, older) in OLDER.iter().filter(|(of, _)| *of == plural) {

@@ -55,7 +55,7 @@ fn an_error_points_at_the_place() {
     check("header=x y", 10, "= and a value");
     check("header=\"x y=1\"", 8, "name of a header");
     check("grpc-status=17", 12, "0 to 16");
-    check("error=none", 6, "no-endpoints connect-failed");
+    check("error=none", 6, "no-endpoints no-route no-backend connect-failed");
     check("slower-than=200", 12, "a duration");
     check("slower-than=1y", 12, "a duration");
     check("from=web", 5, "KIND/NAME");
