@@ -20,11 +20,11 @@ fuzz_target!(|bytes: &[u8]| {
         let Ok(message) = serde_json::from_slice::<ControlMessage>(line) else { continue };
         serde_json::to_vec(&message).expect("what was read can be written");
         match message {
-            ControlMessage::Update { address, destination, endpoints, .. } => {
+            ControlMessage::Update { address, destination, endpoints, backends, .. } => {
                 let target = state.target(address);
-                let before: Vec<_> = target.now().backends.iter().map(|b| b.endpoint.clone()).collect();
-                if state.update(address, destination, endpoints.as_ref()).is_err() {
-                    let after: Vec<_> = target.now().backends.iter().map(|b| b.endpoint.clone()).collect();
+                let before: Vec<_> = target.now().group.backends.iter().map(|b| b.endpoint.clone()).collect();
+                if state.update(address, destination, endpoints.as_ref(), &backends).is_err() {
+                    let after: Vec<_> = target.now().group.backends.iter().map(|b| b.endpoint.clone()).collect();
                     assert_eq!(before, after);
                 }
             }

@@ -6,11 +6,11 @@
 use libfuzzer_sys::fuzz_target;
 use mesh_api::SpiffeId;
 use mesh_proxy::limits;
-use mesh_proxy::route::{Routes, collapse};
+use mesh_proxy::learned::{Learned, collapse};
 use mesh_proxy::tls::port_in_server_name;
 
 fuzz_target!(|text: &str| {
-    let routes = Routes::default();
+    let routes = Learned::default();
     for path in text.split('\n') {
         let mut route = String::new();
         collapse(path, &mut route);
