@@ -8,7 +8,7 @@ use mesh_proxy::framing::{Framing, Stop};
 use mesh_proxy::head;
 
 fuzz_target!(|bytes: &[u8]| {
-    let _ = head::inspect(bytes);
+    let _ = head::inspect(bytes, 0);
     let _ = head::inspect_trailers(bytes);
     // The first byte says where the rest is cut.
     let Some((step, bytes)) = bytes.split_first() else { return };

@@ -175,7 +175,7 @@ async fn serve(seen: &Mutex<Seen>, request: Request<Incoming>) -> Response<Nothi
     let built = client::Builder::new().max_buf_size(limits::HTTP1_BUFFER).handshake(TokioIo::new(wire.clone())).await;
     let Ok((mut sender, connection)) = built else { return answer(StatusCode::BAD_GATEWAY) };
     let mut connection = pin!(connection);
-    let mut response = pin!(sender.send_request(request));
+    let mut response = pin!(sender.send_request(*request));
     std::future::poll_fn(|cx| {
         let _ = Future::poll(connection.as_mut(), cx);
         {
