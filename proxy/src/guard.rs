@@ -10,6 +10,7 @@
 use crate::framing::{Followed, Framing, Stop};
 use crate::head::Refusal;
 use crate::limits;
+use crate::linger::Linger;
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
@@ -22,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
 
 /// What the connection and the requests on it tell each other.
@@ -86,8 +87,8 @@ enum Closing {
     /// What is left of our own answer.
     Answering(Bytes),
     ShuttingDown,
-    /// Reading what the client still sends, at most so many bytes, until then.
-    Lingering(usize, Pin<Box<Sleep>>),
+    /// Reading what the client still sends.
+    Lingering(Linger),
     Closed,
 }
 
@@ -266,30 +267,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
                 Closing::ShuttingDown => {
                     ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
                     let tunnel = this.notes.passage.load(Ordering::Relaxed) == TUNNEL;
-                    this.closing = if !tunnel && this.is_unread() {
-                        let until = Instant::now() + limits::LINGER_TIME;
-                        Closing::Lingering(limits::LINGER_BYTES, Box::pin(tokio::time::sleep_until(until)))
-                    } else {
-                        Closing::Closed
-                    };
+                    this.closing =
+                        if !tunnel && this.is_unread() { Closing::Lingering(Linger::begin()) } else { Closing::Closed };
                 }
-                Closing::Lingering(left, until) => {
-                    let mut dropped = [0; 4096];
-                    let mut dropped = ReadBuf::new(&mut dropped);
-                    let over = match Pin::new(&mut this.io).poll_read(cx, &mut dropped) {
-                        Poll::Pending => {
-                            ready!(until.as_mut().poll(cx));
-                            true
-                        }
-                        Poll::Ready(Ok(())) => {
-                            *left = left.saturating_sub(dropped.filled().len());
-                            dropped.filled().is_empty() || *left == 0
-                        }
-                        Poll::Ready(Err(_)) => true,
-                    };
-                    if over {
-                        this.closing = Closing::Closed;
-                    }
+                Closing::Lingering(linger) => {
+                    ready!(linger.poll(&mut this.io, cx));
+                    this.closing = Closing::Closed;
                 }
                 Closing::Closed => return Poll::Ready(Ok(())),
             }

@@ -32,6 +32,7 @@ pub mod identity;
 pub mod inbound;
 pub mod learned;
 pub mod limits;
+pub mod linger;
 pub mod listen;
 pub mod memory;
 pub mod metrics;

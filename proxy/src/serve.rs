@@ -10,6 +10,7 @@ use crate::error::{Chain, Failure};
 use crate::guard::{Guard, Notes};
 use crate::learned::PROBE;
 use crate::limits;
+use crate::linger::Lingering;
 use crate::patience::Patience;
 use crate::proxy::Proxy;
 use crate::record::ConnectionRecord;
@@ -139,7 +140,7 @@ pub async fn http2(client: Arc<Client>, mut stream: Stream) {
         .max_send_buf_size(limits::HTTP2_SEND_BUFFER)
         .max_header_list_size(limits::HTTP2_HEADER_LIST)
         .enable_connect_protocol()
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Lingering::new(stream)), service);
     let mut connection = pin!(connection);
     let mut leaving = false;
     let result = loop {

@@ -14,6 +14,7 @@ use crate::body::Received;
 use crate::drain::Phase;
 use crate::error::{BoxError, Chain};
 use crate::limits;
+use crate::linger::Lingering;
 use crate::mux;
 use crate::request::{self, Client};
 use crate::stream::Stream;
@@ -154,7 +155,7 @@ async fn accept_all(client: &Arc<Client>, stream: Stream) -> Result<(), h2::Erro
         .initial_connection_window_size(limits::HTTP2_CONNECTION_WINDOW)
         .max_send_buffer_size(limits::HTTP2_SEND_BUFFER)
         .max_header_list_size(limits::HTTP2_HEADER_LIST)
-        .handshake(stream)
+        .handshake(Lingering::new(stream))
         .await?;
     let mut leaving = pin!(client.proxy.drain.reached(Phase::Leaving));
     let mut told = false;

@@ -6,8 +6,9 @@
 //! certificates are renewed every minute. Whatever a client sees beside the right answer is a failure, because it would
 //! not have seen it without the mesh. The memory of the two proxies that stay is sampled, and its slope stated.
 //!
-//! Options: `--minutes N` (default 5), `--rate N` operations a second in all (default 200), `--proxy PATH` (default:
-//! `mesh-proxy` in the folder of the build). Ends with 1 if anything failed.
+//! Options: `--minutes N` (default 5), `--rate N` operations a second in all (default 200), `--restart SECONDS` between
+//! restarts of the third proxy (default 120), `--proxy PATH` (default: `mesh-proxy` in the folder of the build). Ends
+//! with 1 if anything failed.
 
 #[path = "soak/app.rs"]
 mod app;
@@ -34,8 +35,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const RENEWAL: Duration = Duration::from_secs(60);
 /// How often the list of endpoints changes.
 const ENDPOINTS: Duration = Duration::from_secs(4);
-/// How often the proxy that comes and goes is ended.
-const RESTART: Duration = Duration::from_secs(120);
 /// How often memory is sampled.
 const SAMPLE: Duration = Duration::from_secs(10);
 
@@ -65,21 +64,24 @@ fn say(line: &str) {
 struct Options {
     minutes: f64,
     rate: f64,
+    /// How often the proxy that comes and goes is ended.
+    restart: Duration,
     proxy: PathBuf,
 }
 
 impl Options {
     fn read() -> Result<Self> {
         let beside = std::env::current_exe()?.ancestors().nth(2).context("no folder of the build")?.join("mesh-proxy");
-        let mut options = Self { minutes: 5.0, rate: 200.0, proxy: beside };
+        let mut options = Self { minutes: 5.0, rate: 200.0, restart: Duration::from_secs(120), proxy: beside };
         let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
         while let Some(name) = arguments.next() {
             let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
             match name.as_str() {
                 "--minutes" => options.minutes = value.parse()?,
                 "--rate" => options.rate = value.parse()?,
+                "--restart" => options.restart = Duration::from_secs_f64(value.parse()?),
                 "--proxy" => options.proxy = value.into(),
-                _ => bail!("there are --minutes, --rate and --proxy, not {name}"),
+                _ => bail!("there are --minutes, --rate, --restart and --proxy, not {name}"),
             }
         }
         ensure!(
@@ -118,7 +120,8 @@ async fn soak(options: &Options) -> Result<u64> {
 
     let mut dice = Dice::new(7);
     let mut samples = Vec::new();
-    let mut due = Due { renewal: begun + RENEWAL, endpoints: begun, restart: begun + RESTART / 2, sample: begun };
+    let mut due =
+        Due { renewal: begun + RENEWAL, endpoints: begun, restart: begun + options.restart / 2, sample: begun };
     let (mut renewals, mut changes, mut restarts) = (0, 0, 0);
     while Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -142,7 +145,7 @@ async fn soak(options: &Options) -> Result<u64> {
             }
         }
         if due.restart <= now {
-            due.restart = now + RESTART;
+            due.restart = now + options.restart;
             restarts += 1;
             comes_and_goes.restart(options).await?;
         }

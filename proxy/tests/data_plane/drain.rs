@@ -1,5 +1,6 @@
 //! The end of a proxy, and the requests that must survive it.
 
+use crate::frames::*;
 use crate::world::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,6 +53,39 @@ async fn no_request_is_lost() {
     assert!(start.elapsed() < Duration::from_secs(5), "nothing was left to wait for");
     let answered: usize = clients.join_all().await.into_iter().sum();
     assert_eq!(app.count(), answered + 2);
+}
+
+/// What a slow reader sends while it reads must not make the kernel throw away what it has not read yet.
+#[tokio::test]
+async fn a_slow_reader_gets_its_answer_to_the_end() {
+    let (_load, mut web, _app) = mesh().await;
+    let mut peer = Peer::connect_narrow(web.inbound).await;
+    peer.greet(&[(HEADER_TABLE_SIZE, 0), (INITIAL_WINDOW_SIZE, 1 << 20)]).await;
+    peer.send(&window_update(0, 1 << 20)).await;
+    peer.send(&post(1, "/echo")).await;
+    peer.until(|seen| seen.is(HEADERS, 1)).await;
+    web.shut_down();
+    let ping = peer.until(|seen| seen.is(PING, 0)).await;
+    peer.send(&frame(PING, ACK, 0, &ping.payload)).await;
+    let leaving = peer.until(|seen| seen.is(GOAWAY, 0)).await;
+    assert_eq!(leaving.payload[..4], 1u32.to_be_bytes(), "the stream that is open is the last one");
+    let piece = [b'x'; 15_000];
+    for n in 1..=16 {
+        peer.send(&frame(DATA, if n == 16 { END_STREAM } else { 0 }, 1, &piece)).await;
+    }
+    // The whole answer is on its way and the proxy has nothing left to do on this connection.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut got = 0;
+    let mut ended = false;
+    while let Some(seen) = peer.next().await {
+        peer.send(&window_update(0, 1)).await;
+        if seen.is(DATA, 1) {
+            got += seen.payload.len();
+            ended = seen.ends();
+        }
+    }
+    assert_eq!((got, ended), (16 * piece.len(), true));
+    web.ended().await;
 }
 
 #[tokio::test]

@@ -7,8 +7,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpSocket, TcpStream};
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -220,6 +220,15 @@ impl Peer {
     /// Connects, says nothing.
     pub async fn connect(address: SocketAddr) -> Self {
         let io = TcpStream::connect(address).await.unwrap();
+        io.set_nodelay(true).unwrap();
+        Self { io, read: BytesMut::new() }
+    }
+
+    /// Connects with so small a receive buffer that what comes waits on the other side until it is read.
+    pub async fn connect_narrow(address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let io = socket.connect(address).await.unwrap();
         io.set_nodelay(true).unwrap();
         Self { io, read: BytesMut::new() }
     }
