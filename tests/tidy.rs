@@ -12,6 +12,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("tidy::the_proxy_links_no_kubernetes", &[], the_proxy_links_no_kubernetes),
         test("tidy::files_say_why_they_exist", &[], files_say_why_they_exist),
         test("tidy::the_top_level_is_the_agreed_one", &[], the_top_level_is_the_agreed_one),
+        test("tidy::a_policy_field_touches_what_the_readme_says", &[], a_policy_field_touches_what_the_readme_says),
     ]
 }
 
@@ -78,23 +79,59 @@ fn the_proxy_links_no_kubernetes() -> Result<()> {
     Ok(())
 }
 
-fn files_say_why_they_exist() -> Result<()> {
+/// Every file of Rust in the tree, with its text.
+fn sources() -> Result<BTreeMap<PathBuf, String>> {
     let mut pending: Vec<PathBuf> =
         ["cli", "proxy", "control", "manifests", "tests"].iter().map(|d| root().join(d)).collect();
-    let mut seen = 0;
+    let mut found = BTreeMap::new();
     while let Some(folder) = pending.pop() {
         for entry in std::fs::read_dir(&folder)? {
             let path = entry?.path();
             if path.is_dir() {
-                pending.push(path);
+                // Crates outside of the workspace (fuzzing) are built in their own folders.
+                if path.file_name().is_none_or(|name| name != "target") {
+                    pending.push(path);
+                }
             } else if path.extension().is_some_and(|e| e == "rs") {
-                seen += 1;
                 let text = std::fs::read_to_string(&path)?;
-                ensure!(text.starts_with("//!"), "{} does not open with `//!`", path.display());
+                found.insert(path, text);
             }
         }
     }
-    ensure!(seen > 20, "only {seen} files found: is this still the right tree?");
+    ensure!(found.len() > 20, "only {} files found: is this still the right tree?", found.len());
+    Ok(found)
+}
+
+fn files_say_why_they_exist() -> Result<()> {
+    for (path, text) in sources()? {
+        ensure!(text.starts_with("//!"), "{} does not open with `//!`", path.display());
+    }
+    Ok(())
+}
+
+/// The README's section for contributors shows by an example which files a new field touches.
+fn a_policy_field_touches_what_the_readme_says() -> Result<()> {
+    // In two parts, so that this file does not count.
+    const FIELD: &str = concat!("grpc", "_methods");
+    let is_word = |text: &str| {
+        let part = |c: char| c.is_alphanumeric() || c == '_';
+        text.match_indices(FIELD)
+            .any(|(at, _)| !text[..at].ends_with(part) && !text[at + FIELD.len()..].starts_with(part))
+    };
+    let relative = |path: PathBuf| path.strip_prefix(root()).map(|path| path.display().to_string());
+    let mut touched = Vec::new();
+    for (path, text) in sources()? {
+        if is_word(&text) {
+            touched.push(relative(path)?);
+        }
+    }
+    touched.sort_unstable();
+    let readme = std::fs::read_to_string(root().join("README.md"))?;
+    let (_, section) = readme.split_once("\n## Contributing\n").context("the README has no section Contributing")?;
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let mut told: Vec<&str> = rows.map(|(path, _)| path).collect();
+    told.sort_unstable();
+    ensure!(touched == told, "{FIELD} stands in {touched:?}, the README says {told:?}");
     Ok(())
 }
 

@@ -15,6 +15,7 @@ pub mod policies;
 pub mod ports;
 pub mod quantity;
 pub mod rbac;
+pub mod reference;
 mod scalar;
 pub mod settings;
 pub mod sidecar;

@@ -33,23 +33,68 @@ pub const PROXY_OTLP_ENDPOINT: &str = "meshctl.dev/proxy-otlp-endpoint";
 /// Annotation: the share of requests without a trace that begin one.
 pub const PROXY_TRACE_RATIO: &str = "meshctl.dev/proxy-trace-ratio";
 
-/// Every annotation that a user may set on a pod, for messages and for finding misspelt ones.
-pub const ANNOTATIONS: [&str; 15] = [
-    names::INJECT,
-    names::SKIP_INBOUND_PORTS,
-    names::SKIP_OUTBOUND_PORTS,
-    names::OPAQUE_PORTS,
-    names::DEFAULT_ACCESS,
-    PROXY_LOG_LEVEL,
-    PROXY_CPU_REQUEST,
-    PROXY_CPU_LIMIT,
-    PROXY_MEMORY_REQUEST,
-    PROXY_MEMORY_LIMIT,
-    PROXY_IMAGE,
-    PROXY_DRAIN_TIMEOUT,
-    PROXY_ACCESS_LOG,
-    PROXY_OTLP_ENDPOINT,
-    PROXY_TRACE_RATIO,
+/// An annotation that users set: a row of the reference.
+#[derive(Clone, Copy, Debug)]
+pub struct Annotation {
+    /// Full name.
+    pub name: &'static str,
+    /// On which objects it counts.
+    pub on: &'static str,
+    /// What it may hold.
+    pub value: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+}
+
+const fn annotation(name: &'static str, on: &'static str, value: &'static str, meaning: &'static str) -> Annotation {
+    Annotation { name, on, value, meaning }
+}
+
+const PODS: &str = "pods, namespaces";
+const PORTS: &str = "ports and ranges: `22,8000-8080`";
+
+/// Every annotation that a user may set, for the reference, for messages and for finding misspelt ones.
+pub const ANNOTATIONS: &[Annotation] = &[
+    annotation(names::INJECT, PODS, "`enabled` or `disabled`", "Whether pods get a proxy. May be a label too"),
+    annotation(names::SKIP_INBOUND_PORTS, PODS, PORTS, "Ports of the application that its proxy leaves alone"),
+    annotation(names::SKIP_OUTBOUND_PORTS, PODS, PORTS, "Ports elsewhere that are called past the proxy"),
+    annotation(
+        names::OPAQUE_PORTS,
+        "pods, services, namespaces",
+        PORTS,
+        "Ports whose protocol is not looked into: the server speaks first, or it is none the mesh knows",
+    ),
+    annotation(
+        names::DEFAULT_ACCESS,
+        PODS,
+        "`all`, `authenticated`, `cluster`, `deny` or `audit`",
+        "Who may call where no AccessPolicy says anything",
+    ),
+    annotation(PROXY_LOG_LEVEL, PODS, "levels: `info`, `warn,mesh_proxy=debug`", "What the proxy logs of itself"),
+    annotation(PROXY_CPU_REQUEST, PODS, "a quantity: `100m`", "CPU requested for the proxy"),
+    annotation(PROXY_CPU_LIMIT, PODS, "a quantity: `1`", "Most CPU the proxy gets"),
+    annotation(PROXY_MEMORY_REQUEST, PODS, "a quantity: `20Mi`", "Memory requested for the proxy"),
+    annotation(PROXY_MEMORY_LIMIT, PODS, "a quantity: `250Mi`", "Most memory the proxy gets"),
+    annotation(PROXY_IMAGE, PODS, "an image: `registry.example.org/meshctl/proxy:0.1.0`", "Image of the proxy"),
+    annotation(
+        PROXY_DRAIN_TIMEOUT,
+        PODS,
+        "a duration: `30s`",
+        "How long a stopping proxy finishes what it has; ends a second before the pod's grace period",
+    ),
+    annotation(
+        PROXY_ACCESS_LOG,
+        PODS,
+        "`json`, `apache` or `off`",
+        "How the proxy logs requests on its standard output",
+    ),
+    annotation(
+        PROXY_OTLP_ENDPOINT,
+        PODS,
+        "`http://HOST:4318`",
+        "Where the proxy sends spans, by OTLP over HTTP with JSON",
+    ),
+    annotation(PROXY_TRACE_RATIO, PODS, "a number from 0 to 1", "Share of requests without a trace that begin one"),
 ];
 
 /// Annotations with the mesh's prefix that others than the user write, or that other parts read.
@@ -340,10 +385,12 @@ impl FromStr for LogFilter {
 /// mean nothing. (Not an error, because a later release may know them.)
 pub fn warnings(pod_metadata: &Value) -> Vec<String> {
     let annotations = pod_metadata["annotations"].as_object().into_iter().flatten();
+    let names = || ANNOTATIONS.iter().map(|annotation| annotation.name);
+    let known = |name: &str| names().any(|known| known == name);
     annotations
         .map(|(name, _)| name.as_str())
-        .filter(|n| n.starts_with(names::LABEL_PREFIX) && !ANNOTATIONS.contains(n) && !FOREIGN.contains(n))
-        .map(|name| match crate::nearest::nearest(name, ANNOTATIONS) {
+        .filter(|n| n.starts_with(names::LABEL_PREFIX) && !known(n) && !FOREIGN.contains(n))
+        .map(|name| match crate::nearest::nearest(name, names()) {
             Some(known) => format!("the annotation {name} is unknown and ignored; did you mean {known}?"),
             None => format!("the annotation {name} is unknown and ignored"),
         })
