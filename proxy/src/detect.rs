@@ -5,9 +5,9 @@
 //! [`server_name`] finds whom the application's own TLS is meant for, which is all that can be known of it.
 
 use crate::limits;
+use crate::tls::Alpn;
 use bytes::{Bytes, BytesMut};
 use mesh_api::Protocol;
-use mesh_api::names::{ALPN_H1, ALPN_H1_MUX, ALPN_H2, ALPN_TCP};
 use std::io;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -240,7 +240,7 @@ fn offers_mesh(mut data: Reader<'_>) -> Option<bool> {
     let mut names = Reader(data.vector16()?);
     let mut offers = false;
     while !names.0.is_empty() {
-        offers |= [ALPN_H1, ALPN_H1_MUX, ALPN_H2, ALPN_TCP].contains(&names.vector8()?);
+        offers |= Alpn::from_name(names.vector8()?).is_some();
     }
     Some(offers)
 }
@@ -328,8 +328,8 @@ mod tests {
     #[test]
     fn a_client_hello_tells_mesh_from_application_at_every_cut() {
         for (alpn, expect) in [
-            (&[ALPN_H1][..], Spoken::MeshTls),
-            (&[b"other".as_slice(), ALPN_TCP], Spoken::MeshTls),
+            (&[Alpn::Http1.name()][..], Spoken::MeshTls),
+            (&[b"other".as_slice(), Alpn::Tcp.name()], Spoken::MeshTls),
             (&[b"h2".as_slice(), b"http/1.1"], Spoken::Tls),
             (&[], Spoken::Tls),
         ] {
@@ -366,7 +366,7 @@ mod tests {
 
         #[test]
         fn never_panics_on_a_damaged_hello(at in 0usize..1500, with in any::<u8>()) {
-            let mut bytes = hello(&[ALPN_H2]);
+            let mut bytes = hello(&[Alpn::Http2.name()]);
             let at = at % bytes.len();
             bytes[at] = with;
             judge(&bytes);

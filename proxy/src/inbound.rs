@@ -8,7 +8,7 @@ use crate::proxy::Proxy;
 use crate::request::Client;
 use crate::serve::{self, Broken, passthrough_route, server_name};
 use crate::stream::{Rewound, Stream};
-use crate::streams;
+use crate::streams::{self, Form};
 use crate::tls::Alpn;
 use bytes::Bytes;
 use mesh_api::golden::{Direction, TlsStatus};
@@ -108,7 +108,8 @@ async fn mesh(proxy: Arc<Proxy>, tcp: TcpStream, ahead: Bytes, from: SocketAddr,
     let stream = Stream::Tls(Box::new(tls));
     match peer.alpn {
         Alpn::Http1 => Box::pin(serve::http1(client, stream)).await,
-        Alpn::Http1Mux => Box::pin(streams::serve(client, stream)).await,
+        Alpn::Http1Mux => Box::pin(streams::serve(client, stream, Form::Folded)).await,
+        Alpn::Http2Mux => Box::pin(streams::serve(client, stream, Form::Whole)).await,
         Alpn::Http2 => Box::pin(serve::http2(client, stream)).await,
         Alpn::Tcp => Box::pin(serve::opaque(&client, &client.target.now(), stream, None, Arc::default())).await,
     }

@@ -1,6 +1,6 @@
 //! Connections to one endpoint, kept for the next request: HTTP/1 ones idle in a stack (the most recently used goes
 //! first, so that the others can go cold and be closed), one HTTP/2 connection that all requests share, and to another
-//! proxy one that all exchanges of HTTP/1 share.
+//! proxy one that all exchanges of HTTP/1 share and one for those of HTTP/2.
 
 use crate::limits;
 use crate::streams::Carrier;
@@ -26,10 +26,43 @@ pub struct Pool {
     idle: Mutex<Vec<Idle>>,
     /// Held while a connection is being opened, so that requests that arrive together open only one.
     pub http2: tokio::sync::Mutex<Option<Shared>>,
-    carrier: Mutex<Option<(Carrier, Instant)>>,
-    /// Held while a carrier is being opened, for the same reason.
-    pub opening: tokio::sync::Mutex<()>,
+    /// To another proxy: exchanges of HTTP/1.
+    pub http1_streams: Way,
+    /// To another proxy: exchanges of HTTP/2.
+    pub http2_streams: Way,
     slots: Arc<Semaphore>,
+}
+
+/// The connection to another proxy whose streams are exchanges of one kind.
+#[derive(Debug, Default)]
+pub struct Way {
+    carrier: Mutex<Option<(Carrier, Instant)>>,
+    /// Held while it is being opened, so that requests that arrive together open only one.
+    pub opening: tokio::sync::Mutex<()>,
+}
+
+impl Way {
+    /// The connection, if there is one.
+    pub fn carrier(&self, now: Instant) -> Option<Carrier> {
+        let mut carrier = self.carrier.lock();
+        let (carrier, used) = carrier.as_mut().filter(|(carrier, _)| !carrier.is_closed())?;
+        *used = now;
+        Some(carrier.clone())
+    }
+
+    /// Shares a new connection.
+    pub fn set(&self, carrier: Carrier, now: Instant) {
+        *self.carrier.lock() = Some((carrier, now));
+    }
+
+    /// Lets go of that connection; streams that are under way on it finish.
+    pub fn retire(&self, id: Id) {
+        self.carrier.lock().take_if(|(carrier, _)| carrier.id() == id);
+    }
+
+    fn sweep(&self, cold: impl Fn(Instant) -> bool) {
+        self.carrier.lock().take_if(|(carrier, used)| cold(*used) || carrier.is_closed());
+    }
 }
 
 /// Whether the server of a connection takes extended CONNECT, which only the connection's task can see.
@@ -77,8 +110,8 @@ impl Default for Pool {
         Self {
             idle: Mutex::default(),
             http2: tokio::sync::Mutex::default(),
-            carrier: Mutex::default(),
-            opening: tokio::sync::Mutex::default(),
+            http1_streams: Way::default(),
+            http2_streams: Way::default(),
             slots: Arc::new(Semaphore::new(limits::POOL_CONNECTIONS)),
         }
     }
@@ -107,24 +140,6 @@ impl Pool {
         if idle.len() < limits::POOL_IDLE {
             idle.push(Idle { sender, since: now });
         }
-    }
-
-    /// The connection to the endpoint's proxy that exchanges share, if there is one.
-    pub fn carrier(&self, now: Instant) -> Option<Carrier> {
-        let mut carrier = self.carrier.lock();
-        let (carrier, used) = carrier.as_mut().filter(|(carrier, _)| !carrier.is_closed())?;
-        *used = now;
-        Some(carrier.clone())
-    }
-
-    /// Shares a new connection.
-    pub fn set_carrier(&self, carrier: Carrier, now: Instant) {
-        *self.carrier.lock() = Some((carrier, now));
-    }
-
-    /// Lets go of that connection; streams that are under way on it finish.
-    pub fn retire_carrier(&self, id: Id) {
-        self.carrier.lock().take_if(|(carrier, _)| carrier.id() == id);
     }
 
     /// True if the server of the HTTP/2 connection opened then has said that it takes extended CONNECT.
@@ -156,7 +171,8 @@ impl Pool {
     pub fn sweep(&self, now: Instant) {
         let cold = |since: Instant| now.saturating_duration_since(since) > limits::POOL_IDLE_TIMEOUT;
         self.idle.lock().retain(|idle| !cold(idle.since) && !idle.sender.is_closed());
-        self.carrier.lock().take_if(|(carrier, used)| cold(*used) || carrier.is_closed());
+        self.http1_streams.sweep(cold);
+        self.http2_streams.sweep(cold);
         if let Ok(mut shared) = self.http2.try_lock()
             && shared.as_ref().is_some_and(|s| cold(s.used) || s.sender.is_closed())
         {

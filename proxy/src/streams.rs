@@ -1,5 +1,5 @@
-//! Both ends of an HTTP/2 connection between two proxies whose streams are exchanges of HTTP/1 ([`crate::mux`]), without
-//! an HTTP client or server on top.
+//! Both ends of an HTTP/2 connection between two proxies, without an HTTP client or server on top: exchanges of HTTP/1
+//! are folded into its streams ([`crate::mux`]), those of HTTP/2 are its streams.
 //!
 //! A request is handed to the connection by the task that serves it, and its body is pumped there too: an exchange
 //! needs no task or channel of its own on the sending side, and one task on the receiving side.
@@ -141,14 +141,23 @@ async fn silence(pings: Option<PingPong>) {
     }
 }
 
+/// What the streams of a connection are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Exchanges of HTTP/1, folded.
+    Folded,
+    /// Exchanges of HTTP/2.
+    Whole,
+}
+
 /// The receiving end: serves what another proxy sends until it goes or the proxy ends.
-pub async fn serve(client: Arc<Client>, stream: Stream) {
-    if let Err(error) = accept_all(&client, stream).await {
+pub async fn serve(client: Arc<Client>, stream: Stream, form: Form) {
+    if let Err(error) = accept_all(&client, stream, form).await {
         tracing::debug!(error = %Chain(&error), "connection of a proxy ended");
     }
 }
 
-async fn accept_all(client: &Arc<Client>, stream: Stream) -> Result<(), h2::Error> {
+async fn accept_all(client: &Arc<Client>, stream: Stream, form: Form) -> Result<(), h2::Error> {
     let mut connection = h2::server::Builder::new()
         .max_concurrent_streams(limits::HTTP2_STREAMS)
         .initial_window_size(limits::HTTP2_STREAM_WINDOW)
@@ -170,17 +179,19 @@ async fn accept_all(client: &Arc<Client>, stream: Stream) -> Result<(), h2::Erro
             }
         };
         match accepted.transpose()? {
-            Some((request, respond)) => drop(tokio::spawn(answer(client.clone(), request, respond))),
+            Some((request, respond)) => drop(tokio::spawn(answer(client.clone(), request, respond, form))),
             None => return Ok(()),
         }
     }
 }
 
 /// Serves one exchange.
-async fn answer(client: Arc<Client>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+async fn answer(client: Arc<Client>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, form: Form) {
     let rest = content_length(request.headers());
     let mut request = request.map(|stream| Received::stream(stream, rest));
-    mux::unfold(&mut request);
+    if form == Form::Folded {
+        mux::unfold(&mut request);
+    }
     let response = {
         let mut serving = pin!(request::serve(client, request));
         let served = poll_fn(|cx| {

@@ -7,7 +7,7 @@
 use crate::stream::Rewound;
 use arc_swap::ArcSwapOption;
 use mesh_api::SpiffeId;
-use mesh_api::names::{ALPN_H1, ALPN_H1_MUX, ALPN_H2, ALPN_TCP};
+use mesh_api::names::{ALPN_H1, ALPN_H1_MUX, ALPN_H2, ALPN_H2_MUX, ALPN_TCP};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -33,15 +33,17 @@ pub enum Alpn {
     Http1,
     /// HTTP/1.1, many exchanges at a time, each a stream of HTTP/2 ([`crate::mux`]).
     Http1Mux,
-    /// HTTP/2.
+    /// HTTP/2, with CONNECT.
     Http2,
+    /// HTTP/2 but for CONNECT ([`crate::streams`]).
+    Http2Mux,
     /// Opaque TCP.
     Tcp,
 }
 
 impl Alpn {
     /// Everything we speak.
-    pub const ALL: [Alpn; 4] = [Alpn::Http1, Alpn::Http1Mux, Alpn::Http2, Alpn::Tcp];
+    pub const ALL: [Alpn; 5] = [Alpn::Http1, Alpn::Http1Mux, Alpn::Http2, Alpn::Http2Mux, Alpn::Tcp];
 
     /// The name on the wire.
     pub fn name(self) -> &'static [u8] {
@@ -49,11 +51,13 @@ impl Alpn {
             Alpn::Http1 => ALPN_H1,
             Alpn::Http1Mux => ALPN_H1_MUX,
             Alpn::Http2 => ALPN_H2,
+            Alpn::Http2Mux => ALPN_H2_MUX,
             Alpn::Tcp => ALPN_TCP,
         }
     }
 
-    fn from_name(name: &[u8]) -> Option<Self> {
+    /// What a name on the wire means; `None` if it is none of ours.
+    pub fn from_name(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|alpn| alpn.name() == name)
     }
 }

@@ -6,7 +6,7 @@ use crate::error::{BoxError, Chain, Failure};
 use crate::headers::{connection_options, has_outer_space};
 use crate::limits;
 use crate::mux;
-use crate::pool::{Http1, Http2, Shared, Tunnels};
+use crate::pool::{Http1, Http2, Shared, Tunnels, Way};
 use crate::proxy::Proxy;
 use crate::state::Backend;
 use crate::stream::{Rewound, Stream};
@@ -87,10 +87,15 @@ pub async fn send(
     request: Outgoing,
     limit: Duration,
 ) -> Result<(Response<Received>, Option<Lease>), Unanswered> {
+    let meshed = backend.endpoint.identity.is_some() && proxy.offers_identity();
     match request.version() {
+        // What the endpoint itself answers has been judged by its proxy.
+        Version::HTTP_2 if meshed && *request.method() != Method::CONNECT => {
+            send_stream(proxy, backend, request, limit, Alpn::Http2Mux).await.map(|response| (response, None))
+        }
         Version::HTTP_2 => send_http2(proxy, backend, request, limit).await.map(|response| (response, None)),
-        _ if backend.endpoint.identity.is_some() && proxy.offers_identity() && mux::carries(&request) => {
-            match send_stream(proxy, backend, mux::fold(request), limit).await {
+        _ if meshed && mux::carries(&request) => {
+            match send_stream(proxy, backend, mux::fold(request), limit, Alpn::Http1Mux).await {
                 Ok(mut response) => {
                     *response.version_mut() = Version::HTTP_11;
                     Ok((response, None))
@@ -176,20 +181,22 @@ async fn open_http1(proxy: &Proxy, backend: &Backend, limit: Duration) -> Result
     Ok(sender)
 }
 
-/// Has a folded request answered as a stream of the connection to the endpoint's proxy.
+/// Has a request of HTTP/2, or a folded one, answered as a stream of the connection to the endpoint's proxy.
 async fn send_stream(
     proxy: &Proxy,
     backend: &Arc<Backend>,
     mut request: Outgoing,
     limit: Duration,
+    alpn: Alpn,
 ) -> Result<Response<Received>, Unanswered> {
-    // HTTP/1 between proxies is sent again as it would be on a kept connection of its own.
+    let way = if alpn == Alpn::Http2Mux { &backend.pool.http2_streams } else { &backend.pool.http1_streams };
+    // A connection that was lost under a request is as one that closed before it: what may be sent twice, is.
     let repeatable = is_idempotent(request.method());
     let mut attempts = 0;
     loop {
-        let carrier = match backend.pool.carrier(Instant::now()) {
+        let carrier = match way.carrier(Instant::now()) {
             Some(carrier) => carrier,
-            None => match Box::pin(open_carrier(proxy, backend, limit)).await {
+            None => match Box::pin(open_carrier(proxy, backend, way, limit, alpn)).await {
                 Ok(carrier) => carrier,
                 Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
             },
@@ -206,7 +213,7 @@ async fn send_stream(
             }
         };
         if !error.is_reset() {
-            backend.pool.retire_carrier(id); // more than this stream is broken
+            way.retire(id); // more than this stream is broken
         }
         let code = if is_tls(&error) { MeshError::TlsFailed } else { MeshError::ResetBeforeResponse };
         let unseen = !sent || is_refused(&error);
@@ -222,16 +229,22 @@ async fn send_stream(
 }
 
 /// The connection that streams share; whoever comes first opens it, the others wait for that.
-async fn open_carrier(proxy: &Proxy, backend: &Backend, limit: Duration) -> Result<Carrier, Failure> {
+async fn open_carrier(
+    proxy: &Proxy,
+    backend: &Backend,
+    way: &Way,
+    limit: Duration,
+    alpn: Alpn,
+) -> Result<Carrier, Failure> {
     let opened = tokio::time::timeout(limits::CONNECT_TIMEOUT + limits::HANDSHAKE_TIMEOUT, async {
-        let _opening = backend.pool.opening.lock().await;
-        if let Some(carrier) = backend.pool.carrier(Instant::now()) {
+        let _opening = way.opening.lock().await;
+        if let Some(carrier) = way.carrier(Instant::now()) {
             return Ok(carrier);
         }
-        let stream = connect(proxy, backend, Alpn::Http1Mux, limit).await?;
+        let stream = connect(proxy, backend, alpn, limit).await?;
         let carrier = Carrier::open(stream).await;
         let carrier = carrier.map_err(|error| Failure::undelivered(MeshError::ConnectFailed, error))?;
-        backend.pool.set_carrier(carrier.clone(), Instant::now());
+        way.set(carrier.clone(), Instant::now());
         Ok(carrier)
     });
     opened.await.unwrap_or_else(|_| Err(too_late(backend)))

@@ -51,8 +51,10 @@ pub const REDIRECT_CONTAINER: &str = "mesh-redirect";
 pub const ALPN_H1: &[u8] = b"mesh-h1";
 /// ALPN between proxies: many HTTP/1.1 exchanges at once, as streams of HTTP/2.
 pub const ALPN_H1_MUX: &[u8] = b"mesh-h1-mux";
-/// ALPN between proxies: HTTP/2.
+/// ALPN between proxies: HTTP/2 with tunnels, as any server would speak it.
 pub const ALPN_H2: &[u8] = b"mesh-h2";
+/// ALPN between proxies: HTTP/2 without tunnels, whose streams need no HTTP server or client on top.
+pub const ALPN_H2_MUX: &[u8] = b"mesh-h2-mux";
 /// ALPN between proxies: opaque TCP.
 pub const ALPN_TCP: &[u8] = b"mesh-tcp";
 
