@@ -4,6 +4,7 @@
 use crate::world::route::RouteKind;
 use crate::world::route::read::GROUP;
 use kube::core::ApiResource;
+use mesh_manifests::policies;
 
 /// A kind defined by a CustomResourceDefinition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,12 @@ pub fn of_routes(kind: RouteKind) -> CustomKind {
         RouteKind::Tcp => ("tcproutes", &["v1", "v1alpha2"]),
     };
     CustomKind { group: GROUP, kind: kind.kind(), plural, versions }
+}
+
+/// A kind of policy of ours.
+pub fn of_policies(kind: &str) -> Option<CustomKind> {
+    let policies::PolicyKind { kind, plural, .. } = policies::KINDS.iter().find(|known| known.kind == kind)?;
+    Some(CustomKind { group: policies::GROUP, kind, plural, versions: &[policies::VERSION] })
 }
 
 impl CustomKind {

@@ -5,7 +5,8 @@
 //! turns it into answers (pure, with [`protocol`]), [`subscriptions`] knows who has to hear of a change. [`serve`] is
 //! the proxy API: certificates ([`certify`] checks, [`ca`] signs, [`issuer`] keeps the keys) and conversations
 //! ([`stream`], [`lines`]). [`webhook`] injects, [`webhook_cert`] keeps its certificate, [`lease`] decides who writes:
-//! [`status`] what is said of policies, [`route_status`] what became of routes ([`kinds`] finds them in the cluster).
+//! [`status`] what is said of policies and routes ([`kinds`] finds them in the cluster, [`rejections`] says what proxies
+//! could not use).
 //! [`observe`] is the aggregated API ([`requestheader`] says who asks), [`golden`] merges what proxies count. [`listen`]
 //! accepts connections ([`tls`]), [`admin`] and [`metrics`] tell how we are. Every bound is in [`limits`].
 //!
@@ -56,8 +57,8 @@ pub mod listen;
 pub mod metrics;
 pub mod observe;
 pub mod protocol;
+pub mod rejections;
 pub mod requestheader;
-pub mod route_status;
 pub mod run;
 pub mod serve;
 pub mod status;

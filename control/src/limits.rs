@@ -151,11 +151,11 @@ pub const WATCH_BACKOFF: Duration = Duration::from_millis(100);
 pub const WATCH_BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Pause before asking again for a kind that the cluster does not know.
 pub const WATCH_MISSING: Duration = Duration::from_secs(3);
-/// Pause after a change before the status of policies is looked at.
-pub const STATUS_PAUSE: Duration = Duration::from_millis(200);
-/// Interval at which the status of policies is looked at without a change.
+/// Pause between a change and the look at what is to be said of it.
+pub const STATUS_PAUSE: Duration = Duration::from_millis(100);
+/// Interval at which all statuses are looked at without a change.
 pub const STATUS_CHECK: Duration = Duration::from_secs(60);
-/// The same after a status that could not be written.
+/// The same after one could not be written.
 pub const STATUS_RETRY: Duration = Duration::from_secs(2);
 /// One call to the API.
 pub const API_TIMEOUT: Duration = Duration::from_secs(5);
@@ -163,15 +163,9 @@ pub const API_TIMEOUT: Duration = Duration::from_secs(5);
 pub const REVIEW_BYTES: usize = 8 * 1024 * 1024;
 /// Events being written at once; further ones are dropped with a log line.
 pub const EVENTS_AT_ONCE: usize = 32;
-/// Interval at which the status of all routes is looked at without a change.
-pub const ROUTE_STATUS_CHECK: Duration = Duration::from_secs(60);
-/// The same after one could not be written.
-pub const ROUTE_STATUS_RETRY: Duration = Duration::from_secs(2);
-/// Pause between a change and the look at what it means for routes.
-pub const ROUTE_STATUS_PAUSE: Duration = Duration::from_millis(100);
 /// Length of a condition's message; the API takes 32768.
 pub const STATUS_MESSAGE_BYTES: usize = 2048;
-/// Services of which it is remembered that a proxy could not use their routes.
+/// Remembered cases of a proxy that could not use something.
 pub const REJECTIONS: usize = 1024;
 /// Validity of the lease without renewal.
 pub const LEASE: Duration = Duration::from_secs(15);

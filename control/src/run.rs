@@ -10,7 +10,6 @@ use crate::limits;
 use crate::listen::{self, Port};
 use crate::metrics::Metrics;
 use crate::observe::{Observe, Observers};
-use crate::route_status;
 use crate::serve;
 use crate::status;
 use crate::stream::Streams;
@@ -85,7 +84,6 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
             webhook_tls.follow_observers(),
             keeper.keep(leads.subscribe()),
             status::keep(client.clone(), subscriptions.clone(), leads.subscribe()),
-            route_status::keep(client.clone(), subscriptions.clone(), leads.subscribe()),
         );
     };
     // These end, in their own time, after `stop`.

@@ -1,46 +1,127 @@
-//! What users are told of their policies, in the status of the objects: whether each is in force, and why not. The
-//! holder of the lease writes it, by server-side apply, and only what differs from what stands there.
+//! What users are told of what they wrote, in the status of the objects: whether it is in force, and why not.
+//!
+//! One loop writes for every kind; the holder of the lease runs it. Each kind has a function in [`SAYERS`] that says
+//! purely what should stand there; only what differs is written, by server-side apply.
 
-use crate::compile;
+mod policy;
+pub mod route;
+
+use crate::kinds::CustomKind;
 use crate::limits;
+use crate::rejections::Rejections;
 use crate::subscriptions::Subscriptions;
 use crate::world::World;
 use crate::world::view::Name;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DynamicObject, Patch, PatchParams};
+use kube::core::ApiResource;
 use mesh_api::names::CONTROL_NAME;
-use mesh_manifests::policies::{AccessPolicy, GROUP, VERSION};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
-/// Type of the condition that says whether an object is in force.
-const ACCEPTED: &str = "Accepted";
+/// Everybody who has something to say: one function a kind.
+const SAYERS: &[fn(&Seen<'_>) -> Vec<Due>] = &[policy::access, route::due];
 
-/// Something to be said of an object.
-#[derive(Clone, Debug, PartialEq)]
-struct Due {
-    name: Name,
-    conditions: Vec<Condition>,
+/// What there is to judge by.
+pub struct Seen<'a> {
+    /// The cluster.
+    pub world: &'a World,
+    /// What proxies could not use.
+    pub rejections: &'a Rejections,
+    /// The time of whatever changes now.
+    pub now: Timestamp,
 }
 
-/// Keeps the status of all policies current while we hold the lease, for ever.
+/// A status that says something else than it should.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Due {
+    /// Kind of the object.
+    pub kind: CustomKind,
+    /// The object.
+    pub name: Name,
+    /// The version of the object that this was decided for, if it must not be written over another one.
+    pub version: Option<String>,
+    /// Our part of the status.
+    pub status: Value,
+}
+
+/// A condition without its times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// `Accepted`, `PartiallyInvalid`, `ResolvedRefs` or `Programmed`.
+    pub kind: &'static str,
+    /// True or false.
+    pub holds: bool,
+    /// The reason.
+    pub reason: &'static str,
+    /// What a user reads.
+    pub message: String,
+}
+
+impl Said {
+    /// `Programmed`, if some proxies cannot use what the object comes to.
+    pub fn rejected(why: String) -> Self {
+        Self { kind: "Programmed", holds: false, reason: "Invalid", message: short([why.as_str()].into_iter()) }
+    }
+
+    /// The condition about one version of an object. It keeps its time while its status stays.
+    pub fn condition(&self, generation: i64, before: &[Condition], now: Timestamp) -> Condition {
+        let status = if self.holds { "True" } else { "False" };
+        let before = before.iter().find(|old| old.type_ == self.kind && old.status == status);
+        Condition {
+            last_transition_time: before.map_or(Time(now), |old| old.last_transition_time.clone()),
+            message: self.message.clone(),
+            observed_generation: Some(generation),
+            reason: self.reason.to_owned(),
+            status: status.to_owned(),
+            type_: self.kind.to_owned(),
+        }
+    }
+}
+
+/// Messages in one, as long as a condition may hold.
+fn short<'a>(messages: impl Iterator<Item = &'a str>) -> String {
+    let mut text = messages.collect::<Vec<_>>().join("; ");
+    if text.len() > limits::STATUS_MESSAGE_BYTES {
+        let end = (0..=limits::STATUS_MESSAGE_BYTES).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// Every status that has to be written.
+pub fn due(seen: &Seen<'_>) -> Vec<Due> {
+    SAYERS.iter().flat_map(|say| say(seen)).collect()
+}
+
+/// Keeps all statuses current while we hold the lease, for ever.
 pub async fn keep(client: kube::Client, subscriptions: Arc<Subscriptions>, mut leads: watch::Receiver<bool>) {
-    // Both senders live as long as the process, so waiting cannot fail.
+    let mut changes = subscriptions.changes();
+    // The senders live as long as the process, so waiting cannot fail.
     loop {
         let _ = leads.wait_for(|mine| *mine).await;
         subscriptions.synced().await;
+        changes.mark_unchanged();
+        let rejections = subscriptions.rejections();
+        let due = subscriptions.read(|world| due(&Seen { world, rejections, now: Timestamp::now() }));
+        let mut writer = Writer { client: &client, served: Vec::new() };
         let mut wait = limits::STATUS_CHECK;
-        for Due { name, conditions } in subscriptions.read(|world| due(world, Timestamp::now())) {
-            if let Err(error) = write(&client, &name, &conditions).await {
-                tracing::warn!(policy = %name, %error, "cannot write the status of an AccessPolicy; trying again");
+        for due in due {
+            if !*leads.borrow() {
+                break;
+            }
+            if let Err(why) = writer.write(&due).await {
+                tracing::warn!(kind = due.kind.kind, object = %due.name, why, "cannot write the status; trying again");
                 wait = limits::STATUS_RETRY;
             }
         }
         tokio::select! {
-            () = subscriptions.changed() => {}
+            _ = changes.changed() => {}
             () = tokio::time::sleep(wait) => {}
             _ = leads.changed() => {}
         }
@@ -49,73 +130,42 @@ pub async fn keep(client: kube::Client, subscriptions: Arc<Subscriptions>, mut l
     }
 }
 
-async fn write(client: &kube::Client, name: &Name, conditions: &[Condition]) -> kube::Result<()> {
-    let api: Api<AccessPolicy> = Api::namespaced(client.clone(), &name.namespace);
-    let status = json!({
-        "apiVersion": format!("{GROUP}/{VERSION}"),
-        "kind": "AccessPolicy",
-        "metadata": { "name": name.name },
-        "status": { "conditions": conditions },
-    });
-    let written = api.patch_status(&name.name, &PatchParams::apply(CONTROL_NAME).force(), &Patch::Apply(status)).await;
-    match written {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()), // gone meanwhile
-        written => written.map(drop),
+/// Writes statuses; remembers how the cluster serves their kinds.
+struct Writer<'a> {
+    client: &'a kube::Client,
+    served: Vec<(CustomKind, Option<ApiResource>)>,
+}
+
+impl Writer<'_> {
+    async fn write(&mut self, due: &Due) -> Result<(), String> {
+        let written = timeout(limits::API_TIMEOUT, self.apply(due)).await;
+        match written {
+            Err(_) => Err(format!("no answer within {:?}", limits::API_TIMEOUT)),
+            // Gone, or changed meanwhile: then it is looked at again.
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Ok(()),
+            Ok(written) => written.map_err(|error| error.to_string()),
+        }
     }
-}
 
-/// Every policy whose status says something else than it should.
-fn due(world: &World, now: Timestamp) -> Vec<Due> {
-    let said = world.access_policies().filter_map(|(name, view)| {
-        let fault = compile::access::fault(world, name, &view.spec);
-        let condition = accepted(view.generation, fault, &view.conditions, now);
-        let same = view.conditions.contains(&condition);
-        (!same).then(|| Due { name: name.clone(), conditions: vec![condition] })
-    });
-    let mut said: Vec<Due> = said.collect();
-    said.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    said
-}
-
-/// The condition `Accepted` of one version of an object; `fault` is the reason and message if it is not in force.
-fn accepted(generation: i64, fault: Option<(&'static str, String)>, before: &[Condition], now: Timestamp) -> Condition {
-    let status = if fault.is_some() { "False" } else { "True" };
-    let (reason, message) = fault.unwrap_or((ACCEPTED, "the policy is in force".to_owned()));
-    let before = before.iter().find(|condition| condition.type_ == ACCEPTED && condition.status == status);
-    Condition {
-        last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
-        message,
-        observed_generation: Some(generation),
-        reason: reason.to_owned(),
-        status: status.to_owned(),
-        type_: ACCEPTED.to_owned(),
+    async fn apply(&mut self, Due { kind, name, version, status }: &Due) -> kube::Result<()> {
+        let Some(resource) = self.find(*kind).await? else { return Ok(()) };
+        let ApiResource { api_version, kind, .. } = &resource;
+        let mut metadata = json!({ "name": name.name });
+        if let Some(version) = version {
+            metadata["resourceVersion"] = json!(version);
+        }
+        let object = json!({ "apiVersion": api_version, "kind": kind, "metadata": metadata, "status": status });
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &name.namespace, &resource);
+        let params = PatchParams::apply(CONTROL_NAME).force();
+        api.patch_status(&name.name, &params, &Patch::Apply(object)).await.map(drop)
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::world::access_policy::AccessPolicyView;
-
-    #[test]
-    fn only_what_differs_is_written_and_the_time_is_that_of_the_change() {
-        let mut world = World::default();
-        let name = Name::new("shop", "a");
-        let spec =
-            serde_json::from_value(json!({"target": {"kind": "Service", "name": "web"}, "rules": [{}]})).unwrap();
-        let policy = AccessPolicyView { spec, generation: 2, conditions: Vec::new() };
-        world.apply(name.clone(), policy.clone());
-        let at = |second| Timestamp::from_second(second).unwrap();
-        let first = due(&world, at(100)).remove(0).conditions;
-        assert_eq!((first[0].status.as_str(), first[0].reason.as_str()), ("False", "TargetNotFound"));
-        assert!(first[0].message.contains("no Service web in namespace shop"), "{}", first[0].message);
-        world.apply(name.clone(), AccessPolicyView { conditions: first.clone(), ..policy.clone() });
-        assert_eq!(due(&world, at(200)), []);
-        world.apply(name.clone(), AccessPolicyView { conditions: first, generation: 3, ..policy.clone() });
-        let next = due(&world, at(300)).remove(0).conditions;
-        assert_eq!((next[0].observed_generation, &next[0].last_transition_time), (Some(3), &Time(at(100))));
-        world.put_service(json!({"metadata": {"namespace": "shop", "name": "web"}}));
-        let mended = due(&world, at(400)).remove(0).conditions;
-        assert_eq!((mended[0].status.as_str(), &mended[0].last_transition_time), ("True", &Time(at(400))));
+    async fn find(&mut self, kind: CustomKind) -> kube::Result<Option<ApiResource>> {
+        if let Some((_, found)) = self.served.iter().find(|(known, _)| *known == kind) {
+            return Ok(found.clone());
+        }
+        let found = kind.find(self.client).await?;
+        self.served.push((kind, found.clone()));
+        Ok(found)
     }
 }

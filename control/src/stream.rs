@@ -10,6 +10,7 @@ use crate::lines::Lines;
 use crate::listen::{self, Body, Peer};
 use crate::metrics::Metrics;
 use crate::observe::unix_ms;
+use crate::rejections::Subject;
 use crate::subscriptions::{Follower, Subscriptions};
 use crate::tap::{self, Taps};
 use crate::tls;
@@ -21,7 +22,7 @@ use hyper::body::{Frame, Incoming};
 use mesh_api::wire::{ControlMessage, ProxyMessage};
 use mesh_api::{BackendChange, Endpoint, EndpointsChange, InboundPolicy, ServiceRef, SpiffeId, WorkloadRef};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -147,15 +148,18 @@ impl Streams {
                 }
                 Ok(ProxyMessage::Ack { version }) => {
                     tracing::trace!(%pod, version, "in use");
-                    if let Some(service) = sent.answered(version) {
-                        self.subscriptions.accept(&service, pod);
+                    if let Some(subject) = sent.accepted(version) {
+                        self.subscriptions.accept(&subject, pod);
                     }
                 }
                 Ok(ProxyMessage::Reject { version, reason }) => {
                     self.metrics.rejects.inc();
                     tracing::warn!(%pod, version, reason, "the proxy cannot use an update");
-                    if let Some(service) = sent.answered(version) {
-                        self.subscriptions.reject(service, pod, reason);
+                    let Some(Pending { subject, address, .. }) = sent.rejected(version) else { continue };
+                    self.subscriptions.reject(subject, pod, reason);
+                    // What was told on top of it makes no sense without it.
+                    if let Some(address) = address.filter(|address| sent.awaits(*address)) {
+                        follower.todo.add(|due| _ = due.addresses.insert(address));
                     }
                 }
                 Ok(ProxyMessage::Tap { id, mut events, left_out }) => {
@@ -219,25 +223,58 @@ async fn hello(lines: &mut Lines<Incoming>) -> Result<Hello, String> {
     }
 }
 
-/// Versions that a proxy has not answered yet, with the services whose routes are in them.
+/// What a proxy has not answered yet, and what it has to be told anew.
 #[derive(Default)]
-struct Sent(Mutex<BTreeMap<u64, Name>>);
+struct Sent {
+    pending: Mutex<BTreeMap<u64, Pending>>,
+    /// Addresses of which the proxy did not take the last version, with the backends that it may still have.
+    spoiled: Mutex<HashMap<SocketAddr, BTreeSet<ServiceRef>>>,
+}
+
+/// A version that is on its way.
+struct Pending {
+    subject: Subject,
+    /// The address it is about.
+    address: Option<SocketAddr>,
+    /// What the proxy had before.
+    before: Option<Arc<Compiled>>,
+}
 
 impl Sent {
-    fn add(&self, version: u64, compiled: &Compiled) {
+    fn add(&self, version: u64, address: SocketAddr, compiled: &Compiled, before: Option<Arc<Compiled>>) {
         let mesh_api::Destination { service, .. } = &compiled.destination;
         let Some(service) = service else { return };
-        let mut sent = self.0.lock();
-        sent.insert(version, Name::new(&service.namespace, &service.name));
+        let subject = Subject::Service(Name::new(&service.namespace, &service.name), address);
+        self.expect(version, Pending { subject, address: Some(address), before });
+    }
+
+    fn expect(&self, version: u64, sent: Pending) {
+        let mut pending = self.pending.lock();
+        pending.insert(version, sent);
         // One that answers nothing must not cost memory.
-        if sent.len() > limits::SUBSCRIPTIONS {
-            sent.pop_first();
+        if pending.len() > limits::SUBSCRIPTIONS {
+            pending.pop_first();
         }
     }
 
-    /// The service that a version was about, once.
-    fn answered(&self, version: u64) -> Option<Name> {
-        self.0.lock().remove(&version)
+    /// What a version was about that the proxy uses, once.
+    fn accepted(&self, version: u64) -> Option<Subject> {
+        Some(self.pending.lock().remove(&version)?.subject)
+    }
+
+    /// What a version was about that the proxy cannot use, once.
+    fn rejected(&self, version: u64) -> Option<Pending> {
+        let pending = self.pending.lock().remove(&version)?;
+        if let Some(address) = pending.address {
+            let had = pending.before.iter().flat_map(|before| before.backends.keys().cloned());
+            self.spoiled.lock().entry(address).or_default().extend(had);
+        }
+        Some(pending)
+    }
+
+    /// True if more about an address is on its way.
+    fn awaits(&self, address: SocketAddr) -> bool {
+        self.pending.lock().values().any(|pending| pending.address == Some(address))
     }
 }
 
@@ -268,22 +305,31 @@ impl Told {
             let policy = subscriptions.inbound(follower.pod());
             if self.inbound.as_ref() != Some(&policy) {
                 self.inbound = Some(policy.clone());
-                messages.push(ControlMessage::Inbound { version: self.next_version(), policy });
+                let version = self.next_version();
+                sent.expect(version, Pending { subject: Subject::Inbound, address: None, before: None });
+                messages.push(ControlMessage::Inbound { version, policy });
             }
         }
         for address in follower.meant(&due.addresses) {
             let new = subscriptions.destination(address, &follower.pod().namespace);
+            let told = self.destinations.remove(&address);
+            let spoiled = sent.spoiled.lock().remove(&address);
             // Named with its port, it was subscribed to just now: the proxy knows nothing of it.
-            let before = self.destinations.remove(&address).filter(|_| !due.addresses.contains(&address));
-            if let Some(Difference { destination, endpoints, backends }) = Difference::between(before.as_deref(), &new)
-            {
+            let before = told.clone().filter(|_| spoiled.is_none() && !due.addresses.contains(&address));
+            if let Some(mut difference) = Difference::between(before.as_deref(), &new) {
+                if let Some(mut has) = spoiled {
+                    has.extend(told.iter().flat_map(|told| told.backends.keys().cloned()));
+                    difference.backends.extend(has.iter().filter(|has| !new.backends.contains_key(has)).map(gone));
+                }
+                let Difference { destination, endpoints, backends } = difference;
                 let version = self.next_version();
-                sent.add(version, &new);
+                sent.add(version, address, &new, told);
                 messages.push(ControlMessage::Update { address, version, destination, endpoints, backends });
             }
             self.destinations.insert(address, new);
         }
         self.destinations.retain(|address, _| follower.follows(*address));
+        sent.spoiled.lock().retain(|address, _| follower.follows(*address));
     }
 
     fn next_version(&mut self) -> u64 {
@@ -328,16 +374,13 @@ fn endpoints_change(before: &[Endpoint], new: &[Endpoint]) -> Option<EndpointsCh
     (before != new).then(|| EndpointsChange::between(before, new))
 }
 
+fn gone(service: &ServiceRef) -> BackendChange {
+    BackendChange { service: service.clone(), gone: true, protocol: None, policy: None, endpoints: None }
+}
+
 fn backend_changes(before: &BTreeMap<ServiceRef, Backend>, new: &BTreeMap<ServiceRef, Backend>) -> Vec<BackendChange> {
-    let same = |service: &ServiceRef| BackendChange {
-        service: service.clone(),
-        gone: false,
-        protocol: None,
-        policy: None,
-        endpoints: None,
-    };
-    let gone = before.keys().filter(|service| !new.contains_key(service));
-    let gone = gone.map(|service| BackendChange { gone: true, ..same(service) });
+    let same = |service: &ServiceRef| BackendChange { gone: false, ..gone(service) };
+    let gone = before.keys().filter(|service| !new.contains_key(service)).map(gone);
     let changed = new.iter().filter_map(|(service, new)| {
         let Some(before) = before.get(service) else {
             let (protocol, endpoints) = (Some(new.protocol), Some(whole(&new.endpoints)));

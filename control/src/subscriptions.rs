@@ -6,6 +6,7 @@
 
 use crate::compile::{self, Compiled};
 use crate::limits;
+use crate::rejections::{Rejections, Subject};
 use crate::world::view::Name;
 use crate::world::{Kept, Touched, World};
 use mesh_api::InboundPolicy;
@@ -26,10 +27,8 @@ pub struct Subscriptions {
     followers: Mutex<Followers>,
     compiled: Mutex<HashMap<Question, Arc<Compiled>>>,
     synced: watch::Sender<bool>,
-    changed: Notify,
     changes: watch::Sender<()>,
-    /// Why a pod's proxy could not use what a service came to, until it can.
-    rejections: Mutex<BTreeMap<Name, (Name, String)>>,
+    rejections: Rejections,
 }
 
 /// An address, and the namespace of the one who asks where that makes a difference.
@@ -98,9 +97,8 @@ impl Subscriptions {
             followers: Mutex::default(),
             compiled: Mutex::default(),
             synced: watch::Sender::new(false),
-            changed: Notify::new(),
             changes: watch::Sender::new(()),
-            rejections: Mutex::default(),
+            rejections: Rejections::default(),
         })
     }
 
@@ -145,11 +143,6 @@ impl Subscriptions {
         let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
     }
 
-    /// Waits until something has changed since it was last asked; for one who asks.
-    pub async fn changed(&self) {
-        self.changed.notified().await;
-    }
-
     fn change(&self, change: impl FnOnce(&mut World) -> Touched) {
         let touched = {
             let mut world = self.world.write();
@@ -159,7 +152,6 @@ impl Subscriptions {
             }
             touched
         };
-        self.changed.notify_one();
         self.changes.send_replace(());
         if !touched.is_empty() {
             self.followers.lock().tell(&touched);
@@ -171,31 +163,23 @@ impl Subscriptions {
         self.changes.subscribe()
     }
 
-    /// A pod's proxy could not use what a service came to, for a reason.
-    pub fn reject(&self, service: Name, pod: &Name, reason: String) {
-        let mut rejections = self.rejections.lock();
-        if rejections.len() < limits::REJECTIONS || rejections.contains_key(&service) {
-            rejections.insert(service, (pod.clone(), reason));
-        }
-        drop(rejections);
-        self.changes.send_replace(());
+    /// What proxies could not use.
+    pub fn rejections(&self) -> &Rejections {
+        &self.rejections
     }
 
-    /// A pod's proxy uses what a service comes to.
-    pub fn accept(&self, service: &Name, pod: &Name) {
-        let mut rejections = self.rejections.lock();
-        if rejections.get(service).is_some_and(|(by, _)| by == pod) {
-            rejections.remove(service);
-            drop(rejections);
+    /// A pod's proxy could not use something, for a reason.
+    pub fn reject(&self, subject: Subject, pod: &Name, reason: String) {
+        if self.rejections.add(subject, pod, reason) {
             self.changes.send_replace(());
         }
     }
 
-    /// Why proxies do not use what a service comes to.
-    pub fn rejected(&self, service: &Name) -> Option<String> {
-        let rejections = self.rejections.lock();
-        let (pod, reason) = rejections.get(service)?;
-        Some(format!("the proxy of {pod} cannot use it and goes on with what it had: {reason}"))
+    /// A pod's proxy uses something.
+    pub fn accept(&self, subject: &Subject, pod: &Name) {
+        if self.rejections.remove(subject, pod) {
+            self.changes.send_replace(());
+        }
     }
 
     /// The answer about an address to a pod of a namespace.
@@ -278,6 +262,10 @@ impl Follower {
         if addresses.remove(&address) && !addresses.iter().any(|other| other.ip() == address.ip()) {
             self.subscriptions.followers.lock().forget_ip(address.ip(), self.id);
         }
+        drop(addresses);
+        if self.subscriptions.rejections.unfollow(address, &self.pod) {
+            self.subscriptions.changes.send_replace(());
+        }
     }
 
     /// True if the proxy follows this address.
@@ -321,6 +309,9 @@ impl Drop for Follower {
             ids.remove(&self.id);
             if ids.is_empty() {
                 followers.by_pod.remove(&self.pod);
+                if self.subscriptions.rejections.forget(&self.pod) {
+                    self.subscriptions.changes.send_replace(());
+                }
             }
         }
     }

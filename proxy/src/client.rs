@@ -163,9 +163,11 @@ async fn converse(proxy: &Arc<Proxy>, mut outgoing: Outgoing, mut lines: Lines) 
         tokio::select! {
             line = timeout(limits::CONTROL_SILENCE, lines.next()) => {
                 let Some(line) = line.context("control has fallen silent")?? else { return Ok(()) };
-                let message = serde_json::from_slice(&line)
-                    .with_context(|| format!("control sent what is no message: {}", excerpt(&line)))?;
-                for reply in apply(proxy, message, &observer) {
+                let replies = match serde_json::from_slice(&line) {
+                    Ok(message) => apply(proxy, message, &observer),
+                    Err(error) => vec![unreadable(&line, &error)?],
+                };
+                for reply in replies {
                     outgoing.send(&reply).await?;
                 }
             }
@@ -223,6 +225,21 @@ pub async fn part(proxy: &Proxy) {
     }
 }
 
+/// What to answer to a line that cannot be read: a version with a word that only later releases know is refused, and
+/// what was there stays in use. An error: it is no such thing.
+fn unreadable(line: &[u8], error: &serde_json::Error) -> anyhow::Result<ProxyMessage> {
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        version: u64,
+    }
+    let Ok(Versioned { version }) = serde_json::from_slice(line) else {
+        bail!("control sent what is no message ({error}): {}", excerpt(line));
+    };
+    tracing::warn!(version, %error, "cannot read an update; what was there stays in use");
+    let release = env!("CARGO_PKG_VERSION");
+    Ok(ProxyMessage::Reject { version, reason: format!("a proxy of release {release} cannot read it: {error}") })
+}
+
 /// Does what control says; returns what to answer.
 fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFrame>) -> Vec<ProxyMessage> {
     let reply = match message {
@@ -235,10 +252,13 @@ fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFr
                 }
             })
         }
-        ControlMessage::Inbound { version, policy } => {
-            proxy.state.set_inbound(policy);
-            Some(ProxyMessage::Ack { version })
-        }
+        ControlMessage::Inbound { version, policy } => Some(match proxy.state.set_inbound(policy) {
+            Ok(()) => ProxyMessage::Ack { version },
+            Err(reason) => {
+                tracing::warn!(version, %reason, "cannot use what is said of arriving traffic; what was said stays");
+                ProxyMessage::Reject { version, reason }
+            }
+        }),
         ControlMessage::Observe { backfill_s, since_ms, until_ms } => {
             *proxy.observer.lock() = Some(observer.clone());
             let (past, later) = proxy.golden.backfill(backfill_s, since_ms, until_ms);
@@ -397,5 +417,24 @@ impl Backoff {
         }
         tokio::time::sleep(self.random.jitter(self.pause).min(limits::BACKOFF_MAX)).await;
         self.pause = (self.pause * 2).min(limits::BACKOFF_MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_of_a_later_release_is_refused_and_nonsense_ends_the_stream() {
+        let read = |text: &str| {
+            let error = serde_json::from_str::<ControlMessage>(text).expect_err(text);
+            unreadable(text.as_bytes(), &error)
+        };
+        let line = r#"{"type":"inbound","version":7,"policy":{"access":{"default":"lunar"}}}"#;
+        let ProxyMessage::Reject { version, reason } = read(line).unwrap() else { panic!("a refusal") };
+        assert_eq!(version, 7);
+        assert!(reason.contains("lunar") && reason.contains(env!("CARGO_PKG_VERSION")), "{reason}");
+        assert!(read("{\"type\":\"inbound\"}").unwrap_err().to_string().contains("no message"));
+        assert!(read("\u{1}").is_err());
     }
 }

@@ -79,7 +79,9 @@ fn beside(path: &Path, named: &Path) -> PathBuf {
 pub fn apply(proxy: &Proxy, loaded: Loaded) {
     let FileConfig { identity: _, inbound, destinations, inbound_default, outbound_default } = loaded.config;
     proxy.credentials.set(loaded.credentials);
-    proxy.state.set_inbound(inbound);
+    if let Err(reason) = proxy.state.set_inbound(inbound) {
+        tracing::warn!(%reason, "cannot use what is said of arriving traffic; it is treated as before");
+    }
     proxy.state.replace(destinations);
     *proxy.defaults.lock() = Defaults { inbound: inbound_default, outbound: outbound_default };
 }
@@ -132,6 +134,7 @@ fn check(config: &FileConfig, places: &Places) -> anyhow::Result<()> {
     };
     let count = config.destinations.len();
     ensure!(count <= limits::MAX_TARGETS, "destinations: {count} of them, more than {}", limits::MAX_TARGETS);
+    state::validate_inbound(&config.inbound).map_err(|reason| anyhow!("inbound.{reason}"))?;
     let mut addresses = HashMap::new();
     for (at, entry) in config.destinations.iter().enumerate() {
         let place = places.destinations.get(at);

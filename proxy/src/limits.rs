@@ -258,6 +258,8 @@ pub const CERTIFY_BYTES: usize = 256 * 1024;
 
 // Access policies.
 
+/// Rules of the policies about one workload: each request is held against them one by one.
+pub const ACCESS_RULES: usize = 4096;
 /// Policies whose decisions are counted under their own names; those of others under `other`.
 pub const ACCESS_POLICIES: usize = 256;
 /// Policy and caller: how often a refusal is logged.

@@ -165,9 +165,11 @@ impl State {
         self.inbound.load()
     }
 
-    /// Changes how arriving traffic is treated.
-    pub fn set_inbound(&self, policy: InboundPolicy) {
+    /// Changes how arriving traffic is treated; an error says why it cannot be used and leaves everything as it was.
+    pub fn set_inbound(&self, policy: InboundPolicy) -> Result<(), String> {
+        validate_inbound(&policy)?;
         self.inbound.store(Arc::new(policy));
+        Ok(())
     }
 
     /// Changes what is known of a target; an error says why it cannot be used and leaves everything as it was.
@@ -460,6 +462,15 @@ fn check_endpoints(endpoints: &[Endpoint], backends: &[(Port, Vec<Endpoint>)]) -
     backends.iter().try_for_each(|(port, endpoints)| group::validate(endpoints).map_err(|why| format!("{port}: {why}")))
 }
 
+/// Says why what is told of arriving traffic cannot be used.
+pub fn validate_inbound(policy: &InboundPolicy) -> Result<(), String> {
+    let rules = policy.access.rules.len();
+    if rules > limits::ACCESS_RULES {
+        return Err(format!("access.rules: {rules} of them, more than {}", limits::ACCESS_RULES));
+    }
+    Ok(())
+}
+
 /// Says why what a file says of a destination cannot be used.
 pub fn validate(entry: &FileDestination) -> Result<(), String> {
     let told = Told::from(entry.clone());
@@ -539,6 +550,20 @@ mod tests {
     }
 
     const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 5)), 80);
+
+    #[test]
+    fn what_cannot_be_used_of_arriving_traffic_changes_nothing() {
+        let state = state(true);
+        let policy = |zone: &str, rules| InboundPolicy {
+            zone: Some(zone.to_owned()),
+            access: mesh_api::Access { rules: vec![Default::default(); rules], ..Default::default() },
+            ..InboundPolicy::default()
+        };
+        assert_eq!(state.set_inbound(policy("a", limits::ACCESS_RULES)), Ok(()));
+        let refusal = state.set_inbound(policy("b", limits::ACCESS_RULES + 1)).unwrap_err();
+        assert_eq!(refusal, "access.rules: 4097 of them, more than 4096");
+        assert_eq!(state.inbound().zone.as_deref(), Some("a"));
+    }
 
     #[tokio::test]
     async fn an_unknown_address_waits_once_and_goes_as_it_is() {

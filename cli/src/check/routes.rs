@@ -5,7 +5,7 @@ use crate::error::{Context, Error};
 use kube::Api;
 use kube::api::{DynamicObject, ListParams};
 use mesh_control::kinds;
-use mesh_control::route_status::CONTROLLER;
+use mesh_control::status::route::CONTROLLER;
 use mesh_control::world::route::RouteKind;
 use serde_json::Value;
 use std::sync::Arc;

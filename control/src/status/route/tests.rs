@@ -1,8 +1,11 @@
 //! Routes, worlds and what is said of the one in the other.
 
 use super::*;
+use crate::rejections::{Rejections, Subject};
 use crate::world::route::{RouteKind, read};
 use crate::world::tests::service;
+use crate::world::view::Name;
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 fn world() -> World {
@@ -89,21 +92,27 @@ fn what_is_left_out_is_told_as_the_gateway_api_wants_it() {
 fn only_what_differs_is_written_and_others_words_stay() {
     let mut world = world();
     put(&mut world, spec(json!({}), good()));
-    let at = |second| Timestamp::from_second(second).unwrap();
-    assert_eq!(due(&world, |_| None, at(100)), [], "its status has not been seen");
+    let rejections = Rejections::default();
+    let due_at = |world: &World, second| {
+        due(&Seen { world, rejections: &rejections, now: Timestamp::from_second(second).unwrap() })
+    };
+    assert_eq!(due_at(&world, 100), [], "its status has not been seen");
     let foreign = json!({"parentRef": {"name": "gateway"}, "controllerName": "example.com/gw", "conditions": []});
     let view = RouteStatusView { version: "7".to_owned(), parents: vec![foreign.clone()] };
     world.apply(key(), view);
-    let first = due(&world, |_| None, at(100)).remove(0);
-    assert_eq!((first.version.as_str(), first.parents.len(), &first.parents[0]), ("7", 2, &foreign));
-    assert_eq!(first.parents[1]["controllerName"], CONTROLLER);
-    assert_eq!(first.parents[1]["conditions"][0]["observedGeneration"], 4);
-    world.apply(key(), RouteStatusView { version: "8".to_owned(), parents: first.parents.clone() });
-    assert_eq!(due(&world, |_| None, at(200)), []);
+    let first = due_at(&world, 100).remove(0);
+    let parents = first.status["parents"].as_array().unwrap().clone();
+    assert_eq!((first.version.as_deref(), parents.len(), &parents[0]), (Some("7"), 2, &foreign));
+    assert_eq!((first.kind.kind, &parents[1]["controllerName"]), ("HTTPRoute", &json!(CONTROLLER)));
+    assert_eq!(parents[1]["conditions"][0]["observedGeneration"], 4);
+    world.apply(key(), RouteStatusView { version: "8".to_owned(), parents: parents.clone() });
+    assert_eq!(due_at(&world, 200), []);
 
-    let rejected = |_: &Name| Some("the proxy of shop/a cannot use it".to_owned());
-    let told = due(&world, rejected, at(300)).remove(0);
-    let conditions = told.parents[1]["conditions"].as_array().unwrap().clone();
+    let web = Subject::Service(Name::new("shop", "web"), ([10, 96, 0, 7], 80).into());
+    rejections.add(web, &Name::new("shop", "a"), "too much".to_owned());
+    let told = due_at(&world, 300).remove(0);
+    let conditions = told.status["parents"][1]["conditions"].as_array().unwrap().clone();
     assert_eq!((&conditions[2]["type"], &conditions[2]["status"]), (&json!("Programmed"), &json!("False")));
-    assert_eq!(conditions[0], first.parents[1]["conditions"][0], "what has not changed keeps its time");
+    assert!(conditions[2]["message"].as_str().unwrap().contains("the proxy of shop/a cannot use it"));
+    assert_eq!(conditions[0], parents[1]["conditions"][0], "what has not changed keeps its time");
 }
