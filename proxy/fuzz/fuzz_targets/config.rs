@@ -16,7 +16,7 @@ fuzz_target!(|text: &str| {
             let written = serde_json::to_string(&config).expect("what was read can be written");
             assert_eq!(file::parse(&written).expect("what was written can be read"), config);
             let state = State::new(false, Arc::new(Golden::new(0)), Arc::default());
-            state.set_inbound(config.inbound);
+            state.set_inbound(config.inbound).expect("a file that was read can be used");
             state.replace(config.destinations);
             assert!(state.known_targets().len() <= mesh_proxy::limits::MAX_TARGETS);
         }

@@ -28,7 +28,7 @@ fuzz_target!(|bytes: &[u8]| {
                     assert_eq!(before, after);
                 }
             }
-            ControlMessage::Inbound { policy, .. } => state.set_inbound(policy),
+            ControlMessage::Inbound { policy, .. } => drop(state.set_inbound(policy)),
             _ => {}
         }
     }
