@@ -22,7 +22,7 @@ pub enum Received {
     Incoming(Incoming),
     /// From a connection of HTTP/2 that the HTTP library serves.
     Http2(Incoming),
-    /// From a stream between proxies.
+    /// From a stream of HTTP/2 without a library on top.
     Stream(Inflow),
     /// Nothing: what came has been taken already.
     Nothing,
@@ -50,7 +50,7 @@ impl Received {
         Received::Http2(body)
     }
 
-    /// The body in a stream between proxies; `length` is what its head says.
+    /// The body in a stream; `length` is what its head says.
     pub fn stream(stream: RecvStream, length: Option<u64>) -> Self {
         Received::Stream(Inflow { stream, rest: length, data_ended: false })
     }
@@ -66,7 +66,7 @@ impl Body for Received {
             let polled = match this {
                 Received::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(BoxError::from),
                 Received::Http2(body) => poll_http2(body, cx),
-                Received::Stream(inflow) => inflow.poll(cx).map_err(BoxError::from),
+                Received::Stream(inflow) => inflow.poll(cx).map_err(|error| BoxError::from(cut_off(error))),
                 Received::Nothing => Poll::Ready(None),
             };
             match polled {
@@ -102,6 +102,12 @@ fn poll_http2(body: &mut Incoming, cx: &mut Context<'_>) -> Poll<Option<Result<F
         None if !body.is_end_stream() => Poll::Ready(Some(Err(h2::Error::from(Reason::CANCEL).into()))),
         polled => Poll::Ready(polled.map(|frame| frame.map_err(BoxError::from))),
     }
+}
+
+/// What to tell of a stream that was reset before its end: NO_ERROR would have it taken for whole further on.
+fn cut_off(error: h2::Error) -> h2::Error {
+    let quiet = error.is_reset() && error.reason() == Some(Reason::NO_ERROR);
+    if quiet { Reason::CANCEL.into() } else { error }
 }
 
 impl Inflow {

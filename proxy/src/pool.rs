@@ -1,6 +1,6 @@
 //! Connections to one endpoint, kept for the next request: HTTP/1 ones idle in a stack (the most recently used goes
-//! first, so that the others can go cold and be closed), one HTTP/2 connection that all requests share, and to another
-//! proxy one that all exchanges of HTTP/1 share and one for those of HTTP/2.
+//! first, so that the others can go cold and be closed), one connection that all exchanges of HTTP/2 share, to another
+//! proxy one that all exchanges of HTTP/1 share, and one for tunnels in HTTP/2.
 
 use crate::limits;
 use crate::streams::Carrier;
@@ -28,12 +28,12 @@ pub struct Pool {
     pub http2: tokio::sync::Mutex<Option<Shared>>,
     /// To another proxy: exchanges of HTTP/1.
     pub http1_streams: Way,
-    /// To another proxy: exchanges of HTTP/2.
+    /// Exchanges of HTTP/2.
     pub http2_streams: Way,
     slots: Arc<Semaphore>,
 }
 
-/// The connection to another proxy whose streams are exchanges of one kind.
+/// The connection whose streams are exchanges of one kind.
 #[derive(Debug, Default)]
 pub struct Way {
     carrier: Mutex<Option<(Carrier, Instant)>>,

@@ -1,5 +1,6 @@
 //! Both ends of an HTTP/2 connection between two proxies, without an HTTP client or server on top: exchanges of HTTP/1
-//! are folded into its streams ([`crate::mux`]), those of HTTP/2 are its streams.
+//! are folded into its streams ([`crate::mux`]), those of HTTP/2 are its streams. The sending end also speaks to
+//! applications.
 //!
 //! A request is handed to the connection by the task that serves it, and its body is pumped there too: an exchange
 //! needs no task or channel of its own on the sending side, and one task on the receiving side.

@@ -89,11 +89,10 @@ pub async fn send(
 ) -> Result<(Response<Received>, Option<Lease>), Unanswered> {
     let meshed = backend.endpoint.identity.is_some() && proxy.offers_identity();
     match request.version() {
-        // What the endpoint itself answers has been judged by its proxy.
-        Version::HTTP_2 if meshed && *request.method() != Method::CONNECT => {
+        Version::HTTP_2 if *request.method() != Method::CONNECT => {
             send_stream(proxy, backend, request, limit, Alpn::Http2Mux).await.map(|response| (response, None))
         }
-        Version::HTTP_2 => send_http2(proxy, backend, request, limit).await.map(|response| (response, None)),
+        Version::HTTP_2 => send_connect(proxy, backend, request, limit).await.map(|response| (response, None)),
         _ if meshed && mux::carries(&request) => {
             match send_stream(proxy, backend, mux::fold(request), limit, Alpn::Http1Mux).await {
                 Ok(mut response) => {
@@ -181,7 +180,7 @@ async fn open_http1(proxy: &Proxy, backend: &Backend, limit: Duration) -> Result
     Ok(sender)
 }
 
-/// Has a request of HTTP/2, or a folded one, answered as a stream of the connection to the endpoint's proxy.
+/// Has a request of HTTP/2, or a folded one, answered as a stream of the endpoint's connection for its kind.
 async fn send_stream(
     proxy: &Proxy,
     backend: &Arc<Backend>,
@@ -205,6 +204,10 @@ async fn send_stream(
         let id = carrier.id();
         let copy = copy(&request);
         let (error, sent) = match carrier.exchange(request).await {
+            Ok(response) if has_outer_space(response.headers()) => {
+                let why = "a field's value begins or ends with a space (RFC 9113, section 8.2.1)";
+                return Err(Unanswered { failure: Failure::delivered(MeshError::InvalidResponse, why), request: None });
+            }
             Ok(response) => return Ok(response),
             Err(Broken::Stream { error, sent }) => (error, sent),
             Err(Broken::Body(error)) => {
@@ -215,7 +218,13 @@ async fn send_stream(
         if !error.is_reset() {
             way.retire(id); // more than this stream is broken
         }
-        let code = if is_tls(&error) { MeshError::TlsFailed } else { MeshError::ResetBeforeResponse };
+        let code = if is_tls(&error) {
+            MeshError::TlsFailed
+        } else if error.is_library() {
+            MeshError::InvalidResponse
+        } else {
+            MeshError::ResetBeforeResponse
+        };
         let unseen = !sent || is_refused(&error);
         let again = unseen || (repeatable && !error.is_reset());
         match Some(copy).filter(|copy| again && copy.body().is_whole()) {
@@ -255,7 +264,8 @@ fn too_late(backend: &Backend) -> Failure {
     Failure::undelivered(MeshError::ConnectTimeout, why)
 }
 
-async fn send_http2(
+/// Has a CONNECT of HTTP/2 answered: the HTTP library makes a tunnel of it.
+async fn send_connect(
     proxy: &Proxy,
     backend: &Arc<Backend>,
     mut request: Outgoing,
