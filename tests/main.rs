@@ -13,6 +13,7 @@ mod api_shapes;
 mod capture;
 mod data_path;
 mod demo;
+mod egress_policy;
 mod explain;
 mod forger;
 mod golden;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         real_programs::tests(),
         data_path::tests(),
         access_policy::tests(),
+        egress_policy::tests(),
         mesh_conformance::tests(),
         resilience::tests(),
         golden::tests(),

@@ -10,12 +10,15 @@ use mesh_api::names::SKIP_OUTBOUND_PORTS;
 use mesh_control::kinds::{self, CustomKind};
 use mesh_control::world::World;
 use mesh_control::world::access_policy::AccessPolicyView;
+use mesh_control::world::egress_policy::EgressPolicyView;
 use mesh_control::world::route::{RouteKey, RouteKind, read};
 use mesh_control::world::view::{Name, NamespaceView, PodView, ServiceView, SliceView};
 use mesh_manifests::config::{CONFIG_KEY, MeshConfig};
 use mesh_manifests::install::CONFIG_MAP;
-use mesh_manifests::policies::AccessPolicy;
+use mesh_manifests::policies::{AccessPolicy, EgressPolicy};
 use mesh_manifests::ports::PortSet;
+use serde::de::DeserializeOwned;
+use std::fmt::Debug;
 
 /// What the API shows: as control keeps it, and what control has no use for.
 pub struct Shown {
@@ -48,13 +51,11 @@ impl Shown {
             tokio::try_join!(namespaces.list(&all), services.list(&all), slices.list(&all), pods.list(&all))
                 .during(|| "list namespaces, services, endpoint slices and pods")?;
         let mut shown = Self::of(config, &namespaces.items, &services.items, &slices.items, &pods.items);
-        let policies = match Api::<AccessPolicy>::all(client()).list(&all).await {
-            // A cluster without the kind has no policies.
-            Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
-            listed => listed.during(|| "list access policies")?.items,
-        };
-        for policy in &policies {
+        for policy in &policies::<AccessPolicy>(cluster, "list access policies").await? {
             shown.world.apply(Name::of(&policy.metadata), AccessPolicyView::from(policy));
+        }
+        for policy in &policies::<EgressPolicy>(cluster, "list egress policies").await? {
+            shown.world.apply(Name::of(&policy.metadata), EgressPolicyView::from(policy));
         }
         shown.read_routes(cluster).await?;
         Ok(shown)
@@ -107,6 +108,17 @@ impl Shown {
             |service: &Service| Some((Name::of(&service.metadata), service.spec.as_ref()?.external_name.clone()?));
         let external_names = services.iter().filter_map(external).collect();
         Self { world, config, skip_outbound, external_names }
+    }
+}
+
+/// All policies of a kind; a cluster without the kind has none.
+async fn policies<K>(cluster: &Cluster, doing: &'static str) -> Result<Vec<K>>
+where
+    K: kube::Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug,
+{
+    match Api::<K>::all(cluster.client.clone()).list(&ListParams::default()).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+        listed => Ok(listed.during(|| doing)?.items),
     }
 }
 

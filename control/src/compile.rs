@@ -15,6 +15,7 @@ use std::sync::Arc;
 pub mod route;
 
 pub mod access;
+pub mod egress;
 #[cfg(test)]
 mod tests;
 
@@ -55,6 +56,7 @@ pub fn destination(world: &World, config: &MeshConfig, address: SocketAddr, cons
                 service: headless_service(world, address),
                 protocol: pod_port(world, config, name, pod, address.port()),
                 external: false,
+                cluster: false,
                 routes: None,
                 policy: None,
             },
@@ -65,7 +67,12 @@ pub fn destination(world: &World, config: &MeshConfig, address: SocketAddr, cons
             let opaque = config.proxy.opaque_ports.contains(address.port());
             let protocol = if opaque { Protocol::Opaque } else { Protocol::Detect };
             Compiled {
-                destination: Destination { service: None, protocol, external: true, routes: None, policy: None },
+                destination: Destination {
+                    protocol,
+                    external: true,
+                    cluster: egress::is_of_cluster(world, address.ip()),
+                    ..Destination::default()
+                },
                 endpoints: Vec::new(),
                 backends: BTreeMap::new(),
             }
@@ -128,8 +135,13 @@ impl Target<'_> {
         }
         let service =
             ServiceRef { namespace: self.name.namespace.clone(), name: self.name.name.clone(), port: self.port.port };
-        let destination =
-            Destination { service: Some(service), protocol, external: false, routes: routes.map(Arc::new), policy };
+        let destination = Destination {
+            service: Some(service),
+            protocol,
+            routes: routes.map(Arc::new),
+            policy,
+            ..Destination::default()
+        };
         Compiled { destination, endpoints, backends }
     }
 

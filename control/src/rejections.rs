@@ -17,6 +17,8 @@ pub enum Subject {
     Service(Name, SocketAddr),
     /// Who may call the proxy's own pod, and how often.
     Inbound,
+    /// What may leave the cluster from the proxy's own pod.
+    Egress,
 }
 
 /// Why whose proxies do not use what.
@@ -76,10 +78,10 @@ impl Rejections {
         Rejected::sum(all.iter().filter(|(key, _)| of(key)))
     }
 
-    /// Who, of the pods `among` all, does not use what it was told of its own callers.
-    pub fn of_pods(&self, among: impl Fn(&Name) -> bool) -> Option<Rejected> {
+    /// Who, of the pods `among` all, does not use what it was told of a subject that is about the pod.
+    pub fn of_pods(&self, of: &Subject, among: impl Fn(&Name) -> bool) -> Option<Rejected> {
         let all = self.0.lock();
-        Rejected::sum(all.iter().filter(|((subject, pod), _)| *subject == Subject::Inbound && among(pod)))
+        Rejected::sum(all.iter().filter(|((subject, pod), _)| subject == of && among(pod)))
     }
 }
 
@@ -121,9 +123,12 @@ mod tests {
         assert!(!all.remove(&Subject::Service(web.clone(), other), &b), "another port is another matter");
         assert!(!all.unfollow(other, &b) && all.unfollow(http, &b));
         assert_eq!(all.of_service(&a), None);
-        assert!(all.of_pods(|pod| *pod == b).is_some() && all.of_pods(|pod| *pod == a).is_none());
+        assert!(
+            all.of_pods(&Subject::Inbound, |pod| *pod == b).is_some()
+                && all.of_pods(&Subject::Inbound, |pod| *pod == a).is_none()
+        );
         assert!(all.forget(&b) && !all.forget(&b));
-        assert_eq!((all.of_service(&web), all.of_pods(|_| true)), (None, None));
+        assert_eq!((all.of_service(&web), all.of_pods(&Subject::Inbound, |_| true)), (None, None));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use http::{Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use mesh_api::wire::{ControlMessage, ProxyMessage};
-use mesh_api::{BackendChange, Endpoint, EndpointsChange, InboundPolicy, ServiceRef, SpiffeId, WorkloadRef};
+use mesh_api::{BackendChange, Egress, Endpoint, EndpointsChange, InboundPolicy, ServiceRef, SpiffeId, WorkloadRef};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -195,7 +195,10 @@ impl Streams {
                 told.catch_up(&self.subscriptions, follower, sent, &mut messages);
             }
             for message in messages {
-                if matches!(message, ControlMessage::Update { .. } | ControlMessage::Inbound { .. }) {
+                if matches!(
+                    message,
+                    ControlMessage::Update { .. } | ControlMessage::Inbound { .. } | ControlMessage::Egress { .. }
+                ) {
                     self.metrics.updates.inc();
                 }
                 let Ok(mut line) = serde_json::to_vec(&message) else { return "a message cannot be written" };
@@ -283,6 +286,7 @@ impl Sent {
 struct Told {
     version: u64,
     inbound: Option<InboundPolicy>,
+    egress: Option<Egress>,
     destinations: HashMap<SocketAddr, Arc<Compiled>>,
 }
 
@@ -308,6 +312,13 @@ impl Told {
                 let version = self.next_version();
                 sent.expect(version, Pending { subject: Subject::Inbound, address: None, before: None });
                 messages.push(ControlMessage::Inbound { version, policy });
+            }
+            let policy = subscriptions.egress(follower.pod());
+            if self.egress.as_ref() != Some(&policy) {
+                self.egress = Some(policy.clone());
+                let version = self.next_version();
+                sent.expect(version, Pending { subject: Subject::Egress, address: None, before: None });
+                messages.push(ControlMessage::Egress { version, policy });
             }
         }
         for address in follower.meant(&due.addresses) {

@@ -9,9 +9,9 @@ use crate::limits;
 use crate::rejections::{Rejections, Subject};
 use crate::world::view::Name;
 use crate::world::{Kept, Touched, World};
-use mesh_api::InboundPolicy;
 use mesh_api::tap::TapOrder;
 use mesh_api::wire::ControlMessage;
+use mesh_api::{Egress, InboundPolicy};
 use mesh_manifests::config::MeshConfig;
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -56,7 +56,7 @@ pub struct Todo {
 pub struct Due {
     /// Addresses that may look different.
     pub addresses: BTreeSet<SocketAddr>,
-    /// The inbound policy may look different.
+    /// The policies of the pod, about what arrives and what leaves, may look different.
     pub inbound: bool,
     /// Orders about golden metrics.
     pub orders: Vec<ControlMessage>,
@@ -204,6 +204,11 @@ impl Subscriptions {
     /// The inbound policy of a pod.
     pub fn inbound(&self, pod: &Name) -> InboundPolicy {
         compile::inbound(&self.world.read(), &self.config, pod)
+    }
+
+    /// What may leave the cluster from a pod.
+    pub fn egress(&self, pod: &Name) -> Egress {
+        compile::egress::compile(&self.world.read(), &self.config, pod)
     }
 
     /// Begins to follow the world for the proxy of a pod.

@@ -4,6 +4,7 @@
 //! questions is [`crate::compile`]'s part.
 
 pub mod access_policy;
+pub mod egress_policy;
 mod probe;
 pub mod route;
 pub mod view;
@@ -12,6 +13,7 @@ pub mod view;
 pub(crate) mod tests;
 
 use access_policy::AccessPolicyView;
+use egress_policy::EgressPolicyView;
 use route::{BackendPolicyView, GrantView, RouteKey, RouteStatusView, RouteView};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -25,12 +27,14 @@ pub struct World {
     slices: HashMap<Name, SliceView>,
     pods: HashMap<Name, PodView>,
     access_policies: HashMap<Name, AccessPolicyView>,
+    egress_policies: HashMap<Name, EgressPolicyView>,
     routes: HashMap<RouteKey, RouteView>,
     route_statuses: HashMap<RouteKey, RouteStatusView>,
     grants: HashMap<Name, GrantView>,
     backend_policies: HashMap<Name, BackendPolicyView>,
     services_by_ip: HashMap<IpAddr, BTreeSet<Name>>,
     pods_by_ip: HashMap<IpAddr, BTreeSet<Name>>,
+    pods_by_node: HashMap<IpAddr, BTreeSet<Name>>,
     slices_by_service: HashMap<Name, BTreeSet<Name>>,
     slices_by_endpoint: HashMap<IpAddr, BTreeSet<Name>>,
     routes_by_parent: HashMap<Name, BTreeSet<RouteKey>>,
@@ -157,6 +161,11 @@ impl World {
         candidates.max_by_key(|(_, pod)| (pod.running, !pod.deleted))
     }
 
+    /// True if the address is that of a node with pods.
+    pub fn is_node(&self, ip: IpAddr) -> bool {
+        self.pods_by_node.contains_key(&ip)
+    }
+
     /// The endpoint slices of a service.
     pub fn slices_of(&self, service: &Name) -> impl Iterator<Item = &SliceView> {
         self.slices_by_service.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
@@ -280,12 +289,16 @@ impl Kept for PodView {
 
     fn index(&self, world: &mut World, key: &Name, present: bool) {
         enter(&mut world.pods_by_ip, self.ips.iter().copied(), key, present);
+        enter(&mut world.pods_by_node, self.node_ips.iter().copied(), key, present);
     }
 
     fn touches(&self, world: &World, key: &Name) -> Touched {
         let mut touched = Touched::default();
         touched.pods.insert(key.clone());
         touched.ips.extend(&self.ips);
+        // The first pod of a node tells of the node, and the last one takes it along.
+        let others = |ip: &&IpAddr| world.pods_by_node.get(*ip).is_none_or(|pods| pods.iter().all(|pod| pod == key));
+        touched.ips.extend(self.node_ips.iter().filter(others));
         for (_, service) in self.ips.iter().flat_map(|ip| world.slices_with(*ip)) {
             touched.ips.extend(world.services.get(&service).into_iter().flat_map(|service| &service.cluster_ips));
             touched.ips.extend(world.led_here(&service));

@@ -3,7 +3,7 @@
 
 use crate::ports::PortSet;
 use crate::quantity::{Duration, Quantity};
-use mesh_api::{AccessDefault, Network, SpiffeId, names};
+use mesh_api::{AccessDefault, EgressDefault, Network, SpiffeId, names};
 use serde::{Deserialize, Serialize};
 
 /// Key of [`MeshConfig`] in the ConfigMap `mesh-config`, and so the file's name where it is mounted.
@@ -58,7 +58,9 @@ pub struct ProxyDefaults {
     pub opaque_ports: PortSet,
     /// Who may call where no AccessPolicy says anything, and neither pod nor namespace does.
     pub default_access: AccessDefault,
-    /// Where callers of the cluster come from, for the default `cluster`.
+    /// What may leave the cluster where no EgressPolicy says anything, and neither pod nor namespace does.
+    pub default_egress: EgressDefault,
+    /// Where the cluster's addresses lie: callers for the default `cluster`, destinations that control has not told of yet.
     pub cluster_networks: Vec<Network>,
 }
 
@@ -126,6 +128,7 @@ impl Default for ProxyDefaults {
             skip_outbound_ports: PortSet::default(),
             opaque_ports: PortSet::of(&[25, 587, 3306, 4444, 5432, 6379, 9300, 11211]),
             default_access: AccessDefault::All,
+            default_egress: EgressDefault::Allow,
             cluster_networks: Network::private(),
         }
     }

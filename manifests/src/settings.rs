@@ -6,8 +6,8 @@
 use crate::config::{MeshConfig, ProxyResources};
 use crate::ports::PortSet;
 use crate::quantity::{Duration, Quantity};
-use mesh_api::AccessDefault;
 use mesh_api::names;
+use mesh_api::{AccessDefault, EgressDefault};
 use serde_json::Value;
 use std::str::FromStr;
 
@@ -69,6 +69,12 @@ pub const ANNOTATIONS: &[Annotation] = &[
         PODS,
         "`all`, `authenticated`, `cluster`, `deny` or `audit`",
         "Who may call where no AccessPolicy says anything",
+    ),
+    annotation(
+        names::DEFAULT_EGRESS,
+        PODS,
+        "`allow`, `audit` or `deny`",
+        "What may leave the cluster where no EgressPolicy says anything",
     ),
     annotation(PROXY_LOG_LEVEL, PODS, "levels: `info`, `warn,mesh_proxy=debug`", "What the proxy logs of itself"),
     annotation(PROXY_CPU_REQUEST, PODS, "a quantity: `100m`", "CPU requested for the proxy"),
@@ -244,6 +250,7 @@ impl ProxySettings {
         // Control reads these, but a slip in them must show here too, where the user still looks.
         sources.parsed::<PortSet>(names::OPAQUE_PORTS)?;
         sources.parsed::<AccessDefault>(names::DEFAULT_ACCESS)?;
+        sources.parsed::<EgressDefault>(names::DEFAULT_EGRESS)?;
         let grace = spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(DEFAULT_GRACE_SECONDS);
         let drain = sources.parsed(PROXY_DRAIN_TIMEOUT)?.unwrap_or(defaults.drain_timeout);
         Ok(Self {

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_api::{Destination, Endpoint, InboundPolicy, Protocol, ServiceRef};
+use mesh_api::{Destination, Egress, Endpoint, InboundPolicy, Protocol, ServiceRef};
 use serde::Serialize;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -91,6 +91,7 @@ struct Shown<'a> {
     marks_sockets: bool,
     connections: usize,
     inbound: Arc<InboundPolicy>,
+    egress: Arc<Egress>,
     destinations: Vec<ShownTarget>,
 }
 
@@ -164,6 +165,7 @@ impl<'a> Shown<'a> {
             marks_sockets: proxy.dialer.marks(),
             connections: proxy.drain.open(),
             inbound: proxy.state.inbound(),
+            egress: proxy.state.egress(),
             destinations,
         }
     }

@@ -259,6 +259,13 @@ fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFr
                 ProxyMessage::Reject { version, reason }
             }
         }),
+        ControlMessage::Egress { version, policy } => Some(match proxy.state.set_egress(policy) {
+            Ok(()) => ProxyMessage::Ack { version },
+            Err(reason) => {
+                tracing::warn!(version, %reason, "cannot use what is said of leaving traffic; what was said stays");
+                ProxyMessage::Reject { version, reason }
+            }
+        }),
         ControlMessage::Observe { backfill_s, since_ms, until_ms } => {
             *proxy.observer.lock() = Some(observer.clone());
             let (past, later) = proxy.golden.backfill(backfill_s, since_ms, until_ms);

@@ -77,10 +77,13 @@ fn beside(path: &Path, named: &Path) -> PathBuf {
 
 /// Puts what a file says into use.
 pub fn apply(proxy: &Proxy, loaded: Loaded) {
-    let FileConfig { identity: _, inbound, destinations, inbound_default, outbound_default } = loaded.config;
+    let FileConfig { identity: _, inbound, egress, destinations, inbound_default, outbound_default } = loaded.config;
     proxy.credentials.set(loaded.credentials);
     if let Err(reason) = proxy.state.set_inbound(inbound) {
         tracing::warn!(%reason, "cannot use what is said of arriving traffic; it is treated as before");
+    }
+    if let Err(reason) = proxy.state.set_egress(egress) {
+        tracing::warn!(%reason, "cannot use what is said of leaving traffic; it is treated as before");
     }
     proxy.state.replace(destinations);
     *proxy.defaults.lock() = Defaults { inbound: inbound_default, outbound: outbound_default };

@@ -46,7 +46,8 @@ pub struct Group {
 pub struct Backend {
     /// The endpoint.
     pub endpoint: Endpoint,
-    /// The name under which traffic to it is counted; `None` where the client decides (inbound).
+    /// The name under which traffic to it is counted; `None` where the client decides (inbound, and out of the
+    /// cluster).
     pub scope: Option<Arc<Scope>>,
     /// What tokens of sessions call it.
     pub session: u64,

@@ -256,18 +256,24 @@ pub const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 /// Size of the answer to a certificate request.
 pub const CERTIFY_BYTES: usize = 256 * 1024;
 
-// Access policies.
+// Access and egress policies.
 
-/// Rules of the policies about one workload: each request is held against them one by one.
-pub const ACCESS_RULES: usize = 4096;
-/// Policies whose decisions are counted under their own names; those of others under `other`.
-pub const ACCESS_POLICIES: usize = 256;
-/// Policy and caller: how often a refusal is logged.
-pub const ACCESS_LOG_EVERY: Duration = Duration::from_secs(60);
+/// Rules of the policies of a kind about one workload: each request is held against them one by one.
+pub const POLICY_RULES: usize = 4096;
+/// Policies of a kind whose decisions are counted under their own names; those of others under `other`.
+pub const POLICIES_COUNTED: usize = 256;
+/// How often a refusal is logged for a policy and a caller, or for a policy about what leaves.
+pub const POLICY_LOG_EVERY: Duration = Duration::from_secs(60);
 /// Pairs of policy and caller that have a log line of their own; further ones share one.
-pub const ACCESS_LOG_CALLERS: usize = 1024;
+pub const POLICY_LOG_LINES: usize = 1024;
 /// How long a client that would not be let in unseen may stay silent before it says what it wants.
 pub const ACCESS_SILENCE: Duration = Duration::from_secs(30);
+/// Hosts outside the cluster that are counted under their own names; others under `other`.
+pub const EGRESS_HOSTS: usize = 128;
+/// Ports of each of them.
+pub const EGRESS_HOST_PORTS: usize = 8;
+/// Length of such a name (RFC 1035, section 2.3.4).
+pub const EGRESS_HOST_BYTES: usize = 253;
 
 // Process.
 

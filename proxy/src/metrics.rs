@@ -70,6 +70,7 @@ pub fn render(proxy: &Proxy, format: Format) -> String {
     endpoints(&mut text, proxy);
     routes(&mut text, &proxy.counters);
     access(&mut text, proxy);
+    egress(&mut text, proxy);
     process(&mut text, proxy);
     text.finish()
 }
@@ -220,6 +221,14 @@ fn access(text: &mut Text, proxy: &Proxy) {
     for (decision, tls, policy, n) in proxy.access.counts() {
         let labels = vec![("decision", decision.to_owned()), ("tls", tls.to_owned()), ("policy", policy)];
         text.sample(&families::ACCESS_DECISIONS, &labels, n);
+    }
+}
+
+fn egress(text: &mut Text, proxy: &Proxy) {
+    text.family(&families::EGRESS_DECISIONS);
+    for (decision, protocol, policy, n) in proxy.egress.counts() {
+        let labels = vec![("decision", decision.to_owned()), ("protocol", protocol.to_owned()), ("policy", policy)];
+        text.sample(&families::EGRESS_DECISIONS, &labels, n);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Connections that the application opens: where they are going, what they speak, and on to one of the endpoints.
 
 use crate::detect::{self, Spoken};
+use crate::egress;
 use crate::limits;
 use crate::listen::original_destination;
 use crate::proxy::Proxy;
@@ -77,7 +78,11 @@ async fn carry(
         Spoken::Http1 => Box::pin(serve::http1(Arc::new(client(TlsStatus::Plain)), stream)).await,
         Spoken::Http2 => Box::pin(serve::http2(Arc::new(client(TlsStatus::Plain)), stream)).await,
         Spoken::Tls | Spoken::MeshTls => {
-            Box::pin(serve::opaque(&Arc::new(client(TlsStatus::Passthrough)), known, stream, name, route())).await
+            let mut client = client(TlsStatus::Passthrough);
+            if let Some(outside) = egress::scope_of_connection(&client, known, name) {
+                client.scope = outside;
+            }
+            Box::pin(serve::opaque(&Arc::new(client), known, stream, name, route())).await
         }
         Spoken::Opaque | Spoken::Silent | Spoken::Closed => {
             Box::pin(serve::opaque(&Arc::new(client(TlsStatus::Plain)), known, stream, name, route())).await

@@ -1,11 +1,13 @@
 //! Everything the parts of one proxy share.
 
-use crate::access::Ledger;
+use crate::access;
 use crate::access_log::{AccessLog, Form};
 use crate::balance::Random;
 use crate::client::Control;
 use crate::drain::Drain;
+use crate::egress::{self, hosts::Hosts};
 use crate::golden::Golden;
+use crate::ledger::Ledger;
 use crate::limits;
 use crate::listen::Dialer;
 use crate::metrics::Counters;
@@ -91,6 +93,10 @@ pub struct Proxy {
     pub taps: Taps,
     /// What came of access policies.
     pub access: Ledger,
+    /// What came of egress policies.
+    pub egress: Ledger,
+    /// The hosts outside the cluster that traffic is counted under.
+    pub hosts: Hosts,
     /// The last words to control.
     pub parting: Parting,
     /// The access log.
@@ -141,7 +147,9 @@ impl Proxy {
             mirrors: Arc::new(Semaphore::new(limits::MIRRORS)),
             observer: Mutex::default(),
             taps: Taps::default(),
-            access: Ledger::default(),
+            access: access::ledger(),
+            egress: egress::ledger(),
+            hosts: Hosts::default(),
             parting: Parting::default(),
             dialer: Dialer::probe(),
             pod_ips: settings.pod_ips.clone(),

@@ -86,6 +86,11 @@ impl Record {
         }
     }
 
+    /// Where it is counted.
+    pub fn scope(&self) -> &Arc<Scope> {
+        &self.scope
+    }
+
     /// The response's head has arrived.
     pub fn answered(&mut self, status: u16) {
         self.first_byte = Some(self.opened.elapsed());

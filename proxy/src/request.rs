@@ -5,6 +5,7 @@ use crate::balance;
 use crate::body::{Download, Received};
 use crate::course::{Course, Taken};
 use crate::drain::Phase;
+use crate::egress;
 use crate::error::{Delivered, Failure};
 use crate::golden::{Scope, Subject};
 use crate::grpc;
@@ -75,7 +76,9 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     // Account: from here on the request counts, whatever happens.
     let grpc = grpc::is_call(&request);
     let taken = Taken::of(&known, &request, grpc);
-    let mut record = Record::open(&proxy.golden, &client.scope, subject(&client, &request, grpc, &taken));
+    let outside = egress::scope_of_request(&client, &known, &request);
+    let scope = outside.as_ref().unwrap_or(&client.scope);
+    let mut record = Record::open(&proxy.golden, scope, subject(&client, &request, grpc, &taken));
     record.call_witness(&client, &request);
     record.story = Story::begin(&client, &mut request);
 
@@ -88,6 +91,9 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     }
     if let Some(why) = access::refused(&client, &request, record.is_grpc()) {
         return refuse(record, MeshError::AccessDenied, &why);
+    }
+    if let Some(why) = egress::refused(&client, &known, &request) {
+        return refuse(record, MeshError::EgressDenied, &why);
     }
 
     // Route: to the backend that the rule which takes it chooses, or to the destination's own endpoints.
@@ -376,7 +382,7 @@ fn respond(
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS
         || (upgrade.is_some() && response.status().is_success() && is_tunnel(&response));
     if let (true, Some(theirs)) = (switched, upgrade) {
-        tunnel(client, backend, theirs, hyper::upgrade::on(&mut response));
+        tunnel(client, backend, record.scope(), theirs, hyper::upgrade::on(&mut response));
     }
     if response.version() != Version::HTTP_2 {
         strip_hop_by_hop(response.headers_mut(), switched);
@@ -405,8 +411,7 @@ fn note_remote_error(client: &Client, backend: &Backend, record: &mut Record, re
 }
 
 /// Carries what follows an upgrade as an opaque connection.
-fn tunnel(client: &Arc<Client>, backend: &Arc<Backend>, theirs: OnUpgrade, ours: OnUpgrade) {
-    let scope = backend.scope.as_ref().unwrap_or(&client.scope);
+fn tunnel(client: &Arc<Client>, backend: &Arc<Backend>, scope: &Arc<Scope>, theirs: OnUpgrade, ours: OnUpgrade) {
     let tls = protection(client, backend);
     let record = ConnectionRecord::open(&client.proxy.golden, scope, tls, Arc::default()).seen_by(Onlooker::of(
         client,

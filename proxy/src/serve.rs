@@ -6,6 +6,7 @@ use crate::body::Received;
 use crate::course::Course;
 use crate::detect::{self, Spoken};
 use crate::drain::Phase;
+use crate::egress;
 use crate::error::{Chain, Failure};
 use crate::guard::{Guard, Notes};
 use crate::learned::PROBE;
@@ -179,8 +180,8 @@ pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream, server_
         _ if *route == *PROBE => What::Silence,
         _ => What::Opaque,
     };
-    if access::refused_connection(client, what) {
-        account(client, None, route).failed(MeshError::AccessDenied);
+    if let Some(error) = refusal(client, known, what, server_name) {
+        account(client, None, route).failed(error);
         return stream.reset();
     }
     let taken = known.table.as_ref().and_then(|table| table.take_connection(server_name));
@@ -203,6 +204,14 @@ pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream, server_
         }
         None => stream.reset(),
     }
+}
+
+/// The error that a connection nobody looks into is refused with, if it is.
+fn refusal(client: &Client, known: &Known, what: What<'_>, server_name: Option<&str>) -> Option<MeshError> {
+    if access::refused_connection(client, what) {
+        return Some(MeshError::AccessDenied);
+    }
+    egress::refused_connection(client, known, server_name).then_some(MeshError::EgressDenied)
 }
 
 /// Carries a connection whose client closed its side without a word: a probe, or one that only wants to listen.
@@ -286,7 +295,7 @@ pub async fn silent(
     server_first: impl FnOnce(),
 ) -> io::Result<Broken> {
     // A server that may speak first can only be heard by those who are let in whatever they say.
-    if access::would_refuse(client, What::Opaque) {
+    if access::would_refuse(client, What::Opaque) || egress::would_refuse(client, known) {
         return match tokio::time::timeout(limits::ACCESS_SILENCE, tcp.readable()).await {
             Ok(readable) => {
                 readable?;
@@ -319,8 +328,8 @@ pub async fn silent(
         }
         read = opened.server.read_buf(&mut said) => {
             // A server that is tired of waiting for a request is not one that speaks first.
-            if access::refused_connection(client, What::Opaque) {
-                account(client, None, Arc::default()).failed(MeshError::AccessDenied);
+            if let Some(error) = refusal(client, known, What::Opaque, None) {
+                account(client, None, Arc::default()).failed(error);
                 Stream::from(tcp).reset();
                 return Ok(Broken::ByServer);
             }

@@ -15,7 +15,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_api::config::{FileBackend, FileDestination};
 use mesh_api::golden::{Direction, EndpointLevel};
 use mesh_api::{
-    BackendChange, Destination, Endpoint, EndpointsChange, InboundPolicy, PortPolicy, ServiceRef, WorkloadRef,
+    BackendChange, Destination, Egress, Endpoint, EndpointsChange, InboundPolicy, PortPolicy, ServiceRef, WorkloadRef,
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
@@ -29,6 +29,7 @@ use tokio::sync::Notify;
 #[derive(Debug)]
 pub struct State {
     inbound: ArcSwap<InboundPolicy>,
+    egress: ArcSwap<Egress>,
     targets: Mutex<HashMap<SocketAddr, Arc<Target>>>,
     apps: Mutex<HashMap<SocketAddr, Arc<Target>>>,
     /// True if somebody can be asked about an unknown address.
@@ -70,6 +71,8 @@ pub struct Target {
 pub struct Known {
     /// What it is.
     pub destination: Destination,
+    /// False while whoever can be asked has not said so.
+    pub certain: bool,
     /// Who answers where no route says otherwise.
     pub group: Arc<Group>,
     /// Where requests go instead, if there are routes.
@@ -95,6 +98,7 @@ impl State {
     pub fn new(asks: bool, golden: Arc<Golden>, counters: Arc<Counters>) -> Self {
         Self {
             inbound: ArcSwap::default(),
+            egress: ArcSwap::default(),
             targets: Mutex::default(),
             apps: Mutex::default(),
             asks,
@@ -137,7 +141,7 @@ impl State {
         // Never shown: inbound traffic is counted under its client.
         let scope = self.golden.scope(Direction::Inbound, &endpoint.workload, None, address.port());
         let group = Group::new(Port::default(), vec![endpoint], None, |_| None);
-        let known = Known::new(destination, group, scope);
+        let known = Known::new(destination, true, group, scope);
         let app = Arc::new(Target::new(address, Arc::new(known), false));
         if apps.len() < limits::MAX_TARGETS {
             apps.insert(address, app.clone());
@@ -169,6 +173,26 @@ impl State {
     pub fn set_inbound(&self, policy: InboundPolicy) -> Result<(), String> {
         validate_inbound(&policy)?;
         self.inbound.store(Arc::new(policy));
+        Ok(())
+    }
+
+    /// What may leave the cluster.
+    pub fn egress(&self) -> Arc<Egress> {
+        self.egress.load_full()
+    }
+
+    /// What may leave the cluster, for a short look.
+    pub fn glance_egress(&self) -> arc_swap::Guard<Arc<Egress>> {
+        self.egress.load()
+    }
+
+    /// Changes what may leave the cluster; an error says why it cannot be used and leaves everything as it was.
+    pub fn set_egress(&self, policy: Egress) -> Result<(), String> {
+        let rules = policy.rules.len();
+        if rules > limits::POLICY_RULES {
+            return Err(format!("egress.rules: {rules} of them, more than {}", limits::POLICY_RULES));
+        }
+        self.egress.store(Arc::new(policy));
         Ok(())
     }
 
@@ -318,7 +342,7 @@ impl State {
         let destination = Destination { external: true, ..Destination::default() };
         let group = self.group(address, &destination, vec![itself(address)], None);
         let scope = self.scope(address, &destination);
-        Arc::new(Known::new(destination, group, scope))
+        Arc::new(Known::new(destination, !self.asks, group, scope))
     }
 
     fn known(&self, address: SocketAddr, told: Told, before: Option<&Known>) -> Result<Known, String> {
@@ -355,7 +379,7 @@ impl State {
         });
         let groups = groups.collect();
         let scope = self.scope(address, &destination);
-        Ok(Known { destination, group, table, groups, told, scope })
+        Ok(Known { destination, certain: true, group, table, groups, told, scope })
     }
 
     fn group(
@@ -365,12 +389,12 @@ impl State {
         endpoints: Vec<Endpoint>,
         before: Option<&Group>,
     ) -> Group {
-        let Destination { service, protocol, policy, .. } = destination;
+        let Destination { service, protocol, external, policy, .. } = destination;
         let port = Port { service: service.clone(), protocol: *protocol, policy: policy.clone() };
         let service = service.as_ref();
-        Group::new(port, endpoints, before, |endpoint| {
-            Some(self.golden.scope(Direction::Outbound, &endpoint.workload, service, address.port()))
-        })
+        // What leaves the cluster is counted by the host that each request or connection names.
+        let scope = |workload| self.golden.scope(Direction::Outbound, workload, service, address.port());
+        Group::new(port, endpoints, before, |endpoint| (!external).then(|| scope(&endpoint.workload)))
     }
 
     fn scope(&self, address: SocketAddr, destination: &Destination) -> Arc<Scope> {
@@ -383,8 +407,8 @@ impl State {
 }
 
 impl Known {
-    fn new(destination: Destination, group: Group, scope: Arc<Scope>) -> Self {
-        Self { destination, group: Arc::new(group), table: None, groups: Vec::new(), told: Vec::new(), scope }
+    fn new(destination: Destination, certain: bool, group: Group, scope: Arc<Scope>) -> Self {
+        Self { destination, certain, group: Arc::new(group), table: None, groups: Vec::new(), told: Vec::new(), scope }
     }
 
     /// Its own group and those of the services that its routes lead to.
@@ -465,8 +489,8 @@ fn check_endpoints(endpoints: &[Endpoint], backends: &[(Port, Vec<Endpoint>)]) -
 /// Says why what is told of arriving traffic cannot be used.
 pub fn validate_inbound(policy: &InboundPolicy) -> Result<(), String> {
     let rules = policy.access.rules.len();
-    if rules > limits::ACCESS_RULES {
-        return Err(format!("access.rules: {rules} of them, more than {}", limits::ACCESS_RULES));
+    if rules > limits::POLICY_RULES {
+        return Err(format!("access.rules: {rules} of them, more than {}", limits::POLICY_RULES));
     }
     Ok(())
 }
@@ -559,8 +583,8 @@ mod tests {
             access: mesh_api::Access { rules: vec![Default::default(); rules], ..Default::default() },
             ..InboundPolicy::default()
         };
-        assert_eq!(state.set_inbound(policy("a", limits::ACCESS_RULES)), Ok(()));
-        let refusal = state.set_inbound(policy("b", limits::ACCESS_RULES + 1)).unwrap_err();
+        assert_eq!(state.set_inbound(policy("a", limits::POLICY_RULES)), Ok(()));
+        let refusal = state.set_inbound(policy("b", limits::POLICY_RULES + 1)).unwrap_err();
         assert_eq!(refusal, "access.rules: 4097 of them, more than 4096");
         assert_eq!(state.inbound().zone.as_deref(), Some("a"));
     }

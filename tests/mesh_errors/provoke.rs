@@ -6,8 +6,8 @@ use bytes::Bytes;
 use http::{HeaderMap, Request};
 use mesh_api::config::{FileDestination, FileIdentity};
 use mesh_api::{
-    Access, AccessDefault, Destination, Endpoint, FileConfig, InboundPolicy, MeshError, Protocol, ServiceRef, SpiffeId,
-    WorkloadRef,
+    Access, AccessDefault, Destination, Egress, EgressDefault, Endpoint, FileConfig, InboundPolicy, MeshError,
+    Protocol, ServiceRef, SpiffeId, WorkloadRef,
 };
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -46,6 +46,7 @@ pub(super) const CASES: &[(MeshError, Provoke)] = &[
         plain(towards(Protocol::Detect, vec![endpoint(two_lengths, None)]))
     }),
     (MeshError::AccessDenied, access_denied),
+    (MeshError::EgressDenied, egress_denied),
     (MeshError::Overload, overload),
     (MeshError::Draining, draining),
     (MeshError::LoopDetected, || plain(FileConfig::default())),
@@ -131,6 +132,14 @@ fn answer(proxy: Meshed, mut stream: TcpStream, request: &str) -> Result<Answere
     let status = head.split(' ').nth(1).context("no status")?.parse()?;
     let code = head.lines().find_map(|line| line.strip_prefix("mesh-error: ")).map(str::to_owned);
     Ok(Answered { proxy, code, status })
+}
+
+/// A workload that may call nothing outside the cluster.
+fn egress_denied() -> Result<Answered> {
+    let egress = Egress { default: EgressDefault::Deny, ..Egress::default() };
+    let mut config = FileConfig { egress, ..towards(Protocol::Detect, vec![endpoint(nobody()?, None)]) };
+    config.destinations[0].destination = Destination { external: true, ..Destination::default() };
+    plain(config)
 }
 
 /// A workload that lets nobody in.

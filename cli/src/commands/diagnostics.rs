@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
 use mesh_api::names::{CONTROL_ADMIN_PORT, CONTROL_NAME};
-use mesh_api::{Access, Destination, Endpoint, InboundPolicy, Protocol};
+use mesh_api::{Access, Destination, Egress, Endpoint, InboundPolicy, Protocol};
 use mesh_control::compile;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -34,6 +34,8 @@ pub(super) struct ProxyConfig {
     control_connected: bool,
     #[serde(default)]
     inbound: InboundPolicy,
+    #[serde(default)]
+    egress: Egress,
     #[serde(default)]
     destinations: Vec<KnownDestination>,
 }
@@ -274,14 +276,26 @@ struct PolicyRow {
     /// Who may call.
     #[serde(skip_serializing_if = "Option::is_none")]
     access: Option<Access>,
+    /// What may leave the cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    egress: Option<Egress>,
 }
 
 /// Who may call, in a few words.
-fn summary(access: &Access) -> String {
-    let mut policies: Vec<String> =
-        access.rules.iter().map(|rule| format!("{} {}", rule.action.word(), rule.policy)).collect();
+fn access_summary(access: &Access) -> String {
+    let rules = access.rules.iter().map(|rule| format!("{} {}", rule.action.word(), rule.policy));
+    summary(rules.collect(), access.default.word())
+}
+
+/// What may leave, in a few words.
+fn egress_summary(egress: &Egress) -> String {
+    let rules = egress.rules.iter().map(|rule| format!("{} {}", rule.action.word(), rule.policy));
+    summary(rules.collect(), egress.default.word())
+}
+
+fn summary(mut policies: Vec<String>, default: &str) -> String {
     policies.dedup();
-    let default = format!("default {}", access.default.word());
+    let default = format!("default {default}");
     if policies.is_empty() { default } else { format!("{}, {default}", policies.join(", ")) }
 }
 
@@ -289,20 +303,26 @@ fn policy(answers: &[Answer<ProxyConfig>], args: &ProxyRows, printer: &Printer) 
     let known = answers.iter().filter_map(|(proxy, answer)| Some((proxy, answer.as_ref().ok()?)));
     let rows: Vec<PolicyRow> = known
         .flat_map(|(proxy, config)| {
-            let row = |port, protocol, access| PolicyRow {
+            let row = |port, protocol| PolicyRow {
                 namespace: proxy.namespace.clone(),
                 pod: proxy.pod.clone(),
                 port,
                 protocol,
-                access,
+                access: None,
+                egress: None,
             };
-            let access = &config.inbound.access;
-            let who = (!access.is_default()).then(|| row(None, None, Some(access.clone())));
-            let ports = config.inbound.ports.iter().map(|(port, policy)| row(Some(*port), Some(policy.protocol), None));
-            who.into_iter().chain(ports).collect::<Vec<_>>()
+            let (access, egress) = (&config.inbound.access, &config.egress);
+            let whole = (!access.is_default() || !egress.is_default()).then(|| PolicyRow {
+                access: (!access.is_default()).then(|| access.clone()),
+                egress: (!egress.is_default()).then(|| egress.clone()),
+                ..row(None, None)
+            });
+            let ports = config.inbound.ports.iter().map(|(port, policy)| row(Some(*port), Some(policy.protocol)));
+            whole.into_iter().chain(ports).collect::<Vec<_>>()
         })
         .collect();
-    let columns = [words("NAMESPACE"), words("POD"), numbers("PORT"), words("PROTOCOL"), words("ACCESS")];
+    let columns =
+        [words("NAMESPACE"), words("POD"), numbers("PORT"), words("PROTOCOL"), words("ACCESS"), words("EGRESS")];
     let cells = |row: &PolicyRow| {
         let protocol = serde_json::to_value(row.protocol).unwrap_or_default();
         vec![
@@ -310,7 +330,8 @@ fn policy(answers: &[Answer<ProxyConfig>], args: &ProxyRows, printer: &Printer) 
             Cell::new(&row.pod),
             Cell::new(row.port.map_or_else(|| "all".to_owned(), |port| port.to_string())),
             Cell::new(protocol.as_str().unwrap_or_default()),
-            Cell::new(row.access.as_ref().map(summary).unwrap_or_default()),
+            Cell::new(row.access.as_ref().map(access_summary).unwrap_or_default()),
+            Cell::new(row.egress.as_ref().map(egress_summary).unwrap_or_default()),
         ]
     };
     printer.note("Ports that are not listed are detected: their protocol is found out from the first bytes.");
@@ -449,7 +470,7 @@ mod tests {
         };
         assert_eq!(policy(&answers, &args, &printer).unwrap(), Outcome::Problems);
         let (out, err) = told();
-        assert_eq!(out, "NAMESPACE   POD     PORT   PROTOCOL   ACCESS\nshop        web-1   8080   http1\n");
+        assert_eq!(out, "NAMESPACE   POD     PORT   PROTOCOL   ACCESS   EGRESS\nshop        web-1   8080   http1\n");
         assert!(err.ends_with("warning: cannot read /config of shop/web-2: no answer within 10 s\n"), "{err}");
     }
 }

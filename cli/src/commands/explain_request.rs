@@ -10,6 +10,7 @@ use crate::error::{Error, Hint, Result};
 use crate::resource::{Kind, Resource};
 use crate::shown::Shown;
 use mesh_api::access::{Asked, Caller, Head, What, decide};
+use mesh_api::egress::{self, Leaving, Seen};
 use mesh_api::names::SKIP_OUTBOUND_PORTS;
 use mesh_api::{Endpoint, Protocol, SpiffeId};
 use mesh_control::compile;
@@ -23,6 +24,8 @@ const SHOWN: usize = 8;
 
 /// What comes of a name that the cluster does not answer for.
 const OUTSIDE: &str = "the name leads out of the cluster; the address it leads to is forwarded as it is";
+/// The port where TLS is to be expected.
+const HTTPS: u16 = 443;
 
 /// What is asked.
 struct Question<'a> {
@@ -64,12 +67,18 @@ fn judge(shown: &Shown, question: &Question<'_>) -> Result<Explanation> {
             told.step("name", says);
             address
         }
+        Resolved::Outside(host, port, says) => {
+            told.step("name", says);
+            if is_skipped(shown, caller, port) {
+                return Ok(past_the_proxy(told, port));
+            }
+            let seen = if port == HTTPS { Seen::Tls(Some(&host)) } else { Seen::Http(Some(&host)) };
+            return Ok(leave(told, shown, caller, &Leaving { address: None, port, seen }, OUTSIDE));
+        }
         Resolved::Nothing(says, verdict, hint) => return Ok(told.end("name", says, verdict, &hint)),
     };
-    let skipped = shown.skip_outbound.iter().find(|(name, _)| name == caller).map(|(_, ports)| ports);
-    if skipped.is_some_and(|ports| ports.contains(address.port())) {
-        let says = format!("port {} is excluded by {SKIP_OUTBOUND_PORTS}", address.port());
-        return Ok(told.end("redirect", says, "the request goes past the proxy, uncounted and unencrypted", ""));
+    if is_skipped(shown, caller, address.port()) {
+        return Ok(past_the_proxy(told, address.port()));
     }
     told.step("redirect", format!("the connection to {address} is taken over by the caller's proxy"));
 
@@ -79,7 +88,18 @@ fn judge(shown: &Shown, question: &Question<'_>) -> Result<Explanation> {
     told.step("protocol", protocol(compiled.destination.protocol));
     if compiled.destination.external {
         let verdict = format!("forwarded to {address} as it is, in plain text, and counted");
-        return Ok(told.end("destination", "neither a service nor a pod of this cluster", &verdict, ""));
+        if compiled.destination.cluster {
+            return Ok(told.end("destination", "an address of this cluster, but no port of a service", &verdict, ""));
+        }
+        told.step("destination", "neither a service nor a pod of this cluster");
+        let host = address.ip().to_string();
+        let seen = match (opaque, address.port()) {
+            (true, _) => Seen::Tcp,
+            (false, HTTPS) => Seen::Tls(None),
+            (false, _) => Seen::Http(Some(&host)),
+        };
+        let leaving = Leaving { address: Some(address.ip()), port: address.port(), seen };
+        return Ok(leave(told, shown, caller, &leaving, &verdict));
     }
     if !opaque {
         told.step("route", format!("counted as {}", template(path)));
@@ -154,6 +174,37 @@ fn access(
     Some((decision.allowed, says))
 }
 
+fn is_skipped(shown: &Shown, caller: &Name, port: u16) -> bool {
+    shown.skip_outbound.iter().any(|(name, ports)| name == caller && ports.contains(port))
+}
+
+fn past_the_proxy(told: Explanation, port: u16) -> Explanation {
+    let says = format!("port {port} is excluded by {SKIP_OUTBOUND_PORTS}");
+    told.end("redirect", says, "the request goes past the proxy, uncounted and unencrypted", "")
+}
+
+/// What the caller's proxy decides about a request that leaves the cluster, by its own decider; `verdict` if it is let out.
+fn leave(mut told: Explanation, shown: &Shown, caller: &Name, leaving: &Leaving<'_>, verdict: &str) -> Explanation {
+    let egress = compile::egress::compile(&shown.world, &shown.config, caller);
+    if egress.is_open() {
+        return told.verdict(verdict.to_owned(), "");
+    }
+    let decision = egress::decide(&egress, leaving);
+    let mut says = format!("{}, {leaving}: {}", if decision.allowed { "let out" } else { "refused" }, decision.why);
+    for rule in &decision.audits {
+        says.push_str(&format!("\ncounted and logged by EgressPolicy {}", rule.policy));
+    }
+    if decision.allowed {
+        told.step("egress", says);
+        return told.verdict(verdict.to_owned(), "");
+    }
+    let verdict = match leaving.seen {
+        Seen::Http(_) => "answered by the proxy with 403 and mesh-error: egress-denied",
+        Seen::Tls(_) | Seen::Tcp => "the proxy resets the connection (egress-denied)",
+    };
+    told.end("egress", says, verdict, "meshctl explain error egress-denied")
+}
+
 fn find_caller<'a>(world: &'a World, from: &Resource, namespace: &str) -> Result<(&'a Name, &'a PodView)> {
     let meant = |name: &Name, pod: &PodView| match from.kind {
         Kind::Pod => from.name.as_ref().is_none_or(|wanted| *wanted == name.name),
@@ -173,6 +224,8 @@ fn identity(shown: &Shown, name: &Name, pod: &PodView) -> String {
 enum Resolved {
     /// An address, and how it was found.
     Address(SocketAddr, String),
+    /// A host outside the cluster, its port, and how that was found.
+    Outside(String, u16, String),
     /// Nothing the mesh could carry: why, what comes of it, and what to do.
     Nothing(String, &'static str, String),
 }
@@ -192,14 +245,11 @@ fn resolve(shown: &Shown, namespace: &str, to: &str) -> Result<Resolved> {
     let name = Name { namespace: labels.next().unwrap_or(namespace).to_owned(), ..name };
     let rest = labels.collect::<Vec<_>>().join(".");
     if !rest.is_empty() && rest != "svc" && !rest.starts_with("svc.") {
-        return Ok(Resolved::Nothing(format!("{host} is no name of this cluster"), OUTSIDE, String::new()));
+        return Ok(Resolved::Outside(host.to_owned(), port, format!("{host} is no name of this cluster")));
     }
     if let Some((_, outside)) = shown.external_names.iter().find(|(service, _)| *service == name) {
-        return Ok(Resolved::Nothing(
-            format!("service {} is another name for {outside}", name.name),
-            OUTSIDE,
-            String::new(),
-        ));
+        let says = format!("service {} is another name for {outside}", name.name);
+        return Ok(Resolved::Outside(host.to_owned(), port, says));
     }
     let Some(service) = shown.world.service(&name) else {
         return Ok(Resolved::Nothing(
@@ -306,6 +356,7 @@ mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::{Pod, Service};
     use k8s_openapi::api::discovery::v1::EndpointSlice;
+    use mesh_control::world::egress_policy::EgressPolicyView;
     use mesh_manifests::config::MeshConfig;
     use serde::de::DeserializeOwned;
     use serde_json::{Value, json};
@@ -411,6 +462,27 @@ mod tests {
         check("po/web", "empty:80", "endpoints", "none is ready");
         check("po/web", "svc/old", "callee", "the application itself answers");
         assert!(asked("po/web", "old").verdict.ends_with("in plain text"));
+    }
+
+    #[test]
+    fn what_leaves_the_cluster_is_decided_about() {
+        let mut shown = shop();
+        let spec = json!({"rules": [{"hosts": ["*.example.org"]}, {"networks": ["192.0.2.0/24"], "ports": [80]}]});
+        let policy = EgressPolicyView { spec: typed(spec), ..EgressPolicyView::default() };
+        shown.world.apply(Name::new("shop", "out"), policy);
+        let check = |to: &str, says: &str, verdict: &str| {
+            let from = Resource::read_one("po/web").unwrap();
+            let question = Question { from, namespace: "shop", to, method: "GET", path: "/" };
+            let told = judge(&shown, &question).unwrap();
+            let last = told.steps.last().unwrap();
+            assert!(last.step == "egress" && last.says.contains(says), "{to}: {told:?}");
+            assert!(told.verdict.contains(verdict), "{to}: {told:?}");
+        };
+        check("www.example.org:443", "let out, tls to www.example.org port 443: EgressPolicy shop/out allows", OUTSIDE);
+        check("www.example.com:443", "EgressPolicy shop/out makes the default `deny`", "resets the connection");
+        check("www.example.com:80", "refused, http to www.example.com port 80", "403 and mesh-error: egress-denied");
+        check("192.0.2.1:80", "EgressPolicy shop/out allows it", "forwarded to 192.0.2.1:80");
+        check("192.0.2.1:81", "refused", "egress-denied");
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub fn compile(world: &World, config: &MeshConfig, name: &Name, pod: &PodView) -
     let default = pod.default_access.or_else(of_namespace).unwrap_or(config.proxy.default_access);
     let mut rules = Vec::new();
     for (policy, AccessPolicyView { spec, .. }) in world.access_policies_in(&name.namespace) {
-        if let Ok(Some(selects)) = selects(world, spec, name, pod) {
+        if let Ok(Some(selects)) = selected(world, spec.target.as_ref(), name, pod) {
             add(&mut rules, policy, spec, &selects);
         }
     }
@@ -51,7 +51,17 @@ fn qualified(source: &Source, namespace: &str) -> Source {
 
 /// The ports of the pod that a policy selects, none for all; `None` if it does not select the pod.
 pub fn selects(world: &World, spec: &AccessPolicySpec, name: &Name, pod: &PodView) -> Result<Option<Vec<u16>>, String> {
-    let Some(target) = &spec.target else { return Ok(Some(Vec::new())) };
+    selected(world, spec.target.as_ref(), name, pod)
+}
+
+/// The ports of the pod that a target selects, none for all; `None` if it does not select the pod.
+pub fn selected(
+    world: &World,
+    target: Option<&AccessTarget>,
+    name: &Name,
+    pod: &PodView,
+) -> Result<Option<Vec<u16>>, String> {
+    let Some(target) = target else { return Ok(Some(Vec::new())) };
     Ok(match read(target)? {
         Read::Labels(selector) => selector.matches(&pod.labels).then(Vec::new),
         Read::Named(TargetKind::Service, service) => {
@@ -60,6 +70,11 @@ pub fn selects(world: &World, spec: &AccessPolicySpec, name: &Name, pod: &PodVie
         Read::Named(TargetKind::Pod, wanted) => (name.name == wanted).then(Vec::new),
         Read::Named(kind, wanted) => (pod.workload.kind == kind.word() && pod.workload.name == wanted).then(Vec::new),
     })
+}
+
+/// Why a target makes no sense.
+pub fn unusable(target: &AccessTarget) -> Option<String> {
+    read(target).err()
 }
 
 /// A target that makes sense.

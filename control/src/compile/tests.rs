@@ -38,7 +38,14 @@ fn a_cluster_ip_leads_to_the_ready_endpoints() {
     let service = ServiceRef { namespace: "shop".into(), name: "web".into(), port: 80 };
     assert_eq!(
         compiled.destination,
-        Destination { service: Some(service), protocol: Protocol::Http1, external: false, routes: None, policy: None }
+        Destination {
+            service: Some(service),
+            protocol: Protocol::Http1,
+            external: false,
+            cluster: false,
+            routes: None,
+            policy: None
+        }
     );
     let workload = WorkloadRef::new("shop", "deployment", "web");
     let endpoint = |address: &str, meshed: bool, pod: &str, zone: &str| Endpoint {

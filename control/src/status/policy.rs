@@ -5,7 +5,7 @@
 use super::{Due, Said, Seen};
 use crate::compile;
 use crate::kinds;
-use crate::rejections::Rejected;
+use crate::rejections::{Rejected, Subject};
 use crate::world::view::Name;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::json;
@@ -36,10 +36,28 @@ pub(super) fn access(seen: &Seen<'_>) -> Vec<Due> {
             generation: view.generation,
             before: &view.conditions,
             fault: compile::access::fault(seen.world, name, &view.spec),
-            rejected: seen.rejections.of_pods(selects),
+            rejected: seen.rejections.of_pods(&Subject::Inbound, selects),
         }
     });
     due("AccessPolicy", standings, seen)
+}
+
+/// Every EgressPolicy whose status says something else than it should.
+pub(super) fn egress(seen: &Seen<'_>) -> Vec<Due> {
+    let standings = seen.world.egress_policies().map(|(name, view)| {
+        let selects = |pod: &Name| {
+            let found = seen.world.pod(pod).filter(|_| pod.namespace == name.namespace);
+            found.is_some_and(|found| compile::egress::selects(seen.world, &view.spec, pod, found))
+        };
+        Standing {
+            name,
+            generation: view.generation,
+            before: &view.conditions,
+            fault: compile::egress::fault(&view.spec),
+            rejected: seen.rejections.of_pods(&Subject::Egress, selects),
+        }
+    });
+    due("EgressPolicy", standings, seen)
 }
 
 /// Those of a kind whose status says something else than it should.
@@ -71,7 +89,7 @@ fn said(kind: &'static str, holds: bool, reason: &'static str, message: String) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rejections::{Rejections, Subject};
+    use crate::rejections::Rejections;
     use crate::world::World;
     use crate::world::access_policy::AccessPolicyView;
     use crate::world::view::PodView;

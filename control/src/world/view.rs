@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_api::access::Probe;
-use mesh_api::{AccessDefault, WorkloadRef, names};
+use mesh_api::{AccessDefault, EgressDefault, WorkloadRef, names};
 use mesh_manifests::ports::PortSet;
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -46,6 +46,8 @@ pub struct NamespaceView {
     pub opaque: Option<PortSet>,
     /// Its `default-access` annotation.
     pub default_access: Option<AccessDefault>,
+    /// Its `default-egress` annotation.
+    pub default_egress: Option<EgressDefault>,
 }
 
 /// A service.
@@ -121,6 +123,10 @@ pub struct PodView {
     pub labels: BTreeMap<String, String>,
     /// Its `default-access` annotation.
     pub default_access: Option<AccessDefault>,
+    /// Its `default-egress` annotation.
+    pub default_egress: Option<EgressDefault>,
+    /// Addresses of its node.
+    pub node_ips: Vec<IpAddr>,
     /// Health probes that reach its application through its proxy.
     pub probes: Vec<Probe>,
 }
@@ -140,6 +146,11 @@ fn opaque(kind: &str, meta: &ObjectMeta) -> Option<PortSet> {
 /// The `default-access` annotation of an object.
 fn default_access(kind: &str, meta: &ObjectMeta) -> Option<AccessDefault> {
     annotation(kind, meta, names::DEFAULT_ACCESS)
+}
+
+/// The `default-egress` annotation of an object.
+fn default_egress(kind: &str, meta: &ObjectMeta) -> Option<EgressDefault> {
+    annotation(kind, meta, names::DEFAULT_EGRESS)
 }
 
 fn annotation<T: FromStr<Err: Display>>(kind: &str, meta: &ObjectMeta, name: &str) -> Option<T> {
@@ -163,6 +174,7 @@ impl From<&Namespace> for NamespaceView {
         Self {
             opaque: opaque("Namespace", &namespace.metadata),
             default_access: default_access("Namespace", &namespace.metadata),
+            default_egress: default_egress("Namespace", &namespace.metadata),
         }
     }
 }
@@ -231,6 +243,11 @@ impl From<&Pod> for PodView {
             listed.chain(status.and_then(|s| s.pod_ip.as_deref())).filter_map(|ip| ip.parse().ok()).collect();
         ips.sort_unstable();
         ips.dedup();
+        let listed = status.and_then(|status| status.host_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.as_str());
+        let mut node_ips: Vec<IpAddr> =
+            listed.chain(status.and_then(|s| s.host_ip.as_deref())).filter_map(|ip| ip.parse().ok()).collect();
+        node_ips.sort_unstable();
+        node_ips.dedup();
         let containers = || spec.into_iter().flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
         let named = |c: &k8s_openapi::api::core::v1::Container| {
             let ports = c.ports.iter().flatten().filter(|port| is_tcp(port.protocol.as_deref()));
@@ -252,6 +269,8 @@ impl From<&Pod> for PodView {
             opaque: opaque("Pod", &pod.metadata),
             labels: pod.metadata.labels.clone().unwrap_or_default().into_iter().collect(),
             default_access: default_access("Pod", &pod.metadata),
+            default_egress: default_egress("Pod", &pod.metadata),
+            node_ips,
             probes: super::probe::probes(pod),
         }
     }

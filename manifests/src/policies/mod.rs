@@ -4,8 +4,10 @@
 //! the types. `manifests/crds/` holds them as files for those who install by other means, and a test keeps them current.
 
 pub mod access_policy;
+pub mod egress_policy;
 
 pub use access_policy::{AccessPolicy, AccessPolicySpec};
+pub use egress_policy::{EgressPolicy, EgressPolicySpec};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -30,8 +32,10 @@ pub struct PolicyKind {
 }
 
 /// Every kind of ours, in the order of the documentation.
-pub const KINDS: &[PolicyKind] =
-    &[PolicyKind { kind: "AccessPolicy", plural: "accesspolicies", definition: AccessPolicy::crd }];
+pub const KINDS: &[PolicyKind] = &[
+    PolicyKind { kind: "AccessPolicy", plural: "accesspolicies", definition: AccessPolicy::crd },
+    PolicyKind { kind: "EgressPolicy", plural: "egresspolicies", definition: EgressPolicy::crd },
+];
 
 /// What control says of an object: whether it is in force, and why not.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

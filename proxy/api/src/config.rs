@@ -1,7 +1,7 @@
 //! What a proxy is told about its own pod, and the file form that replaces the control plane.
 
 use crate::rate_limit::RateLimit;
-use crate::{Access, Destination, Endpoint, Protocol, ServiceRef, TrafficPolicy, WorkloadRef};
+use crate::{Access, Destination, Egress, Endpoint, Protocol, ServiceRef, TrafficPolicy, WorkloadRef};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -48,6 +48,9 @@ pub struct FileConfig {
     /// How arriving traffic is treated.
     #[serde(default)]
     pub inbound: InboundPolicy,
+    /// What may leave the cluster; everything unless said.
+    #[serde(default, skip_serializing_if = "Egress::is_default")]
+    pub egress: Egress,
     /// Known destinations.
     #[serde(default)]
     pub destinations: Vec<FileDestination>,

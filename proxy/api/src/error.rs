@@ -90,6 +90,9 @@ mesh_errors! {
     AccessDenied "access-denied" 403 7
         "The access policies of the workload do not let this caller in"
         "Ask `meshctl explain request` which policy decides, and allow the caller there if it should be let in";
+    EgressDenied "egress-denied" 403 7
+        "The egress policies of the workload do not let it call this destination outside the cluster"
+        "Ask `meshctl explain request` which policy decides, and allow the destination there if it should be called";
     Overload "overload" 503 14
         "The proxy reached one of its limits and shed the newest work"
         "Scale the workload, or raise the limit if memory allows";

@@ -9,6 +9,7 @@ pub mod balance;
 pub mod breaker;
 pub mod condition;
 pub mod config;
+pub mod egress;
 pub mod error;
 pub mod fault;
 pub mod golden;
@@ -30,6 +31,7 @@ pub mod wire;
 
 pub use access::{Access, AccessDefault, AccessRule};
 pub use config::{FileConfig, FileIdentity, InboundPolicy, PortPolicy};
+pub use egress::{Egress, EgressDefault, EgressRule};
 pub use error::MeshError;
 pub use histogram::Histogram;
 pub use identity::{CertifyRequest, CertifyResponse, SpiffeId};

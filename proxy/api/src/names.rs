@@ -18,6 +18,8 @@ pub const SKIP_OUTBOUND_PORTS: &str = "meshctl.dev/skip-outbound-ports";
 pub const OPAQUE_PORTS: &str = "meshctl.dev/opaque-ports";
 /// Annotation on pods and namespaces: who may call where no AccessPolicy says anything.
 pub const DEFAULT_ACCESS: &str = "meshctl.dev/default-access";
+/// Annotation on pods and namespaces: what may leave the cluster where no EgressPolicy says anything.
+pub const DEFAULT_EGRESS: &str = "meshctl.dev/default-egress";
 /// Trust domain unless the install sets another.
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 /// Audience of the projected token a proxy shows to get its certificate.

@@ -47,9 +47,9 @@ pub struct WorkloadRef {
     /// Namespace.
     pub namespace: String,
     /// Lower-case singular kind: `deployment`, `statefulset`, `daemonset`, `job`, `cronjob`, `pod`;
-    /// `serviceaccount` where only an identity is known, `external` for addresses outside the cluster.
+    /// `serviceaccount` where only an identity is known, `external` for hosts and addresses outside the cluster.
     pub kind: String,
-    /// Name; the address for `external`.
+    /// Name; host or address for `external`.
     pub name: String,
 }
 
@@ -95,6 +95,10 @@ pub struct Destination {
     /// True if the address belongs to no Service and no pod the mesh knows: forwarded to itself as it is.
     #[serde(default)]
     pub external: bool,
+    /// True for such an address that belongs to the cluster all the same: a node's, or a Service's where that has no
+    /// such port. What may leave the cluster is not asked there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cluster: bool,
     /// Where requests go instead of to the destination's own endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routes: Option<Arc<Routes>>,

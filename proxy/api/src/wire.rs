@@ -8,7 +8,7 @@
 
 use crate::golden::ProxyFrame;
 use crate::tap::{TapEvent, TapLeftOut, TapOrder};
-use crate::{BackendChange, Destination, EndpointsChange, InboundPolicy, SpiffeId};
+use crate::{BackendChange, Destination, Egress, EndpointsChange, InboundPolicy, SpiffeId};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -115,6 +115,13 @@ pub enum ControlMessage {
         version: u64,
         /// The policy, whole.
         policy: InboundPolicy,
+    },
+    /// What may leave the cluster; sent after Hello, before the first Update, and whenever it changes.
+    Egress {
+        /// Version of this update, rising within a stream.
+        version: u64,
+        /// The policy, whole.
+        policy: Egress,
     },
     /// Send golden frames: at once one that sums the last `backfill_s` whole seconds as far as remembered, then one a
     /// second. Said again while frames flow, it asks for another sum only; frames up to the sum's end are part of it.

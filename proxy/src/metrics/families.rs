@@ -75,6 +75,8 @@ families! {
         "1 if the endpoint answers, 0 if the last attempt to reach it failed";
     ACCESS_DECISIONS "mesh_access_decisions" Counter ["decision" "tls" "policy"]
         "Arriving connections let in or refused, and, with `policy`, requests and opaque connections allowed, denied or audited by it";
+    EGRESS_DECISIONS "mesh_egress_decisions" Counter ["decision" "protocol" "policy"]
+        "Requests and opaque connections out of the cluster allowed, denied or audited by egress policies, where there are any";
     GOLDEN_SERIES "mesh_golden_series" Gauge []
         "Series of golden metrics known now";
     GOLDEN_REMEMBERED "mesh_golden_remembered_series" Gauge []

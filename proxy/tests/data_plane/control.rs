@@ -173,8 +173,14 @@ fn token(text: &str) -> tempfile::NamedTempFile {
 }
 
 fn update(version: u64, change: EndpointsChange) -> ControlMessage {
-    let destination =
-        Destination { service: None, protocol: Protocol::Http1, external: false, routes: None, policy: None };
+    let destination = Destination {
+        service: None,
+        protocol: Protocol::Http1,
+        external: false,
+        cluster: false,
+        routes: None,
+        policy: None,
+    };
     ControlMessage::Update {
         address: SERVICE,
         version,

@@ -9,6 +9,7 @@ mod alone;
 mod bounds;
 mod control;
 mod drain;
+mod egress;
 mod filter;
 mod frames;
 mod grpc;

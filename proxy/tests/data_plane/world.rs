@@ -226,7 +226,7 @@ pub fn server(authority: &Authority, name: &str, app: SocketAddr) -> Proxy {
 /// The configuration of a client whose outbound side leads to `endpoints`.
 pub fn towards(protocol: Protocol, endpoints: Vec<Endpoint>) -> FileConfig {
     let service = Some(ServiceRef { namespace: "shop".into(), name: "web".into(), port: 80 });
-    let destination = Destination { service, protocol, external: false, routes: None, policy: None };
+    let destination = Destination { service, protocol, external: false, cluster: false, routes: None, policy: None };
     FileConfig {
         destinations: vec![FileDestination { address: SERVICE, destination, endpoints, backends: Vec::new() }],
         outbound_default: Some(SERVICE),
