@@ -393,7 +393,7 @@ impl State {
         let port = Port { service: service.clone(), protocol: *protocol, policy: policy.clone() };
         let service = service.as_ref();
         // What leaves the cluster is counted by the host that each request or connection names.
-        let scope = |workload| self.golden.scope(Direction::Outbound, workload, service, address.port());
+        let scope = |workload: &WorkloadRef| self.golden.scope(Direction::Outbound, workload, service, address.port());
         Group::new(port, endpoints, before, |endpoint| (!external).then(|| scope(&endpoint.workload)))
     }
 

@@ -68,14 +68,14 @@ async fn each_request_is_decided_about_and_counted_under_its_host() {
 }
 
 #[tokio::test]
-async fn two_names_for_one_request_are_none() {
+async fn two_names_for_one_request_pass_nowhere() {
     let app = App::start().await;
     let proxy = Proxy::start(config(app.address, denying(vec![rule(Action::Allow, &["api.example.com"])])), None);
     let mut stream = TcpStream::connect(proxy.outbound).await.unwrap();
     stream.write_all(b"GET http://api.example.com/ HTTP/1.1\r\nhost: other.org\r\n\r\n").await.unwrap();
     let mut head = [0; 12];
     stream.read_exact(&mut head).await.unwrap();
-    assert_eq!(&head, b"HTTP/1.1 403");
+    assert_eq!(&head, b"HTTP/1.1 400");
     assert_eq!(app.count(), 0);
 }
 
