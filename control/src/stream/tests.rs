@@ -6,6 +6,7 @@ use crate::ca::tests::{authority, request};
 use crate::certify::Certifier;
 use crate::issuer::IssuerKeeper;
 use crate::serve;
+use crate::world::egress_policy::EgressPolicyView;
 use crate::world::tests::{pod, service, slice};
 use crate::world::view::{PodView, ServiceView, SliceView};
 use arc_swap::ArcSwapOption;
@@ -145,7 +146,17 @@ impl Proxy {
         say(&self.lines, &message).await;
     }
 
+    /// The next message, but for those about egress, which every proxy hears first.
     async fn hear(&mut self) -> ControlMessage {
+        loop {
+            match self.hear_any().await {
+                ControlMessage::Egress { .. } => {}
+                message => return message,
+            }
+        }
+    }
+
+    async fn hear_any(&mut self) -> ControlMessage {
         let line = timeout(Duration::from_secs(10), self.heard.next()).await.expect("control says something");
         serde_json::from_slice(&line.unwrap().expect("the stream goes on")).unwrap()
     }
@@ -242,6 +253,22 @@ async fn a_proxy_hears_everything_once_and_then_only_differences() {
 }
 
 #[tokio::test]
+async fn what_may_leave_is_told_before_any_address_and_when_it_changes() {
+    let control = Control::start().await;
+    control.streams.subscriptions.set_synced();
+    let mut proxy = control.hello(Some(&web()), &web(), "web-1").await.unwrap_or_else(|e| panic!("{e:?}"));
+    assert!(matches!(proxy.hear_any().await, ControlMessage::Inbound { .. }));
+    // Also if it is everything: the proxy may remember something else.
+    let ControlMessage::Egress { policy, .. } = proxy.hear_any().await else { panic!("what may leave") };
+    assert!(policy.is_default());
+    let spec = serde_json::from_value(json!({"rules": [{"hosts": ["api.example.com"]}]})).unwrap();
+    let view = EgressPolicyView { spec, ..EgressPolicyView::default() };
+    control.streams.subscriptions.apply(Name::new("shop", "out"), view);
+    let ControlMessage::Egress { policy, .. } = proxy.hear_any().await else { panic!("what may leave now") };
+    assert_eq!((policy.default, policy.default_by.as_deref()), (mesh_api::EgressDefault::Deny, Some("shop/out")));
+}
+
+#[tokio::test]
 async fn nothing_is_answered_before_everything_is_listed() {
     let control = Control::start().await;
     let mut proxy = control.hello(Some(&web()), &web(), "web-1").await.unwrap_or_else(|e| panic!("{e:?}"));
@@ -305,6 +332,7 @@ async fn stopping_ends_every_stream() {
     control.streams.subscriptions.set_synced();
     let mut proxy = control.hello(Some(&web()), &web(), "web-1").await.unwrap_or_else(|e| panic!("{e:?}"));
     assert!(matches!(proxy.hear().await, ControlMessage::Inbound { .. }));
+    assert!(matches!(proxy.hear_any().await, ControlMessage::Egress { .. }));
     control.streams.stop.cancel();
     let end = timeout(Duration::from_secs(5), proxy.heard.next()).await.expect("an end");
     assert!(!matches!(end, Ok(Some(_))), "{end:?}");

@@ -103,9 +103,9 @@ async fn a_pods_own_rules_can_be_refused_until_its_proxy_goes() {
     changes.mark_unchanged();
     proxy.say(ProxyMessage::Reject { version, reason: "too many rules".to_owned() }).await;
     timeout(Duration::from_secs(10), changes.changed()).await.unwrap().unwrap();
-    let told = rejections.of_pods(|pod| pod.name == "web-1").unwrap();
+    let told = rejections.of_pods(&Subject::Inbound, |pod| pod.name == "web-1").unwrap();
     assert_eq!((told.reason.as_str(), told.others), ("too many rules", 0));
     drop(proxy);
     timeout(Duration::from_secs(10), changes.changed()).await.unwrap().unwrap();
-    assert_eq!(rejections.of_pods(|_| true), None);
+    assert_eq!(rejections.of_pods(&Subject::Inbound, |_| true), None);
 }
