@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 const CLIENTS: u64 = 8;
 /// Requests of each client in one round.
 const REQUESTS: u64 = 3000;
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 15;
 const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 9)), 80);
 const REQUEST: &[u8] = b"GET /products/1 HTTP/1.1\r\nhost: catalog\r\nuser-agent: bench\r\n\r\n";
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
@@ -42,7 +42,8 @@ pub(super) fn measure() -> Result<()> {
         with.push(running.round()?.0);
         drop(running.proxy.taps.stop(1));
     }
-    let (without, with) = (median(without), median(with));
+    // What else runs on the machine only ever adds.
+    let (without, with) = (least(&without), least(&with));
     say(&format!(
         "| CPU of a proxy a request: nobody taps / a tap that matches nothing / its share | {:.2} / {:.2} µs / {:+.1} % |",
         without * 1e6,
@@ -57,9 +58,8 @@ pub(super) fn measure() -> Result<()> {
     Ok(())
 }
 
-fn median(mut all: Vec<f64>) -> f64 {
-    all.sort_unstable_by(f64::total_cmp);
-    all[all.len() / 2]
+fn least(all: &[f64]) -> f64 {
+    all.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
 fn start() -> Result<Running> {
