@@ -36,6 +36,7 @@ mod sandbox;
 mod tap;
 mod terminal;
 mod tidy;
+mod traffic_policy;
 mod upgrade;
 
 use std::process::ExitCode;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         data_path::tests(),
         access_policy::tests(),
         egress_policy::tests(),
+        traffic_policy::tests(),
         mesh_conformance::tests(),
         resilience::tests(),
         golden::tests(),

@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 pub mod route;
+pub mod traffic;
 
 pub mod access;
 pub mod egress;
@@ -90,14 +91,15 @@ pub fn inbound(world: &World, config: &MeshConfig, name: &Name) -> InboundPolicy
     for (slice, _) in pod.ips.iter().flat_map(|ip| world.slices_with(*ip)) {
         ports.extend(slice.ports.iter().map(|port| port.port));
     }
-    let policies = ports.into_iter().map(|port| (port, pod_port(world, config, name, pod, port)));
+    let slices = || pod.ips.iter().flat_map(|ip| world.slices_with(*ip));
+    let policies = ports.into_iter().map(|port| {
+        let protocol = pod_port(world, config, name, pod, port);
+        (port, PortPolicy { protocol, rate_limits: traffic::rate_limits(world, slices(), port) })
+    });
     InboundPolicy {
         workload: Some(pod.workload.clone()),
         zone: zone(world, pod),
-        ports: policies
-            .filter(|(_, protocol)| *protocol != Protocol::Detect)
-            .map(|(port, protocol)| (port, PortPolicy { protocol, ..PortPolicy::default() }))
-            .collect(),
+        ports: policies.filter(|(_, policy)| *policy != PortPolicy::default()).collect(),
         access: access::compile(world, config, name, pod),
     }
 }
@@ -149,7 +151,8 @@ impl Target<'_> {
         let ready = self.endpoints(|endpoint| endpoint.ready);
         // As kube-proxy does: while all that is left is stopping, it is better than nothing.
         let endpoints = if ready.is_empty() { self.endpoints(|endpoint| endpoint.serving) } else { ready };
-        Backend { protocol: self.protocol(&endpoints), policy: None, endpoints }
+        let policy = traffic::of_service(self.world, self.name, self.port);
+        Backend { protocol: self.protocol(&endpoints), policy, endpoints }
     }
 
     fn endpoints(&self, takes: impl Fn(&EndpointView) -> bool) -> Vec<Endpoint> {

@@ -57,6 +57,7 @@ pub mod listen;
 pub mod metrics;
 pub mod observe;
 pub mod protocol;
+pub mod rate_limit;
 pub mod rejections;
 pub mod requestheader;
 pub mod run;

@@ -56,6 +56,10 @@ pub const LINE_BYTES: usize = 16 * 1024 * 1024;
 pub const QUEUE: usize = 16;
 /// How long a proxy may leave the queue full.
 pub const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Rate limits that one proxy may keep together with others.
+pub const SHARED_LIMITS: usize = 1024;
+/// A shared rate limit is divided anew at most this often.
+pub const SHARE_INTERVAL: Duration = Duration::from_millis(500);
 /// Interval of heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_secs(4);
 /// Silence of a proxy after which its stream is taken for dead.

@@ -51,6 +51,7 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
         subscriptions: subscriptions.clone(),
         golden: golden.clone(),
         taps: taps.clone(),
+        shares: Arc::default(),
         metrics: metrics.clone(),
         stop: stop.clone(),
     });

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 /// Everybody who has something to say: one function a kind.
-const SAYERS: &[fn(&Seen<'_>) -> Vec<Due>] = &[policy::access, policy::egress, route::due];
+const SAYERS: &[fn(&Seen<'_>) -> Vec<Due>] = &[policy::access, policy::egress, policy::traffic, route::due];
 
 /// What there is to judge by.
 pub struct Seen<'a> {

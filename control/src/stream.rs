@@ -3,13 +3,14 @@
 //! Reading and telling are two loops that never wait for each other: what a proxy says only changes what it has to be
 //! told, and telling sends the difference between that and what it was told before.
 
-use crate::compile::{Backend, Compiled};
+use crate::compile::{self, Backend, Compiled};
 use crate::golden::{Golden, Link};
 use crate::limits;
 use crate::lines::Lines;
 use crate::listen::{self, Body, Peer};
 use crate::metrics::Metrics;
 use crate::observe::unix_ms;
+use crate::rate_limit::{self, Shares};
 use crate::rejections::Subject;
 use crate::subscriptions::{Follower, Subscriptions};
 use crate::tap::{self, Taps};
@@ -37,10 +38,19 @@ pub struct Streams {
     pub golden: Arc<Golden>,
     /// Single requests and connections.
     pub taps: Arc<Taps>,
+    /// Rate limits kept by several proxies together.
+    pub shares: Arc<Shares>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Ends every conversation.
     pub stop: CancellationToken,
+}
+
+/// Where what one proxy says belongs.
+struct Links {
+    golden: Link,
+    tapped: tap::Link,
+    shared: rate_limit::Link,
 }
 
 /// What a proxy says first.
@@ -102,23 +112,18 @@ impl Streams {
         let follower = self.subscriptions.follow(hello.pod.clone());
         let link = self.golden.link(&hello.pod, follower.todo.clone(), Instant::now());
         let tapped = self.taps.link(&hello.pod, follower.todo.clone());
+        let shared = self.shares.link(&hello.pod, follower.todo.clone());
         let sent = Sent::default();
         tokio::select! {
-            why = self.listen(&follower, &link, &tapped, &sent, lines) => why,
+            why = self.listen(&follower, Links { golden: link, tapped, shared }, &sent, lines) => why,
             why = self.tell(&follower, &sent, sender) => why.to_owned(),
         }
     }
 
     /// Takes in what the proxy says, until it ends.
-    async fn listen(
-        &self,
-        follower: &Follower,
-        link: &Link,
-        tapped: &tap::Link,
-        sent: &Sent,
-        mut lines: Lines<Incoming>,
-    ) -> String {
+    async fn listen(&self, follower: &Follower, links: Links, sent: &Sent, mut lines: Lines<Incoming>) -> String {
         let pod = follower.pod();
+        let Links { golden: link, tapped, shared } = links;
         let mut refused = 0u64;
         loop {
             let line = match timeout(limits::SILENCE, lines.next()).await {
@@ -166,6 +171,10 @@ impl Streams {
                     self.subscriptions.read(|world| tap::name_ends(world, pod, &mut events));
                     tapped.receive(id, events, &left_out, Instant::now());
                 }
+                Ok(ProxyMessage::RateUse { span_ms, asked }) => {
+                    let keepers = |limit: &str| self.keepers(pod, limit);
+                    shared.receive(&asked, span_ms, keepers, Instant::now());
+                }
                 Ok(ProxyMessage::TapEnded { id, refusal }) => tapped.ended(id, refusal),
                 Ok(ProxyMessage::Heartbeat {} | ProxyMessage::Hello { .. } | ProxyMessage::Unknown) => {}
                 Err(error) => {
@@ -174,6 +183,12 @@ impl Streams {
                 }
             }
         }
+    }
+
+    /// How many proxies keep a shared rate limit together; `None`: that of this pod does not.
+    fn keepers(&self, pod: &Name, limit: &str) -> Option<usize> {
+        let policy = self.subscriptions.inbound(pod);
+        self.subscriptions.read(|world| compile::traffic::keepers(world, &policy, limit))
     }
 
     /// Tells the proxy what is due, until it no longer listens.
@@ -305,6 +320,9 @@ impl Told {
             Some(order) => ControlMessage::Tap { order },
             None => ControlMessage::StopTap { id },
         }));
+        if !due.shares.is_empty() {
+            messages.push(ControlMessage::RateShares { shares: due.shares });
+        }
         if due.inbound {
             let policy = subscriptions.inbound(follower.pod());
             if self.inbound.as_ref() != Some(&policy) {

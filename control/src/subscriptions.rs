@@ -60,6 +60,8 @@ pub struct Due {
     pub inbound: bool,
     /// Orders about golden metrics.
     pub orders: Vec<ControlMessage>,
+    /// Parts of shared rate limits.
+    pub shares: BTreeMap<String, u32>,
     /// Taps to begin or change; `None`: to end.
     pub taps: BTreeMap<u64, Option<TapOrder>>,
 }

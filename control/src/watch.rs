@@ -14,6 +14,7 @@ use crate::world::Kept;
 use crate::world::access_policy::AccessPolicyView;
 use crate::world::egress_policy::EgressPolicyView;
 use crate::world::route::{RouteKey, RouteKind, RouteStatusView, read};
+use crate::world::traffic_policy::TrafficPolicyView;
 use crate::world::view::{Name, NamespaceView, PodView, ServiceView, SliceView};
 use custom::Reading;
 use futures::{Stream, StreamExt};
@@ -23,7 +24,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource, ResourceExt};
-use mesh_manifests::policies::{AccessPolicy, EgressPolicy};
+use mesh_manifests::policies::{AccessPolicy, EgressPolicy, TrafficPolicy};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -59,13 +60,14 @@ pub async fn follow(client: kube::Client, system_namespace: &str, audience: Audi
         world.keep("Pod", Name::of, |o: &Pod| PodView::from(o)),
         world.keep("AccessPolicy", Name::of, |o: &AccessPolicy| AccessPolicyView::from(o)),
         world.keep("EgressPolicy", Name::of, |o: &EgressPolicy| EgressPolicyView::from(o)),
+        world.keep("TrafficPolicy", Name::of, |o: &TrafficPolicy| TrafficPolicyView::from(o)),
         world.keep_routes(RouteKind::Http),
         world.keep_routes(RouteKind::Grpc),
         world.keep_routes(RouteKind::Tls),
         world.keep_routes(RouteKind::Tcp),
         world.keep_beside(REFERENCE_GRANT, read::grant),
         world.keep_beside(BACKEND_TRAFFIC_POLICY, read::backend_policy),
-        world.tell_when_listed(6 + 6),
+        world.tell_when_listed(7 + 6),
         one("Secret", secrets.clone(), ISSUER_SECRET, &metrics, |secret| issuer.changed(secret)),
         one("Secret", secrets, WEBHOOK_SECRET, &metrics, |secret| webhook.changed(secret)),
         one("ConfigMap", config_maps, "extension-apiserver-authentication", &metrics, |map| observers.changed(map)),

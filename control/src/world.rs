@@ -7,6 +7,7 @@ pub mod access_policy;
 pub mod egress_policy;
 mod probe;
 pub mod route;
+pub mod traffic_policy;
 pub mod view;
 
 #[cfg(test)]
@@ -17,6 +18,7 @@ use egress_policy::EgressPolicyView;
 use route::{BackendPolicyView, GrantView, RouteKey, RouteStatusView, RouteView};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use traffic_policy::{TargetKey, TrafficPolicyView};
 use view::{Name, NamespaceView, PodView, ServiceView, SliceView};
 
 /// The objects that matter, and the ways to find them.
@@ -28,6 +30,7 @@ pub struct World {
     pods: HashMap<Name, PodView>,
     access_policies: HashMap<Name, AccessPolicyView>,
     egress_policies: HashMap<Name, EgressPolicyView>,
+    traffic_policies: HashMap<Name, TrafficPolicyView>,
     routes: HashMap<RouteKey, RouteView>,
     route_statuses: HashMap<RouteKey, RouteStatusView>,
     grants: HashMap<Name, GrantView>,
@@ -40,6 +43,7 @@ pub struct World {
     routes_by_parent: HashMap<Name, BTreeSet<RouteKey>>,
     routes_by_backend: HashMap<Name, BTreeSet<RouteKey>>,
     policies_by_backend: HashMap<Name, BTreeSet<Name>>,
+    traffic_by_target: HashMap<TargetKey, BTreeSet<Name>>,
 }
 
 /// What may look different after a change.

@@ -1,6 +1,7 @@
 //! The admin port: `/live /ready /metrics /config`. It runs beside control traffic on a thread of its own, so that it
 //! answers also while the data thread is busy.
 
+use crate::breaker::Standing;
 use crate::limits;
 use crate::metrics;
 use crate::metrics::text::Format;
@@ -122,17 +123,29 @@ struct ShownEndpoint {
     /// True if the last attempt failed not long ago.
     failing: bool,
     idle_connections: usize,
+    /// What the circuit breaker lets through to it, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    circuit: Option<Standing>,
+    /// How long it stays ejected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ejected_ms: Option<u64>,
+    /// True while it has asked for a pause.
+    paused: bool,
 }
 
 impl ShownEndpoint {
     fn of(backend: &Backend, now: Instant) -> Self {
         let load = *backend.load.lock();
+        let circuit = backend.circuit.lock().as_ref().map(|circuit| (circuit.standing(now), circuit.ejected_for(now)));
         Self {
             endpoint: backend.endpoint.clone(),
             in_flight: load.in_flight(),
             latency_ms: load.expected(now).as_secs_f64() * 1000.0,
             failing: load.is_failing(now),
             idle_connections: backend.pool.idle(),
+            circuit: circuit.map(|(standing, _)| standing),
+            ejected_ms: circuit.filter(|(_, time)| !time.is_zero()).map(|(_, time)| time.as_millis() as u64),
+            paused: load.is_paused(now),
         }
     }
 }

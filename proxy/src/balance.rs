@@ -1,11 +1,20 @@
-//! Which endpoint gets the next request: of two chosen at random, the one with the lower expected cost.
+//! Which endpoint gets the next request: unless a policy says otherwise, of two chosen at random the one with the lower
+//! expected cost.
 //!
 //! The cost of an endpoint is its peak-sensitive moving average of latency times the requests it already has
 //! (Mitzenmacher: The power of two choices, 2001; peak EWMA as in Finagle). A slower answer raises the average at
 //! once, a faster one lowers it gradually, and without traffic it decays, so that a recovered endpoint is tried again.
 //! Everything here is a pure function of its arguments: time and randomness come in as values.
 
+pub mod hash;
+
+use crate::limits;
 use std::time::{Duration, Instant};
+
+/// Cost of an endpoint that asked for a pause, beside its own: more than any other comes to.
+const PAUSED: f64 = 1e15;
+/// Draws of an endpoint before all are looked at for one that takes requests.
+const DRAWS: usize = 8;
 
 /// Time in which an old latency loses its weight.
 const DECAY: Duration = Duration::from_secs(10);
@@ -27,12 +36,20 @@ pub struct Load {
     in_flight: u32,
     failed: Option<Instant>,
     tried: bool,
+    paused_until: Option<Instant>,
 }
 
 impl Load {
     /// An endpoint nobody has tried yet.
     pub fn new(now: Instant) -> Self {
-        Self { average_us: UNKNOWN.as_micros() as f64, updated: now, in_flight: 0, failed: None, tried: false }
+        Self {
+            average_us: UNKNOWN.as_micros() as f64,
+            updated: now,
+            in_flight: 0,
+            failed: None,
+            tried: false,
+            paused_until: None,
+        }
     }
 
     /// A request is on its way.
@@ -64,6 +81,16 @@ impl Load {
         self.failed.is_some_and(|at| now.saturating_duration_since(at) < FAILING_FOR)
     }
 
+    /// The endpoint asked not to be sent requests for a while (`Retry-After`).
+    pub fn pause(&mut self, now: Instant, pause: Duration) {
+        self.paused_until = Some(now + pause.min(limits::MAX_PAUSE));
+    }
+
+    /// True while that lasts.
+    pub fn is_paused(&self, now: Instant) -> bool {
+        self.paused_until.is_some_and(|until| now < until)
+    }
+
     /// Requests under way.
     pub fn in_flight(&self) -> u32 {
         self.in_flight
@@ -81,7 +108,8 @@ impl Load {
 
     /// Expected cost of one more request.
     pub fn cost(&self, now: Instant) -> f64 {
-        self.decayed(now) * f64::from(self.in_flight + 1)
+        let cost = self.decayed(now) * f64::from(self.in_flight + 1);
+        if self.is_paused(now) { cost + PAUSED } else { cost }
     }
 
     fn observe(&mut self, now: Instant, latency: Duration) {
@@ -111,6 +139,46 @@ pub fn choose(candidates: usize, cost: impl Fn(usize) -> f64, random: &mut Rando
             Some(if cost(two) < cost(one) { two } else { one })
         }
     }
+}
+
+/// One of `n` endpoints that `takes` requests, any with the same chance.
+pub fn any(n: usize, takes: impl Fn(usize) -> bool, random: &mut Random) -> Option<usize> {
+    if n == 0 {
+        return None;
+    }
+    for _ in 0..DRAWS.min(n * 2) {
+        let at = random.below(n);
+        if takes(at) {
+            return Some(at);
+        }
+    }
+    // Whether one takes requests may change meanwhile: then the last to do so is it.
+    let count = (0..n).filter(|at| takes(*at)).count();
+    let nth = if count == 0 { return None } else { random.below(count) };
+    let mut last = None;
+    for at in (0..n).filter(|at| takes(*at)).take(nth + 1) {
+        last = Some(at);
+    }
+    last
+}
+
+/// Of two of `n` endpoints that `takes` requests, the one with the lower cost.
+pub fn better_of_two(
+    n: usize,
+    takes: impl Fn(usize) -> bool,
+    cost: impl Fn(usize) -> f64,
+    random: &mut Random,
+) -> Option<usize> {
+    let one = any(n, &takes, random)?;
+    let two = any(n, |at| at != one && takes(at), random).unwrap_or(one);
+    Some(if two != one && cost(two) < cost(one) { two } else { one })
+}
+
+/// The endpoint whose turn it is, or another one if it does not take requests.
+pub fn next_in_turn(n: usize, turn: usize, takes: impl Fn(usize) -> bool, random: &mut Random) -> Option<usize> {
+    let at = turn.checked_rem(n)?;
+    // Its neighbour would get twice as much.
+    if takes(at) { Some(at) } else { any(n, takes, random) }
 }
 
 /// A small generator of even pseudo-random numbers (SplitMix64; Steele, Lea, Flood 2014). Not for secrets.
@@ -208,6 +276,62 @@ mod tests {
         assert!(counts[0] > 1000 && counts[2] > 1000);
         assert_eq!(choose(0, |_| 0.0, &mut random), None);
         assert_eq!(choose(1, |_| 0.0, &mut random), Some(0));
+    }
+
+    #[test]
+    fn an_endpoint_that_asked_for_a_pause_is_dearer_than_any_other() {
+        let t0 = Instant::now();
+        let (mut paused, mut slow) = (Load::new(t0), Load::new(t0));
+        paused.pause(t0, ms(2000));
+        slow.answered(t0, Duration::from_secs(60));
+        assert!(paused.cost(t0) > slow.cost(t0) && paused.is_paused(t0 + ms(1999)));
+        assert!(!paused.is_paused(t0 + ms(2000)));
+        paused.pause(t0, Duration::MAX);
+        assert!(!paused.is_paused(t0 + limits::MAX_PAUSE), "a pause has an end");
+    }
+
+    #[test]
+    fn every_way_is_even() {
+        for n in [2_usize, 3, 10] {
+            for out in [None, Some(1)] {
+                let takes = |at| Some(at) != out;
+                let mut random = Random::seeded(n as u64);
+                let ways: [(&str, &dyn Fn(usize, &mut Random) -> usize); 3] = [
+                    ("any", &|_, random| any(n, takes, random).unwrap()),
+                    ("two", &|_, random| better_of_two(n, takes, |_| 1.0, random).unwrap()),
+                    ("turns", &|turn, random| next_in_turn(n, turn, takes, random).unwrap()),
+                ];
+                for (name, way) in ways {
+                    let mut counts = vec![0_u32; n];
+                    for turn in 0..100_000 {
+                        counts[way(turn, &mut random)] += 1;
+                    }
+                    let even = 100_000.0 / (n - out.iter().count()) as f64;
+                    for (at, count) in counts.into_iter().enumerate().filter(|(at, _)| takes(*at)) {
+                        let off = (f64::from(count) - even).abs() / even;
+                        assert!(off < 0.05, "{name} of {n} without {out:?}: {at} is off by {off}");
+                    }
+                }
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_chosen_takes_requests(
+            n in 0_usize..20, out in proptest::collection::btree_set(0_usize..20, 0..20), turn: usize, seed: u64,
+        ) {
+            let takes = |at: usize| !out.contains(&at);
+            let mut random = Random::seeded(seed);
+            for chosen in [
+                any(n, takes, &mut random),
+                better_of_two(n, takes, |at| at as f64, &mut random),
+                next_in_turn(n, turn, takes, &mut random),
+            ] {
+                proptest::prop_assert_eq!(chosen.is_some(), (0..n).any(takes));
+                proptest::prop_assert!(chosen.is_none_or(|at| at < n && takes(at)));
+            }
+        }
     }
 
     #[test]

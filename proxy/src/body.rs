@@ -1,6 +1,7 @@
 //! The body of a response on its way to the client. It streams; nothing is collected. It carries everything that has
 //! to end with the response: the record, the endpoint's load, and the connection that goes back to its pool.
 
+use crate::carriage::Held;
 use crate::error::BoxError;
 use crate::grpc;
 use crate::record::Record;
@@ -146,7 +147,8 @@ pub struct Watched {
     gate: Option<Arc<Gate>>,
     deadline: Option<Deadline>,
     broken: bool,
-    _flight: Flight,
+    flight: Flight,
+    held: Held,
 }
 
 impl Download {
@@ -161,11 +163,50 @@ impl Download {
         gate: Option<Arc<Gate>>,
         deadline: Option<Deadline>,
     ) -> Self {
-        Download::Stream(Box::new(Watched { body, record, lease, gate, deadline, broken: false, _flight: flight }))
+        Download::Stream(Box::new(Watched {
+            body,
+            record,
+            lease,
+            gate,
+            deadline,
+            broken: false,
+            flight,
+            held: Held::default(),
+        }))
+    }
+}
+
+impl Download {
+    /// Keeps what the request has until its response ends.
+    pub fn holding(mut self, held: Held) -> Self {
+        if let Download::Stream(watched) = &mut self {
+            watched.held = held;
+        }
+        self
     }
 }
 
 impl Watched {
+    /// The next piece of a response that is slowed down, or of the endpoint's body.
+    fn poll_slowly(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(throttle) = &mut self.held.throttle else { return Pin::new(&mut self.body).poll_frame(cx) };
+        ready!(throttle.poll(cx));
+        if !throttle.holds() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => throttle.hold(data),
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                other => return Poll::Ready(other),
+            }
+        }
+        Poll::Ready(throttle.next().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.body.is_end_stream() && self.held.throttle.as_ref().is_none_or(|throttle| !throttle.holds())
+    }
+
     fn end(&mut self) {
         self.record.completed();
         if let Some(lease) = self.lease.take() {
@@ -178,6 +219,7 @@ impl Watched {
         self.broken = true;
         let grpc = self.record.is_grpc();
         self.record.failed(error);
+        self.flight.timed_out();
         if grpc { Ok(Frame::trailers(grpc::trailers(error, ""))) } else { Err(error.sentence("").into()) }
     }
 }
@@ -185,7 +227,7 @@ impl Watched {
 impl Drop for Watched {
     fn drop(&mut self) {
         // A body known to be at its end may be dropped without having been asked for its last frame.
-        if !self.broken && self.body.is_end_stream() {
+        if !self.broken && self.is_at_end() {
             self.end();
         }
         if let Some(gate) = &self.gate {
@@ -211,7 +253,7 @@ impl Body for Download {
             *this = Download::Text(Bytes::new());
             return Poll::Ready(Some(end));
         }
-        let polled = Pin::new(&mut watched.body).poll_frame(cx);
+        let polled = watched.poll_slowly(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(deadline) = &watched.deadline {
@@ -220,6 +262,7 @@ impl Body for Download {
                 watched.record.passes(frame);
                 if let Some(status) = frame.trailers_ref().and_then(grpc::status) {
                     watched.record.grpc_status(status);
+                    watched.flight.ended_with(status);
                 }
             }
             Poll::Ready(Some(Err(_))) => {
@@ -237,13 +280,14 @@ impl Body for Download {
     fn is_end_stream(&self) -> bool {
         match self {
             Download::Text(text) => text.is_empty(),
-            Download::Stream(watched) => watched.body.is_end_stream(),
+            Download::Stream(watched) => watched.is_at_end(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Download::Text(text) => SizeHint::with_exact(text.len() as u64),
+            Download::Stream(watched) if watched.held.throttle.is_some() => SizeHint::default(),
             Download::Stream(watched) => watched.body.size_hint(),
         }
     }

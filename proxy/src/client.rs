@@ -7,6 +7,7 @@ use crate::balance::Random;
 use crate::limits;
 use crate::metrics::count;
 use crate::proxy::{Proxy, unix_ms};
+use crate::rate_limit::shared;
 use crate::state::News;
 use anyhow::{Context, bail, ensure};
 use bytes::{Bytes, BytesMut};
@@ -159,6 +160,9 @@ async fn converse(proxy: &Arc<Proxy>, mut outgoing: Outgoing, mut lines: Lines) 
     let (observer, mut frames) = mpsc::channel::<ProxyFrame>(4);
     let mut flush = tokio::time::interval(limits::TAP_FLUSH);
     flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut told = Told::default();
+    let mut second = tokio::time::interval(limits::RATE_USE);
+    second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             line = timeout(limits::CONTROL_SILENCE, lines.next()) => {
@@ -185,6 +189,11 @@ async fn converse(proxy: &Arc<Proxy>, mut outgoing: Outgoing, mut lines: Lines) 
                     outgoing.send(&message).await?;
                 }
             }
+            _ = second.tick() => {
+                if let Some(message) = told.rate_use(proxy) {
+                    outgoing.send(&message).await?;
+                }
+            }
             Some(frame) = frames.recv() => outgoing.send(&ProxyMessage::Golden { frame, backfill: false }).await?,
             () = proxy.parting.asked.notified() => {
                 let left = say_farewell(proxy, outgoing, frames, lines).await;
@@ -192,6 +201,30 @@ async fn converse(proxy: &Arc<Proxy>, mut outgoing: Outgoing, mut lines: Lines) 
                 return left;
             }
         }
+    }
+}
+
+/// What control was told of shared rate limits.
+struct Told {
+    at: Instant,
+    /// It was told of some.
+    any: bool,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self { at: Instant::now(), any: false }
+    }
+}
+
+impl Told {
+    /// How often shared rate limits were asked for; nothing as long as there are none.
+    fn rate_use(&mut self, proxy: &Proxy) -> Option<ProxyMessage> {
+        let asked = shared::take_use(&proxy.state);
+        let span_ms = u64::try_from(self.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.at = Instant::now();
+        let before = std::mem::replace(&mut self.any, !asked.is_empty());
+        (before || self.any).then_some(ProxyMessage::RateUse { span_ms, asked })
     }
 }
 
@@ -266,6 +299,10 @@ fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFr
                 ProxyMessage::Reject { version, reason }
             }
         }),
+        ControlMessage::RateShares { shares } => {
+            shared::set_shares(&proxy.state, shares);
+            None
+        }
         ControlMessage::Observe { backfill_s, since_ms, until_ms } => {
             *proxy.observer.lock() = Some(observer.clone());
             let (past, later) = proxy.golden.backfill(backfill_s, since_ms, until_ms);

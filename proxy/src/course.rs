@@ -66,7 +66,7 @@ impl<'a> Taken<'a> {
 impl<'a> Course<'a> {
     /// The course of a request that `taken` takes.
     pub fn set<B>(proxy: &Proxy, known: &'a Known, taken: Taken<'a>, request: &Request<B>) -> Result<Self, MeshError> {
-        let own = Self { group: &known.group, rule: None, kept: None, session: None, share: None, prefix: 0 };
+        let own = Self::unrouted(known);
         let (rule, hit) = match taken {
             Taken::Unjudged => return Ok(own),
             Taken::ByNone => return Err(MeshError::NoRoute),
@@ -89,10 +89,16 @@ impl<'a> Course<'a> {
         Ok(Self { group, rule: Some(rule), kept, session, share: Some(share), prefix: hit.prefix })
     }
 
-    /// The group that an opaque connection goes to, taken by a rule.
-    pub fn of_connection(proxy: &Proxy, known: &'a Known, rule: &Rule) -> Result<&'a Arc<Group>, MeshError> {
+    /// The course of what no rule leads: to the destination's own endpoints.
+    pub fn unrouted(known: &'a Known) -> Self {
+        Self { group: &known.group, rule: None, kept: None, session: None, share: None, prefix: 0 }
+    }
+
+    /// The course of an opaque connection that a rule takes.
+    pub fn of_connection(proxy: &Proxy, known: &'a Known, rule: &'a Rule) -> Result<Self, MeshError> {
         let share = rule.share(|| proxy.random.lock().number());
-        share.and_then(|share| known.groups.get(share.service?)).ok_or(MeshError::NoBackend)
+        let group = share.and_then(|share| known.groups.get(share.service?)).ok_or(MeshError::NoBackend)?;
+        Ok(Self { group, rule: Some(rule), share, ..Self::unrouted(known) })
     }
 
     /// A redirect that answers in place of the backend.

@@ -2,11 +2,13 @@
 //! routes lead to. What was learned of an endpoint, and the connections to it, outlive a change that does not touch it.
 
 use crate::balance::Load;
+use crate::breaker::Circuit;
 use crate::golden::Scope;
 use crate::limits;
 use crate::pool::Pool;
 use crate::retry::Retries;
 use crate::session;
+use crate::traffic::Traffic;
 use mesh_api::{Endpoint, EndpointsChange, Protocol, ServiceRef, TrafficPolicy};
 use parking_lot::Mutex;
 use std::fmt;
@@ -39,6 +41,8 @@ pub struct Group {
     pub backends: Vec<Arc<Backend>>,
     /// When requests are sent again, if its policy says so.
     pub retries: Option<Arc<Retries>>,
+    /// The policy at work, where there is one.
+    pub traffic: Option<Arc<Traffic>>,
 }
 
 /// An endpoint with what we have learned of it, and our connections to it.
@@ -53,6 +57,8 @@ pub struct Backend {
     pub session: u64,
     /// How fast it is.
     pub load: Mutex<Load>,
+    /// Whether it is ejected, where a circuit breaker has seen it.
+    pub circuit: Mutex<Option<Box<Circuit>>>,
     /// Connections to it.
     pub pool: Pool,
 }
@@ -60,13 +66,19 @@ pub struct Backend {
 impl Group {
     /// A service of which nothing is known but that something leads to it.
     pub fn empty(service: &ServiceRef) -> Self {
-        Self { port: Port { service: Some(service.clone()), ..Port::default() }, backends: Vec::new(), retries: None }
+        Self {
+            port: Port { service: Some(service.clone()), ..Port::default() },
+            backends: Vec::new(),
+            retries: None,
+            traffic: None,
+        }
     }
 
     /// The group with these endpoints (in the order of their addresses). Those that were in `before` as they are now
-    /// stay; `scope` names new ones.
+    /// stay; `scope` names new ones, and `zone` is our own.
     pub fn new(
         port: Port,
+        zone: Option<&str>,
         endpoints: Vec<Endpoint>,
         before: Option<&Self>,
         scope: impl Fn(&Endpoint) -> Option<Arc<Scope>>,
@@ -78,11 +90,17 @@ impl Group {
                 Backend::new(endpoint, scope)
             })
         });
+        let backends: Vec<_> = backends.collect();
         // A budget goes on as long as what is said of it stays.
         let kept = before.filter(|before| before.port.policy == port.policy).map(|before| before.retries.clone());
         let said = || port.policy.as_ref()?.retry.as_ref().and_then(Retries::new);
         let retries = kept.unwrap_or_else(said);
-        Self { backends: backends.collect(), retries, port }
+        let before = before.and_then(|before| before.traffic.as_ref());
+        let traffic = port.policy.clone().map(|policy| Traffic::new(policy, &backends, zone, before.map(|b| &**b)));
+        if traffic.is_none() && before.is_some() {
+            Traffic::forget(&backends);
+        }
+        Self { port, backends, retries, traffic }
     }
 
     /// The endpoints after a change.
@@ -104,8 +122,14 @@ impl Group {
 impl Backend {
     /// An endpoint nobody has been sent to yet.
     pub fn new(endpoint: Endpoint, scope: Option<Arc<Scope>>) -> Arc<Self> {
-        let session = session::name(&endpoint);
-        Arc::new(Self { session, endpoint, scope, load: Mutex::new(Load::new(Instant::now())), pool: Pool::default() })
+        Arc::new(Self {
+            session: session::name(&endpoint),
+            endpoint,
+            scope,
+            load: Mutex::new(Load::new(Instant::now())),
+            circuit: Mutex::default(),
+            pool: Pool::default(),
+        })
     }
 }
 

@@ -40,6 +40,16 @@ pub fn status(headers: &HeaderMap) -> Option<u16> {
     headers.get(&STATUS)?.to_str().ok()?.parse().ok()
 }
 
+/// Changes the status of an answer.
+pub fn set_status(headers: &mut HeaderMap, status: u16) {
+    headers.insert(STATUS, HeaderValue::from(status));
+}
+
+/// True if a call with this status failed for a reason that lies with the server.
+pub fn is_failure(status: u16) -> bool {
+    matches!(status, 2 | 4 | 13 | 14 | 15)
+}
+
 /// Reads the value of `grpc-timeout`: up to eight digits and a unit. What is no timeout bounds nothing.
 fn timeout(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;

@@ -3,6 +3,7 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
 use http::{Method, Request, Response, StatusCode, Version};
+use std::time::{Duration, SystemTime};
 
 /// Fields that concern one connection only (RFC 9110, section 7.6.1), beside those that `Connection` names.
 const HOP_BY_HOP: [HeaderName; 6] = [
@@ -136,6 +137,26 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     }
 }
 
+/// The value of a cookie (RFC 6265, section 4.2).
+pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    let fields = headers.get_all(header::COOKIE).into_iter().map(HeaderValue::as_bytes);
+    let pairs = fields.flat_map(|field| field.split(|b| *b == b';')).map(<[u8]>::trim_ascii);
+    pairs.into_iter().find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}
+
+/// The pause that a response asks for, in seconds or until a date (RFC 9110, section 10.2.3). A date counts from the
+/// response's own, so that clocks need not agree; only without one from ours.
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let said = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if !said.is_empty() && said.bytes().all(|b| b.is_ascii_digit()) {
+        return Some(Duration::from_secs(said.parse().unwrap_or(u64::MAX)));
+    }
+    let date = |text: &str| httpdate::parse_http_date(text).ok();
+    let until = date(said)?;
+    let now = headers.get(header::DATE).and_then(|now| date(now.to_str().ok()?)).unwrap_or_else(SystemTime::now);
+    Some(until.duration_since(now).unwrap_or_default())
+}
+
 /// What `Connection` says, option by option.
 pub fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     options(headers, &header::CONNECTION)
@@ -153,6 +174,33 @@ fn options<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_is_said_in_seconds_or_by_a_date() {
+        let asks = |after: &str, date: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, after.parse().unwrap());
+            date.map(|date| headers.insert(header::DATE, date.parse().unwrap()));
+            retry_after(&headers)
+        };
+        let noon = Some("Fri, 20 Nov 2026 12:00:00 GMT");
+        for (after, expect) in [
+            ("120", Some(120)),
+            ("0", Some(0)),
+            ("99999999999999999999999", Some(u64::MAX)),
+            ("Fri, 20 Nov 2026 12:00:30 GMT", Some(30)),
+            ("Friday, 20-Nov-26 12:01:00 GMT", Some(60)),
+            ("Fri, 20 Nov 2026 11:00:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+            ("", None),
+        ] {
+            assert_eq!(asks(after, noon), expect.map(Duration::from_secs), "{after}");
+        }
+        // Without a date of the response our clock counts.
+        assert_eq!(asks("Wed, 21 Oct 2015 07:28:00 GMT", None), Some(Duration::ZERO));
+        assert!(asks("Fri, 31 Dec 9999 00:00:00 GMT", None).unwrap() > Duration::from_secs(1 << 30));
+    }
 
     fn request(version: Version, fields: &[(&str, &str)]) -> Request<()> {
         let mut builder =

@@ -3,7 +3,7 @@
 //! Reading order: [`run`] starts threads and listeners; [`inbound`] and [`outbound`] find out where a connection goes
 //! and what it speaks ([`detect`]); [`guard`] refuses what two parsers could read differently ([`framing`], [`head`]);
 //! [`request`] is the straight line of every HTTP request and [`tcp`] of everything else; [`upstream`], [`pool`],
-//! [`streams`], [`mux`], [`balance`] and [`tls`] are the way to an endpoint, [`upload`] and [`body`] what passes there
+//! [`streams`], [`mux`], [`balance`], [`breaker`], [`traffic`] and [`tls`] are the way to an endpoint, [`upload`] and [`body`] what passes there
 //! and back; [`state`] is what the proxy knows, told by [`client`] (control) or [`file`](mod@file);
 //! [`record`] and [`golden`] account for everything, once; [`drain`] ends it without losing a request; [`redirect`]
 //! brings connections here in the first place, with rules written by [`nft`]. Every bound is in [`limits`].
@@ -14,12 +14,16 @@ pub mod admin;
 pub mod args;
 pub mod balance;
 pub mod body;
+pub mod breaker;
+pub mod carriage;
 pub mod client;
+pub mod condition;
 pub mod course;
 pub mod detect;
 pub mod drain;
 pub mod egress;
 pub mod error;
+pub mod fault;
 pub mod file;
 pub mod filter;
 pub mod framing;
@@ -46,6 +50,7 @@ pub mod outbound;
 pub mod patience;
 pub mod pool;
 pub mod proxy;
+pub mod rate_limit;
 pub mod record;
 pub mod redirect;
 pub mod request;
@@ -63,6 +68,7 @@ pub mod tcp;
 pub mod timeout;
 pub mod tls;
 pub mod trace;
+pub mod traffic;
 pub mod upload;
 pub mod upstream;
 pub mod weight;

@@ -169,6 +169,23 @@ pub const ROUTE_BACKENDS: usize = 256;
 /// Services that all rules lead to.
 pub const ROUTE_SERVICES: usize = 512;
 
+// Policies.
+
+/// Points on the ring of one group's endpoints, 16 bytes each.
+pub const RING_POINTS: usize = 64 * 1024;
+/// Points of one endpoint; so many keep shares within 5 %.
+pub const RING_POINTS_EACH: usize = 8 * 1024;
+/// The longest pause that an endpoint can ask for with `Retry-After`.
+pub const MAX_PAUSE: Duration = Duration::from_secs(300);
+/// Interval at which all endpoints of a group are looked through while some of them are ejected or pausing.
+pub const TROUBLE_POLL: Duration = Duration::from_millis(20);
+/// Keys that one rate limit tells apart; past it the others count together.
+pub const RATE_KEYS: usize = 8192;
+/// Interval at which keys are forgotten that have their whole burst again.
+pub const RATE_SWEEP: Duration = Duration::from_secs(1);
+/// Interval at which control is told how often shared rate limits are asked for.
+pub const RATE_USE: Duration = Duration::from_secs(1);
+
 // Telemetry.
 
 /// Series of golden metrics; past it everything is counted under `other`.

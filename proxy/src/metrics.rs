@@ -180,7 +180,8 @@ fn endpoints(text: &mut Text, proxy: &Proxy) {
                 ("dst", backend.endpoint.workload.to_string()),
                 ("endpoint", backend.endpoint.address.to_string()),
             ];
-            let failing = backend.load.lock().is_failing(now);
+            let ejected = backend.circuit.lock().as_ref().is_some_and(|circuit| circuit.is_ejected());
+            let failing = ejected || backend.load.lock().is_failing(now);
             text.sample(&families::ENDPOINT_STATE, &labels, u8::from(!failing));
         }
     }

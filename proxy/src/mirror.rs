@@ -8,7 +8,7 @@ use crate::proxy::Proxy;
 use crate::request::choose;
 use crate::state::{Group, Known};
 use crate::upload::{Copied, Upload};
-use crate::upstream::{self, Outgoing};
+use crate::upstream::{self, Flight, Outgoing};
 use http::Request;
 use http_body_util::BodyExt;
 use std::sync::Arc;
@@ -55,7 +55,9 @@ enum Sent {
 
 async fn carry(proxy: &Proxy, group: &Group, copy: Request<()>, body: oneshot::Receiver<Copied>) -> Sent {
     let Ok(body) = body.await else { return Sent::NotAtAll };
-    let Some(backend) = choose(proxy, group, &[]) else { return Sent::Unanswered };
+    let Ok(backend) = choose(proxy, group, None, &[]) else { return Sent::Unanswered };
+    // Counts while it is under way; what becomes of it says nothing of the endpoint.
+    let _flight = Flight::start(&backend, group);
     let request = Box::new(copy.map(|()| Upload::from(body)));
     match upstream::send(proxy, &backend, request, limits::CONNECT_TIMEOUT).await {
         Ok((response, lease)) => {

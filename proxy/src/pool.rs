@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Context;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::Id;
 
 /// An HTTP/1 connection, ready for a request.
@@ -30,7 +30,18 @@ pub struct Pool {
     pub http1_streams: Way,
     /// Exchanges of HTTP/2.
     pub http2_streams: Way,
-    slots: Arc<Semaphore>,
+    slots: Mutex<(usize, Arc<Semaphore>)>,
+    /// Told when a connection becomes idle.
+    returned: Notify,
+}
+
+/// What a request gets that needs a connection.
+#[derive(Debug)]
+pub enum Room {
+    /// The right to open one.
+    New(OwnedSemaphorePermit),
+    /// Another one has just become idle.
+    Idle,
 }
 
 /// The connection whose streams are exchanges of one kind.
@@ -112,7 +123,8 @@ impl Default for Pool {
             http2: tokio::sync::Mutex::default(),
             http1_streams: Way::default(),
             http2_streams: Way::default(),
-            slots: Arc::new(Semaphore::new(limits::POOL_CONNECTIONS)),
+            slots: Mutex::new(slots(limits::POOL_CONNECTIONS)),
+            returned: Notify::new(),
         }
     }
 }
@@ -139,6 +151,8 @@ impl Pool {
         let mut idle = self.idle.lock();
         if idle.len() < limits::POOL_IDLE {
             idle.push(Idle { sender, since: now });
+            drop(idle);
+            self.returned.notify_one();
         }
     }
 
@@ -161,10 +175,46 @@ impl Pool {
         self.idle.lock().clear();
     }
 
+    /// Room for a request of HTTP/1 that no idle connection suits; `None` if there is none until `until`.
+    pub async fn room(&self, until: Instant) -> Option<Room> {
+        let slots = self.slots.lock().1.clone();
+        if let Ok(permit) = slots.clone().try_acquire_owned() {
+            return Some(Room::New(permit));
+        }
+        // One that is too old for the request makes room for it.
+        {
+            let mut idle = self.idle.lock();
+            if !idle.is_empty() {
+                idle.remove(0);
+            }
+        }
+        let room = async {
+            tokio::select! {
+                permit = slots.acquire_owned() => permit.ok().map(Room::New),
+                () = self.returned.notified() => Some(Room::Idle),
+            }
+        };
+        tokio::time::timeout_at(until.into(), room).await.ok().flatten()
+    }
+
     /// The right to open a connection; `None` if the limit is reached and nothing becomes free in time.
     pub async fn slot(&self) -> Option<OwnedSemaphorePermit> {
-        let slot = tokio::time::timeout(limits::POOL_WAIT, self.slots.clone().acquire_owned()).await;
-        slot.ok()?.ok()
+        let slots = self.slots.lock().1.clone();
+        tokio::time::timeout(limits::POOL_WAIT, slots.acquire_owned()).await.ok()?.ok()
+    }
+
+    /// Changes how many connections may be open; those that are stay, and do not count.
+    pub fn limit(&self, connections: Option<usize>) {
+        let most = connections.unwrap_or(limits::POOL_CONNECTIONS).min(Semaphore::MAX_PERMITS);
+        let mut slots = self.slots.lock();
+        if slots.0 != most {
+            *slots = self::slots(most);
+        }
+    }
+
+    /// How many connections may be open.
+    pub fn most(&self) -> usize {
+        self.slots.lock().0
     }
 
     /// Closes connections not used for long; requests under way are not affected.
@@ -184,4 +234,8 @@ impl Pool {
     pub fn idle(&self) -> usize {
         self.idle.lock().len()
     }
+}
+
+fn slots(n: usize) -> (usize, Arc<Semaphore>) {
+    (n, Arc::new(Semaphore::new(n)))
 }

@@ -25,6 +25,8 @@ pub struct Record {
     status: Option<u16>,
     grpc_status: Option<u16>,
     error: Option<MeshError>,
+    /// The statuses of a refusal, if they are not the error's own.
+    refusal: Option<(u16, u16)>,
     complete: bool,
     attempts: u32,
     /// Sees the request for taps that may be interested.
@@ -48,6 +50,7 @@ impl Record {
             status: None,
             grpc_status: None,
             error: None,
+            refusal: None,
             complete: false,
             attempts: 0,
             witness: None,
@@ -102,15 +105,20 @@ impl Record {
         self.grpc_status = Some(status);
     }
 
+    /// The mesh will answer with this HTTP or gRPC status.
+    pub fn refused_with(&mut self, status: Option<(u16, u16)>) {
+        self.refusal = status;
+    }
+
     /// The mesh answers instead of an endpoint.
     pub fn failed(&mut self, error: MeshError) {
         self.error = Some(error);
         self.first_byte.get_or_insert(self.opened.elapsed());
         if self.is_grpc() {
             self.status = Some(200);
-            self.grpc_status = Some(error.grpc_status());
+            self.grpc_status = Some(self.refusal.map_or(error.grpc_status(), |(_, grpc)| grpc));
         } else {
-            self.status = Some(error.http_status());
+            self.status = Some(self.refusal.map_or(error.http_status(), |(http, _)| http));
         }
         self.complete = true;
     }

@@ -3,10 +3,12 @@
 use crate::access;
 use crate::balance;
 use crate::body::{Download, Received};
+use crate::carriage::{Carriage, Held, Stop};
 use crate::course::{Course, Taken};
 use crate::drain::Phase;
 use crate::egress;
 use crate::error::{Delivered, Failure};
+use crate::fault::Reset;
 use crate::golden::{Scope, Subject};
 use crate::grpc;
 use crate::headers::{ambiguity, authority, response_ambiguity, strip_hop_by_hop, wants_upgrade};
@@ -16,11 +18,12 @@ use crate::mirror;
 use crate::proxy::Proxy;
 use crate::record::{ConnectionRecord, Record, method_label};
 use crate::retry::{self, Retries, Tries, Withheld};
-use crate::state::{Backend, Group, Target};
+use crate::state::{Backend, Group, Known, Target};
 use crate::story::{self, Story};
 use crate::tap::witness::{self, Onlooker};
 use crate::tcp;
 use crate::timeout::{self, Deadline};
+use crate::traffic::Traffic;
 use crate::upload::{Upload, listen_for_continue};
 use crate::upstream::{self, Flight, Lease, Outgoing, Unanswered};
 use bytes::Bytes;
@@ -31,7 +34,9 @@ use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use mesh_api::golden::{Carried, Direction, TlsStatus};
+use mesh_api::timeout::Timeouts;
 use mesh_api::{MeshError, SpiffeId};
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -83,107 +88,42 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     record.story = Story::begin(&client, &mut request);
 
     // Admit: refuse what must not be forwarded.
-    if let Some(refusal) = client.refusal {
-        return refuse(record, refusal, "");
-    }
-    if let Some(why) = ambiguity(&request) {
-        return refuse(record, MeshError::InvalidRequest, why);
-    }
-    if let Some(why) = access::refused(&client, &request, record.is_grpc()) {
-        return refuse(record, MeshError::AccessDenied, &why);
-    }
-    if let Some(why) = egress::refused(&client, &known, &request) {
-        return refuse(record, MeshError::EgressDenied, &why);
+    if let Err(away) = admit(&client, &known, &request, record.is_grpc()) {
+        return away.answer(record);
     }
 
     // Route: to the backend that the rule which takes it chooses, or to the destination's own endpoints.
-    if let Some(redirect) = taken.redirect(&client.target, &request) {
-        return send_elsewhere(record, redirect);
-    }
-    let course = match Course::set(proxy, &known, taken, &request) {
+    let course = match route(&client, &known, taken, &request) {
         Ok(course) => course,
-        Err(refusal) => return refuse(record, refusal, ""),
+        Err(away) => return away.answer(record),
     };
-    if let Some(redirect) = course.redirect(&client.target, &request) {
-        return send_elsewhere(record, redirect);
-    }
+    let carriage = match Carriage::of(&client, &course, &request) {
+        Ok(carriage) => carriage,
+        Err(stopped) => return Away::from(stopped).answer(record),
+    };
 
-    // Prepare: the request as the next hop should see it.
+    // Prepare: the request as the next hop should see it, when it may go.
     let upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
     let mut request = prepare(request, &client.target, upgrade.is_some());
     course.change_request(&mut request);
-    mirror::send(proxy, &known, course.mirrors(), &mut request);
     if let Some(witness) = &record.witness {
         request.body_mut().count_with(witness.upload());
     }
     let gate = request.body().gate();
-    let times = course.timeouts();
-    let asked = if client.direction == Direction::Outbound { timeout::asked(&request) } else { None };
-    let call = if grpc { grpc::allowed(&request) } else { None };
-    let mut deadline = Deadline::of(&times, asked, call, &mut request);
-    let mut tries = Tries::begin(course.retries(), request.method(), grpc, Instant::now());
-    if let Some(retries) = tries.left() {
-        request.body_mut().keep(retries.body_bytes());
-    }
+    let mut exchange = Exchange::new(&client, &course, carriage, grpc, &mut request);
+    let held = match exchange.hold().await {
+        Ok(held) => held,
+        Err(away) => return away.answer(record),
+    };
+    mirror::send(proxy, &known, course.mirrors(), &mut request);
 
     // Send: to the best endpoint, to another one as long as nothing was delivered, and again where a policy says so.
-    let mut tried: Vec<SocketAddr> = Vec::new();
-    let mut kept = course.kept.cloned();
-    let (response, lease, flight, backend, began) = loop {
-        let Some(backend) = kept.take().or_else(|| choose(proxy, course.group, &tried)) else {
-            return refuse(record, MeshError::NoEndpoints, "");
-        };
-        record.attempt(backend.scope.as_ref(), protection(&client, &backend));
-        if let Some(witness) = &mut record.witness {
-            witness.sent_to(&backend);
-        }
-        let flight = Flight::start(&backend);
-        if let Some(deadline) = &deadline {
-            deadline.tell(&mut request);
-        }
-        let began = Instant::now();
-        let outcome = {
-            let head = timeout::of_head(&times, tries.left().and_then(Retries::per_try));
-            let attempt = pin!(attempt(&client, &course, &backend, request, &tries, tried.len(), head));
-            timeout::within(&mut deadline, attempt).await
-        };
-        let Some(outcome) = outcome else {
-            return refuse(record, Deadline::reached(deadline.as_ref()), "");
-        };
-        tried.push(backend.endpoint.address);
-        let again = match outcome {
-            Ok((response, lease, spare)) => {
-                flight.answered();
-                match try_again(proxy, &mut tries, &retry::Outcome::of(&response), spare) {
-                    Some(again) => again,
-                    None => break (response, lease, flight, backend, began),
-                }
-            }
-            Err(Unanswered { failure, request: unsent }) => {
-                flight.failed(&failure);
-                let again = match unsent {
-                    Some(unsent) if may_try_another(&failure, course.group, tried.len()) => {
-                        Some((unsent, Duration::ZERO))
-                    }
-                    unsent => try_again(proxy, &mut tries, &retry::Outcome::default(), unsent),
-                };
-                match again {
-                    Some(again) => again,
-                    None => return refuse(record, client.error_for(&failure), ""),
-                }
-            }
-        };
-        if tried.len() >= course.group.backends.len() {
-            tried.clear(); // all had their turn
-        }
-        let pause;
-        (request, pause) = again;
-        if !pause.is_zero() && timeout::within(&mut deadline, tokio::time::sleep(pause)).await.is_none() {
-            return refuse(record, Deadline::reached(deadline.as_ref()), "");
-        }
+    let Answered { response, lease, flight, backend, began } = match exchange.send(request, &mut record).await {
+        Ok(answered) => answered,
+        Err(away) => return away.answer(record),
     };
-    let limit = times.backend_request.map(|limit| (began + limit.duration()).into());
-    let deadline = Deadline::sooner(deadline, limit);
+    let limit = exchange.times.backend_request.map(|limit| (began + limit.duration()).into());
+    let deadline = Deadline::sooner(exchange.deadline, limit);
 
     // Answer: pass the response on, if it can be read in one way only; the account closes with its end.
     if let Some(why) = response_ambiguity(&response, upgrade.is_some()) {
@@ -192,7 +132,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     let unwanted = gate.filter(|gate| gate.answered(response.status()));
     let lease = lease.filter(|_| unwanted.is_none());
     let close = unwanted.is_some();
-    let watch = |body, record| Download::watch(body, record, flight, lease, unwanted, deadline);
+    let watch = |body, record| Download::watch(body, record, flight, lease, unwanted, deadline).holding(held);
     let mut response = respond(&client, &backend, record, upgrade, response, watch);
     course.change_response(&backend, response.headers_mut());
     if close {
@@ -200,6 +140,204 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// Why a request goes no further, and what its client is told instead.
+enum Away {
+    /// An error, with details.
+    Refused(MeshError, Cow<'static, str>),
+    /// An error in the way that a policy asks for.
+    Stopped(MeshError, Stop),
+    /// To ask elsewhere.
+    Redirected(StatusCode, HeaderValue),
+}
+
+impl Away {
+    fn answer(self, record: Record) -> Response<Download> {
+        match self {
+            Away::Refused(error, detail) => refuse(record, error, &detail),
+            Away::Stopped(error, stop) => refuse_as(record, error, stop),
+            Away::Redirected(status, location) => send_elsewhere(record, (status, location)),
+        }
+    }
+}
+
+impl From<MeshError> for Away {
+    fn from(error: MeshError) -> Self {
+        Away::Refused(error, Cow::Borrowed(""))
+    }
+}
+
+impl From<(MeshError, Stop)> for Away {
+    fn from((error, stop): (MeshError, Stop)) -> Self {
+        Away::Stopped(error, stop)
+    }
+}
+
+/// Refuses what must not be forwarded.
+fn admit(client: &Client, known: &Known, request: &Request<Received>, grpc: bool) -> Result<(), Away> {
+    if let Some(refusal) = client.refusal {
+        return Err(refusal.into());
+    }
+    if let Some(why) = ambiguity(request) {
+        return Err(Away::Refused(MeshError::InvalidRequest, Cow::Borrowed(why)));
+    }
+    if let Some(why) = access::refused(client, request, grpc) {
+        return Err(Away::Refused(MeshError::AccessDenied, why.into()));
+    }
+    match egress::refused(client, known, request) {
+        Some(why) => Err(Away::Refused(MeshError::EgressDenied, why.into())),
+        None => Ok(()),
+    }
+}
+
+/// Where the request goes.
+fn route<'a>(
+    client: &Client,
+    known: &'a Known,
+    taken: Taken<'a>,
+    request: &Request<Received>,
+) -> Result<Course<'a>, Away> {
+    if let Some((status, location)) = taken.redirect(&client.target, request) {
+        return Err(Away::Redirected(status, location));
+    }
+    let course = Course::set(&client.proxy, known, taken, request)?;
+    match course.redirect(&client.target, request) {
+        Some((status, location)) => Err(Away::Redirected(status, location)),
+        None => Ok(course),
+    }
+}
+
+/// A request on its course, and the time it has.
+struct Exchange<'a> {
+    client: &'a Arc<Client>,
+    course: &'a Course<'a>,
+    carriage: Carriage<'a>,
+    grpc: bool,
+    times: Timeouts,
+    deadline: Option<Deadline>,
+}
+
+/// What an endpoint answered.
+struct Answered {
+    response: Response<Received>,
+    lease: Option<Lease>,
+    flight: Flight,
+    backend: Arc<Backend>,
+    /// When it was sent the request.
+    began: Instant,
+}
+
+impl<'a> Exchange<'a> {
+    /// The time of the request begins now.
+    fn new(
+        client: &'a Arc<Client>,
+        course: &'a Course<'a>,
+        carriage: Carriage<'a>,
+        grpc: bool,
+        request: &mut Outgoing,
+    ) -> Self {
+        let times = course.timeouts();
+        let asked = if client.direction == Direction::Outbound { timeout::asked(request) } else { None };
+        let call = if grpc { grpc::allowed(request) } else { None };
+        let deadline = Deadline::of(&times, asked, call, request);
+        Self { client, course, carriage, grpc, times, deadline }
+    }
+
+    fn late(&self) -> Away {
+        Deadline::reached(self.deadline.as_ref()).into()
+    }
+
+    /// Keeps the request until it may go.
+    async fn hold(&mut self) -> Result<Held, Away> {
+        if !self.carriage.is_special() {
+            return Ok(Held::default());
+        }
+        match timeout::within(&mut self.deadline, Box::pin(self.carriage.prepare())).await {
+            None => Err(self.late()),
+            Some(held) => held.map_err(Away::from),
+        }
+    }
+
+    /// Sends the request until there is an answer to pass on, or no reason for another try.
+    async fn send(&mut self, mut request: Outgoing, record: &mut Record) -> Result<Answered, Away> {
+        let (client, course, grpc) = (self.client, self.course, self.grpc);
+        let proxy = &client.proxy;
+        let mut tries = Tries::begin(course.retries(), request.method(), grpc, Instant::now());
+        if let Some(retries) = tries.left() {
+            request.body_mut().keep(retries.body_bytes());
+        }
+        let mut tried: Vec<SocketAddr> = Vec::new();
+        let mut kept = course.kept.filter(|backend| self.carriage.keeps(backend)).cloned();
+        loop {
+            let backend = match kept.take() {
+                Some(kept) => kept,
+                None => self.endpoint(&tried).await?,
+            };
+            tried.push(backend.endpoint.address);
+            record.attempt(backend.scope.as_ref(), protection(client, &backend));
+            if let Some(witness) = &mut record.witness {
+                witness.sent_to(&backend);
+            }
+            let flight = Flight::start(&backend, course.group);
+            if let Some(deadline) = &self.deadline {
+                deadline.tell(&mut request);
+            }
+            let began = Instant::now();
+            let outcome = {
+                let head = timeout::of_head(&self.times, tries.left().and_then(Retries::per_try));
+                let attempt = pin!(attempt(client, course, &backend, request, &tries, &tried, head));
+                timeout::within(&mut self.deadline, attempt).await
+            };
+            let Some(outcome) = outcome else {
+                flight.timed_out();
+                return Err(self.late());
+            };
+            let again = match outcome {
+                Ok((response, lease, spare)) => {
+                    flight.answered(&response, grpc);
+                    match try_again(proxy, &mut tries, &outcome_of(client, &backend, &response), spare) {
+                        Some(again) => again,
+                        None => return Ok(Answered { response, lease, flight, backend, began }),
+                    }
+                }
+                Err(Unanswered { failure, request: unsent }) => {
+                    flight.failed(&failure);
+                    let again = match unsent {
+                        Some(unsent) if may_try_another(&failure, course.group, &tried) => {
+                            Some((unsent, Duration::ZERO))
+                        }
+                        unsent => try_again(proxy, &mut tries, &retry::Outcome::default(), unsent),
+                    };
+                    again.ok_or_else(|| client.error_for(&failure))?
+                }
+            };
+            drop(flight); // during a pause nothing is under way
+            if all_tried(course.group, &tried) {
+                tried.clear(); // all had their turn
+            }
+            let pause;
+            (request, pause) = again;
+            if !pause.is_zero() && timeout::within(&mut self.deadline, tokio::time::sleep(pause)).await.is_none() {
+                return Err(self.late());
+            }
+        }
+    }
+
+    /// The endpoint for the next try; waits while all have as many requests as they may.
+    async fn endpoint(&mut self, tried: &[SocketAddr]) -> Result<Arc<Backend>, Away> {
+        let proxy = &self.client.proxy;
+        match choose(proxy, self.course.group, self.carriage.key, tried) {
+            Err(MeshError::Overload) => {
+                let later = Box::pin(self.carriage.choose_later(tried, &proxy.random));
+                match timeout::within(&mut self.deadline, later).await {
+                    Some(chosen) => chosen.map_err(Away::from),
+                    None => Err(self.late()),
+                }
+            }
+            chosen => chosen.map_err(Away::from),
+        }
+    }
 }
 
 /// What the request is counted as.
@@ -227,11 +365,11 @@ async fn attempt(
     backend: &Arc<Backend>,
     request: Outgoing,
     tries: &Tries<'_>,
-    tried: usize,
+    tried: &[SocketAddr],
     head: Option<Duration>,
 ) -> Result<(Response<Received>, Option<Lease>, Option<Outgoing>), Unanswered> {
     let meshed = protection(client, backend) == TlsStatus::Mutual && client.direction == Direction::Outbound;
-    let elsewhere = meshed && has_another(course.group, tried + 1);
+    let elsewhere = meshed && has_another(course.group, tried);
     let spare = (elsewhere || tries.left().is_some()).then(|| upstream::copy(&request));
     let whole = |spare: Option<Outgoing>| spare.filter(|spare| spare.body().is_whole());
     let sent = upstream::send(&client.proxy, backend, request, timeout::of_connect(&course.timeouts()));
@@ -271,6 +409,16 @@ fn try_again(
     None
 }
 
+/// What an answer means for another try. One of the endpoint's proxy that tells of a reset is none.
+fn outcome_of(client: &Client, backend: &Backend, response: &Response<Received>) -> retry::Outcome {
+    let told = |code: &HeaderValue| code.as_bytes() == MeshError::ResetBeforeResponse.code().as_bytes();
+    let of_proxy = client.direction == Direction::Outbound && backend.endpoint.identity.is_some();
+    if of_proxy && response.headers().get(&ERROR_HEADER).is_some_and(told) {
+        return retry::Outcome::default();
+    }
+    retry::Outcome::of(response)
+}
+
 /// The failure another proxy reports of a request that never reached its application, which has perhaps just ended.
 fn undelivered(response: &Response<Received>) -> Option<Failure> {
     let code = response.headers().get(&ERROR_HEADER)?.as_bytes();
@@ -280,26 +428,35 @@ fn undelivered(response: &Response<Received>) -> Option<Failure> {
 }
 
 /// True if the failure lets the request, given back whole, go to an endpoint not tried yet.
-fn may_try_another(failure: &Failure, group: &Group, tried: usize) -> bool {
+fn may_try_another(failure: &Failure, group: &Group, tried: &[SocketAddr]) -> bool {
     failure.delivered == Delivered::Nothing && has_another(group, tried)
 }
 
-fn has_another(group: &Group, tried: usize) -> bool {
-    tried < limits::MAX_ATTEMPTS.min(group.backends.len())
+fn has_another(group: &Group, tried: &[SocketAddr]) -> bool {
+    tried.len() < limits::MAX_ATTEMPTS && !all_tried(group, tried)
+}
+
+/// True if no endpoint in service is left that was not tried.
+fn all_tried(group: &Group, tried: &[SocketAddr]) -> bool {
+    let ejected = |traffic: &Arc<Traffic>| !traffic.has_another(tried, Instant::now());
+    tried.len() >= group.backends.len() || group.traffic.as_ref().is_some_and(ejected)
 }
 
 /// The endpoint for the next attempt.
-pub fn choose(proxy: &Proxy, group: &Group, tried: &[SocketAddr]) -> Option<Arc<Backend>> {
+pub fn choose(proxy: &Proxy, group: &Group, key: Option<u64>, tried: &[SocketAddr]) -> Result<Arc<Backend>, MeshError> {
     let backends = &group.backends;
     let now = Instant::now();
     let mut random = proxy.random.lock();
+    if let Some(traffic) = &group.traffic {
+        return traffic.choose(key, tried, now, &mut random);
+    }
     if tried.is_empty() {
-        let at = balance::choose(backends.len(), |i| backends[i].load.lock().cost(now), &mut random)?;
-        return Some(backends[at].clone());
+        let at = balance::choose(backends.len(), |i| backends[i].load.lock().cost(now), &mut random);
+        return at.map(|at| backends[at].clone()).ok_or(MeshError::NoEndpoints);
     }
     let rest: Vec<&Arc<Backend>> = backends.iter().filter(|b| !tried.contains(&b.endpoint.address)).collect();
-    let at = balance::choose(rest.len(), |i| rest[i].load.lock().cost(now), &mut random)?;
-    Some(rest[at].clone())
+    let at = balance::choose(rest.len(), |i| rest[i].load.lock().cost(now), &mut random);
+    at.map(|at| rest[at].clone()).ok_or(MeshError::NoEndpoints)
 }
 
 /// How the leg between the pods is protected when traffic goes to `backend`.
@@ -468,5 +625,26 @@ fn refuse(mut record: Record, error: MeshError, detail: &str) -> Response<Downlo
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);
     response.headers_mut().insert(ERROR_HEADER, HeaderValue::from_static(error.code()));
+    response
+}
+
+/// [`refuse`], in the way that a policy asks for.
+fn refuse_as(mut record: Record, error: MeshError, stop: Stop) -> Response<Download> {
+    let grpc = record.is_grpc();
+    record.refused_with(stop.status);
+    let mut response = refuse(record, error, "");
+    if let Some((http, in_grpc)) = stop.status {
+        if grpc {
+            grpc::set_status(response.headers_mut(), in_grpc);
+        } else if let Ok(status) = StatusCode::from_u16(http) {
+            *response.status_mut() = status;
+        }
+    }
+    if let Some(wait) = stop.retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
+    }
+    if stop.reset {
+        response.extensions_mut().insert(Reset);
+    }
     response
 }

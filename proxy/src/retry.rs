@@ -4,9 +4,10 @@
 
 use crate::body::Received;
 use crate::grpc;
+use crate::headers::retry_after;
 use crate::limits;
 use crate::upstream::is_idempotent;
-use http::{Method, Response, header};
+use http::{Method, Response};
 use mesh_api::retry::{Retry, RetryBudget};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -58,12 +59,10 @@ impl Outcome {
     /// What an answer says.
     pub fn of(response: &Response<Received>) -> Self {
         let headers = response.headers();
-        // A date would need two clocks that agree; it is not looked at.
-        let seconds = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
         Self {
             status: Some(response.status().as_u16()),
             grpc_status: grpc::status(headers),
-            retry_after: seconds.map(Duration::from_secs),
+            retry_after: retry_after(headers),
         }
     }
 }

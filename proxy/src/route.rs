@@ -7,6 +7,7 @@
 pub mod matcher;
 pub mod text;
 
+use crate::carriage::OfRule;
 use crate::filter::Filters;
 use crate::limits;
 use crate::retry::Retries;
@@ -14,8 +15,8 @@ use crate::session;
 use crate::timeout::or;
 use crate::weight::Split;
 use matcher::{Asked, Hit, Matcher};
+use mesh_api::ServiceRef;
 use mesh_api::route::{RouteBackend, RuleName, SessionPersistence};
-use mesh_api::{ServiceRef, TrafficPolicy};
 use mesh_api::{route, timeout::Timeouts};
 use std::sync::Arc;
 use text::Hosts;
@@ -48,8 +49,8 @@ pub struct Rule {
     pub retries: Option<Option<Arc<Retries>>>,
     /// Keeps those of a client at one endpoint.
     pub session: Option<SessionPersistence>,
-    /// How its traffic is carried, over what the services it goes to say.
-    pub policy: Option<Arc<TrafficPolicy>>,
+    /// What a policy about it does, over what the services it goes to say.
+    pub carriage: Option<Box<OfRule>>,
 }
 
 /// A share of a rule's requests.
@@ -171,6 +172,8 @@ impl Rule {
             return Err(format!("backends: {} of them, more than {}", backends.len(), limits::ROUTE_BACKENDS));
         }
         session.as_ref().map_or(Ok(()), session::validate)?;
+        let carriage = policy.as_ref().map_or(Ok(None), |policy| OfRule::new(policy));
+        let carriage = carriage.map_err(|why| format!("policy.{why}"))?;
         let shares = backends.iter().enumerate().map(|(at, RouteBackend { service, weight: _, filters })| {
             let filters = Filters::compile(filters, services).map_err(|why| format!("backends[{at}].{why}"))?;
             Ok(Share { service: service.as_ref().map(|service| services.number(service)), filters })
@@ -184,7 +187,7 @@ impl Rule {
             timeouts: or(*timeouts, policy.as_ref().and_then(|policy| policy.timeouts).unwrap_or_default()),
             retries: retry.as_ref().or(policy.as_ref().and_then(|p| p.retry.as_ref())).map(Retries::new),
             session: session.clone(),
-            policy: policy.clone(),
+            carriage,
         })
     }
 

@@ -2,12 +2,13 @@
 //! carried as it is.
 
 use crate::access;
-use crate::body::Received;
+use crate::body::{Download, Received};
 use crate::course::Course;
 use crate::detect::{self, Spoken};
 use crate::drain::Phase;
 use crate::egress;
 use crate::error::{Chain, Failure};
+use crate::fault::Reset;
 use crate::guard::{Guard, Notes};
 use crate::learned::PROBE;
 use crate::limits;
@@ -17,7 +18,7 @@ use crate::proxy::Proxy;
 use crate::record::ConnectionRecord;
 use crate::request::{self, Client, choose};
 use crate::run::Slot;
-use crate::state::{Backend, Group, Known, Target};
+use crate::state::{Backend, Known, Target};
 use crate::stream::Stream;
 use crate::tap::witness::Onlooker;
 use crate::tcp;
@@ -25,21 +26,21 @@ use crate::timeout;
 use crate::tls::Alpn;
 use crate::upstream::{self, Flight};
 use bytes::{Bytes, BytesMut};
-use http::StatusCode;
 use http::header::{self, HeaderValue};
+use http::{Response, StatusCode};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_api::MeshError;
 use mesh_api::access::What;
 use mesh_api::golden::{Direction, TlsStatus};
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Serves HTTP/1 until the client goes or the proxy ends.
 pub async fn http1(client: Arc<Client>, stream: Stream) {
@@ -60,7 +61,7 @@ pub async fn http1(client: Arc<Client>, stream: Stream) {
                 if leaving && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
-                Ok::<_, Infallible>(response)
+                answered(response)
             }
         })
     };
@@ -90,6 +91,16 @@ pub async fn http1(client: Arc<Client>, stream: Stream) {
         tracing::debug!(error = %Chain(&error), "HTTP/1 connection of a client ended");
     }
 }
+
+/// The response, unless the client is to be left without one.
+fn answered(response: Response<Download>) -> Result<Response<Download>, LeftAlone> {
+    if response.extensions().get::<Reset>().is_some() { Err(LeftAlone) } else { Ok(response) }
+}
+
+/// Why a client gets no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("a TrafficPolicy resets this request on purpose")]
+struct LeftAlone;
 
 /// True if the connection was accepted only to be told that there are too many.
 fn is_turned_away(client: &Client) -> bool {
@@ -128,7 +139,7 @@ pub async fn http2(client: Arc<Client>, mut stream: Stream) {
                 if let Some(unanswered) = unanswered {
                     unanswered.answered();
                 }
-                Ok::<_, Infallible>(response)
+                answered(response)
             }
         })
     };
@@ -185,13 +196,13 @@ pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream, server_
         return stream.reset();
     }
     let taken = known.table.as_ref().and_then(|table| table.take_connection(server_name));
-    let (group, route) = match taken {
-        None => (Ok(&known.group), route),
+    let (course, route) = match taken {
+        None => (Ok(Course::unrouted(known)), route),
         Some(None) => (Err(MeshError::NoRoute), route),
         Some(Some(rule)) => (Course::of_connection(&client.proxy, known, rule), rule.name.clone()),
     };
-    let opened = match group {
-        Ok(group) => open_opaque(client, group, route.clone()).await,
+    let opened = match course {
+        Ok(course) => open_opaque(client, &course, route.clone()).await,
         Err(error) => {
             account(client, None, route.clone()).failed(error);
             None
@@ -237,22 +248,41 @@ pub struct Opened {
     server: Stream,
     backend: Arc<Backend>,
     _flight: Flight,
+    /// The right to a connection, where their number is limited.
+    _slot: Option<OwnedSemaphorePermit>,
 }
 
 /// Connects to the best endpoint, or another one if that fails. `None`: no endpoint; it is counted, under `route`.
-pub async fn open_opaque(client: &Arc<Client>, group: &Group, route: Arc<str>) -> Option<Opened> {
-    let proxy = &client.proxy;
-    let said = group.port.policy.as_ref().and_then(|policy| policy.timeouts).unwrap_or_default();
-    let limit = timeout::of_connect(&timeout::in_force(said));
+pub async fn open_opaque(client: &Arc<Client>, course: &Course<'_>, route: Arc<str>) -> Option<Opened> {
+    let (proxy, group) = (&client.proxy, course.group);
+    let limit = timeout::of_connect(&course.timeouts());
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last: Option<(Arc<Backend>, Failure)> = None;
+    let mut none = MeshError::NoEndpoints;
     while client.refusal.is_none() && tried.len() < limits::MAX_ATTEMPTS {
-        let Some(backend) = choose(proxy, group, &tried) else { break };
-        let flight = Flight::start(&backend);
+        let key = group.traffic.as_ref().and_then(|traffic| traffic.key_of_connection(client.from.ip()));
+        let backend = match choose(proxy, group, key, &tried) {
+            Ok(backend) => backend,
+            Err(refusal) => {
+                none = refusal;
+                break;
+            }
+        };
+        let slot = match &group.traffic {
+            Some(traffic) if traffic.limits_connections() => match backend.pool.slot().await {
+                Some(slot) => Some(slot),
+                None => {
+                    none = MeshError::Overload;
+                    break;
+                }
+            },
+            _ => None,
+        };
+        let flight = Flight::start(&backend, group);
         match upstream::connect(proxy, &backend, Alpn::Tcp, limit).await {
             Ok(server) => {
-                flight.answered();
-                return Some(Opened { server, backend, _flight: flight });
+                flight.connected();
+                return Some(Opened { server, backend, _flight: flight, _slot: slot });
             }
             Err(failure) => {
                 flight.failed(&failure);
@@ -262,7 +292,7 @@ pub async fn open_opaque(client: &Arc<Client>, group: &Group, route: Arc<str>) -
         }
     }
     let backend = last.as_ref().map(|(backend, _)| backend);
-    let code = last.as_ref().map_or(MeshError::NoEndpoints, |(_, failure)| client.error_for(failure));
+    let code = last.as_ref().map_or(none, |(_, failure)| client.error_for(failure));
     account(client, backend, route).failed(client.refusal.unwrap_or(code));
     None
 }
@@ -308,11 +338,12 @@ pub async fn silent(
         };
     }
     let rule = known.table.as_ref().and_then(|table| table.take_connection(None)).flatten();
-    let group = rule.map_or(Ok(&known.group), |rule| Course::of_connection(&client.proxy, known, rule));
+    let course =
+        rule.map_or_else(|| Ok(Course::unrouted(known)), |rule| Course::of_connection(&client.proxy, known, rule));
     let route = rule.map_or_else(Arc::default, |rule| rule.name.clone());
-    let group = group.inspect_err(|error| account(client, None, route.clone()).failed(*error));
-    let opened = match group {
-        Ok(group) => open_opaque(client, group, route.clone()).await,
+    let course = course.inspect_err(|error| account(client, None, route.clone()).failed(*error));
+    let opened = match course {
+        Ok(course) => open_opaque(client, &course, route.clone()).await,
         Err(_) => None,
     };
     let Some(mut opened) = opened else {

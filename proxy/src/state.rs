@@ -10,12 +10,17 @@ pub use crate::group::{Backend, Group, Port};
 use crate::learned::Learned;
 use crate::limits;
 use crate::metrics::{Counters, count};
+use crate::rate_limit::Limiters;
+use crate::rate_limit::shared::{self, Shares};
 use crate::route::Table;
+use crate::traffic;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use mesh_api::breaker::Standing;
 use mesh_api::config::{FileBackend, FileDestination};
 use mesh_api::golden::{Direction, EndpointLevel};
 use mesh_api::{
-    BackendChange, Destination, Egress, Endpoint, EndpointsChange, InboundPolicy, PortPolicy, ServiceRef, WorkloadRef,
+    BackendChange, Destination, Egress, Endpoint, EndpointsChange, InboundPolicy, PortPolicy, ServiceRef,
+    TrafficPolicy, WorkloadRef,
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
@@ -32,6 +37,8 @@ pub struct State {
     egress: ArcSwap<Egress>,
     targets: Mutex<HashMap<SocketAddr, Arc<Target>>>,
     apps: Mutex<HashMap<SocketAddr, Arc<Target>>>,
+    /// Our parts of rate limits kept together with others.
+    pub shares: Shares,
     /// True if somebody can be asked about an unknown address.
     asks: bool,
     connected: AtomicBool,
@@ -62,6 +69,8 @@ pub struct Target {
     as_is: Arc<Known>,
     told: Notify,
     waits: AtomicBool,
+    /// How often it may be called, if it is a port of the application.
+    limiters: ArcSwapOption<Limiters>,
     used: Mutex<Instant>,
     server_first: Mutex<Option<Instant>>,
 }
@@ -101,6 +110,7 @@ impl State {
             egress: ArcSwap::default(),
             targets: Mutex::default(),
             apps: Mutex::default(),
+            shares: Shares::default(),
             asks,
             connected: AtomicBool::new(false),
             news: Mutex::default(),
@@ -140,9 +150,10 @@ impl State {
         let destination = Destination::default();
         // Never shown: inbound traffic is counted under its client.
         let scope = self.golden.scope(Direction::Inbound, &endpoint.workload, None, address.port());
-        let group = Group::new(Port::default(), vec![endpoint], None, |_| None);
+        let group = Group::new(Port::default(), None, vec![endpoint], None, |_| None);
         let known = Known::new(destination, true, group, scope);
         let app = Arc::new(Target::new(address, Arc::new(known), false));
+        app.set_limits(&self.port_policy(address.port()), &self.shares);
         if apps.len() < limits::MAX_TARGETS {
             apps.insert(address, app.clone());
         }
@@ -172,6 +183,11 @@ impl State {
     /// Changes how arriving traffic is treated; an error says why it cannot be used and leaves everything as it was.
     pub fn set_inbound(&self, policy: InboundPolicy) -> Result<(), String> {
         validate_inbound(&policy)?;
+        // Held, so that no application is made in between that misses it.
+        let apps = self.apps.lock();
+        for app in apps.values() {
+            app.set_limits(policy.ports.get(&app.address.port()).unwrap_or(&PortPolicy::default()), &self.shares);
+        }
         self.inbound.store(Arc::new(policy));
         Ok(())
     }
@@ -194,6 +210,11 @@ impl State {
         }
         self.egress.store(Arc::new(policy));
         Ok(())
+    }
+
+    /// The ports of the application that somebody has called.
+    pub fn apps(&self) -> Vec<Arc<Target>> {
+        self.apps.lock().values().cloned().collect()
     }
 
     /// Changes what is known of a target; an error says why it cannot be used and leaves everything as it was.
@@ -257,8 +278,13 @@ impl State {
         let groups = targets.iter().flat_map(|(_, known)| std::iter::once(&known.group).chain(known.told()));
         for backend in groups.flat_map(|group| &group.backends) {
             let load = *backend.load.lock();
+            let circuit =
+                backend.circuit.lock().as_ref().map(|circuit| (circuit.standing(now), circuit.ejected_for(now)));
+            let is_ejected = circuit.is_some_and(|(standing, _)| standing != Standing::Closed);
             let Endpoint { address, workload, pod, .. } = &backend.endpoint;
-            if !load.is_in_use(now) || (levels.len() >= limits::FRAME_ENDPOINTS && !levels.contains_key(address)) {
+            if !(load.is_in_use(now) || is_ejected)
+                || (levels.len() >= limits::FRAME_ENDPOINTS && !levels.contains_key(address))
+            {
                 continue;
             }
             // Of several services with the same endpoint it is one.
@@ -269,10 +295,16 @@ impl State {
                 in_flight: 0,
                 expected_us: 0,
                 failing: false,
+                circuit: None,
+                ejected_ms: 0,
             });
             level.in_flight += load.in_flight();
             level.expected_us = level.expected_us.max(load.expected(now).as_micros() as u64);
             level.failing |= load.is_failing(now);
+            if let Some((standing, ejected)) = circuit.filter(|_| level.circuit.is_none() || is_ejected) {
+                level.circuit = Some(standing);
+                level.ejected_ms = ejected.as_millis() as u64;
+            }
         }
         levels.into_values().collect()
     }
@@ -348,6 +380,7 @@ impl State {
     fn known(&self, address: SocketAddr, told: Told, before: Option<&Known>) -> Result<Known, String> {
         let Told { destination, mut endpoints, backends } = told;
         check_endpoints(&endpoints, &backends)?;
+        check_policies(&destination, &backends)?;
         let table = match (&destination.routes, before) {
             (None, _) => None,
             (Some(routes), Some(before)) if before.destination.routes.as_ref() == Some(routes) => before.table.clone(),
@@ -359,6 +392,8 @@ impl State {
         let before = before.filter(|before| before.destination.service == destination.service);
         let group = Arc::new(self.group(address, &destination, endpoints, before.map(|known| &*known.group)));
         let service = destination.service.as_ref();
+        let inbound = self.inbound.load();
+        let zone = inbound.zone.as_deref();
         let told: Vec<Arc<Group>> = backends
             .into_iter()
             .map(|(port, endpoints)| {
@@ -367,7 +402,7 @@ impl State {
                     |before: &Group| before.port == port && before.backends.iter().map(|b| &b.endpoint).eq(&endpoints);
                 match before {
                     Some(before) if same(before) => before.clone(),
-                    before => Arc::new(Group::new(port, endpoints, before.map(|before| &**before), |endpoint| {
+                    before => Arc::new(Group::new(port, zone, endpoints, before.map(|before| &**before), |endpoint| {
                         Some(self.golden.scope(Direction::Outbound, &endpoint.workload, service, address.port()))
                     })),
                 }
@@ -394,7 +429,9 @@ impl State {
         let service = service.as_ref();
         // What leaves the cluster is counted by the host that each request or connection names.
         let scope = |workload: &WorkloadRef| self.golden.scope(Direction::Outbound, workload, service, address.port());
-        Group::new(port, endpoints, before, |endpoint| (!external).then(|| scope(&endpoint.workload)))
+        Group::new(port, self.inbound.load().zone.as_deref(), endpoints, before, |endpoint| {
+            (!external).then(|| scope(&endpoint.workload))
+        })
     }
 
     fn scope(&self, address: SocketAddr, destination: &Destination) -> Arc<Scope> {
@@ -486,19 +523,27 @@ fn check_endpoints(endpoints: &[Endpoint], backends: &[(Port, Vec<Endpoint>)]) -
     backends.iter().try_for_each(|(port, endpoints)| group::validate(endpoints).map_err(|why| format!("{port}: {why}")))
 }
 
+fn check_policies(destination: &Destination, backends: &[(Port, Vec<Endpoint>)]) -> Result<(), String> {
+    let check =
+        |policy: &Option<Arc<TrafficPolicy>>| policy.as_ref().map_or(Ok(()), |policy| traffic::validate(policy));
+    check(&destination.policy).map_err(|why| format!("policy.{why}"))?;
+    backends.iter().try_for_each(|(port, _)| check(&port.policy).map_err(|why| format!("{port}: policy.{why}")))
+}
+
 /// Says why what is told of arriving traffic cannot be used.
 pub fn validate_inbound(policy: &InboundPolicy) -> Result<(), String> {
     let rules = policy.access.rules.len();
     if rules > limits::POLICY_RULES {
         return Err(format!("access.rules: {rules} of them, more than {}", limits::POLICY_RULES));
     }
-    Ok(())
+    shared::validate(policy)
 }
 
 /// Says why what a file says of a destination cannot be used.
 pub fn validate(entry: &FileDestination) -> Result<(), String> {
     let told = Told::from(entry.clone());
     check_endpoints(&told.endpoints, &told.backends)?;
+    check_policies(&told.destination, &told.backends)?;
     entry.destination.routes.as_ref().map_or(Ok(()), |routes| Table::compile(routes).map(drop))
 }
 
@@ -511,6 +556,7 @@ impl Target {
             as_is,
             told: Notify::new(),
             waits: AtomicBool::new(waits),
+            limiters: ArcSwapOption::empty(),
             used: Mutex::new(Instant::now()),
             server_first: Mutex::new(None),
         }
@@ -532,6 +578,19 @@ impl Target {
             self.waits.store(false, Ordering::Relaxed);
         }
         self.now()
+    }
+
+    /// How often it may be called, if there is a limit.
+    pub fn limiters(&self) -> Option<Arc<Limiters>> {
+        self.limiters.load_full()
+    }
+
+    fn set_limits(&self, policy: &PortPolicy, shares: &Shares) {
+        let before = self.limiters.load_full();
+        // Whoever takes a policy in has checked it.
+        let limiters = Limiters::new(&policy.rate_limits, before.as_deref()).unwrap_or_default();
+        limiters.iter().for_each(|limiters| shares.give(limiters));
+        self.limiters.store(limiters);
     }
 
     /// Remembers that the server speaks first here.

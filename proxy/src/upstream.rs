@@ -2,19 +2,21 @@
 //! answered over it.
 
 use crate::body::Received;
+use crate::breaker::Outcome;
 use crate::error::{BoxError, Chain, Failure};
-use crate::headers::{connection_options, has_outer_space};
+use crate::headers::{connection_options, has_outer_space, retry_after};
 use crate::limits;
 use crate::mux;
-use crate::pool::{Http1, Http2, Shared, Tunnels, Way};
+use crate::pool::{Http1, Http2, Room, Shared, Tunnels, Way};
 use crate::proxy::Proxy;
-use crate::state::Backend;
+use crate::state::{Backend, Group};
 use crate::stream::{Rewound, Stream};
 use crate::streams::{Broken, Carrier};
 use crate::tls::Alpn;
+use crate::traffic::Traffic;
 use crate::upload::{Upload, listen_for_continue};
 use bytes::Bytes;
-use http::{Method, Request, Response, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -23,8 +25,10 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Opens a connection to an endpoint within `limit`, protected if the endpoint has an identity.
 pub async fn connect(proxy: &Proxy, backend: &Backend, alpn: Alpn, limit: Duration) -> Result<Stream, Failure> {
@@ -121,7 +125,16 @@ async fn send_http1(
     let meshed = backend.endpoint.identity.is_some();
     let repeatable = idempotent || meshed;
     let fresh = if repeatable { limits::POOL_IDLE_TIMEOUT } else { limits::POOL_FRESH };
-    while let Some(mut sender) = backend.pool.take(Instant::now(), fresh) {
+    let mut until = None;
+    let slot = loop {
+        let Some(mut sender) = backend.pool.take(Instant::now(), fresh) else {
+            let until = *until.get_or_insert_with(|| Instant::now() + limits::POOL_WAIT);
+            match Box::pin(backend.pool.room(until)).await {
+                Some(Room::New(slot)) => break slot,
+                Some(Room::Idle) => continue,
+                None => return Err(Unanswered { failure: busy(backend), request: Some(request) }),
+            }
+        };
         // The server may close a kept connection just now. A request it has not begun to answer is sent again if it
         // may safely be seen twice, or has not been seen: another proxy closes in order only between requests.
         let copy = repeatable.then(|| copy(&request));
@@ -136,8 +149,8 @@ async fn send_http1(
                 }
             }
         }
-    }
-    let mut sender = match Box::pin(open_http1(proxy, backend, limit)).await {
+    };
+    let mut sender = match Box::pin(open_http1(proxy, backend, slot, limit)).await {
         Ok(sender) => sender,
         Err(failure) => return Err(Unanswered { failure, request: Some(request) }),
     };
@@ -159,11 +172,17 @@ fn lease(backend: &Arc<Backend>, sender: Http1, response: Response<Incoming>) ->
     (response.map(Received::from), Some(Lease { sender, backend: backend.clone() }))
 }
 
-async fn open_http1(proxy: &Proxy, backend: &Backend, limit: Duration) -> Result<Http1, Failure> {
-    let slot = backend.pool.slot().await.ok_or_else(|| {
-        let why = format!("{} connections to {} are busy", limits::POOL_CONNECTIONS, backend.endpoint.address);
-        Failure::undelivered(MeshError::Overload, why)
-    })?;
+fn busy(backend: &Backend) -> Failure {
+    let why = format!("{} connections to {} are busy", backend.pool.most(), backend.endpoint.address);
+    Failure::undelivered(MeshError::Overload, why)
+}
+
+async fn open_http1(
+    proxy: &Proxy,
+    backend: &Backend,
+    slot: OwnedSemaphorePermit,
+    limit: Duration,
+) -> Result<Http1, Failure> {
     let stream = connect(proxy, backend, Alpn::Http1, limit).await?;
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(limits::HTTP1_BUFFER)
@@ -397,25 +416,87 @@ impl Lease {
 #[derive(Debug)]
 pub struct Flight {
     backend: Arc<Backend>,
+    /// The policy that wants to know how it ends.
+    traffic: Option<Arc<Traffic>>,
     started: Instant,
+    /// Time to the response's head.
+    latency: OnceLock<Duration>,
+    judged: AtomicBool,
 }
 
 impl Flight {
-    /// The request leaves.
-    pub fn start(backend: &Arc<Backend>) -> Self {
+    /// The request leaves for one of a group.
+    pub fn start(backend: &Arc<Backend>, group: &Group) -> Self {
         backend.load.lock().start();
-        Self { backend: backend.clone(), started: Instant::now() }
+        Self {
+            backend: backend.clone(),
+            traffic: group.traffic.clone(),
+            started: Instant::now(),
+            latency: OnceLock::new(),
+            judged: AtomicBool::new(false),
+        }
+    }
+
+    /// A connection was opened.
+    pub fn connected(&self) {
+        let now = Instant::now();
+        self.backend.load.lock().answered(now, now.saturating_duration_since(self.started));
+        self.judge(true, now);
     }
 
     /// The response's head arrived.
-    pub fn answered(&self) {
+    pub fn answered<B>(&self, response: &Response<B>, grpc: bool) {
         let now = Instant::now();
-        self.backend.load.lock().answered(now, now.saturating_duration_since(self.started));
+        let latency = now.saturating_duration_since(self.started);
+        self.backend.load.lock().answered(now, latency);
+        let status = response.status();
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+            && let Some(pause) = retry_after(response.headers())
+            // A limit of the mesh may be about one caller only.
+            && !response.headers().contains_key(mesh_api::names::ERROR_HEADER)
+        {
+            self.backend.load.lock().pause(now, pause);
+            self.traffic.iter().for_each(|traffic| traffic.trouble());
+        }
+        if self.traffic.is_some() {
+            self.latency.get_or_init(|| latency);
+            match crate::grpc::status(response.headers()).filter(|_| grpc) {
+                Some(status) => self.judge(!crate::grpc::is_failure(status), now),
+                None if grpc && status.is_success() => {} // the trailers will say
+                None => self.judge(!status.is_server_error(), now),
+            }
+        }
+    }
+
+    /// The call's status came with its trailers.
+    pub fn ended_with(&self, grpc_status: u16) {
+        if self.traffic.is_some() {
+            self.judge(!crate::grpc::is_failure(grpc_status), Instant::now());
+        }
+    }
+
+    /// No answer came in time.
+    pub fn timed_out(&self) {
+        self.judge(false, Instant::now());
+    }
+
+    /// Tells the circuit breaker, once.
+    fn judge(&self, success: bool, now: Instant) {
+        let Some(traffic) = &self.traffic else { return };
+        if !self.judged.swap(true, Ordering::Relaxed) {
+            let latency = *self.latency.get_or_init(|| now.saturating_duration_since(self.started));
+            traffic.report(&self.backend, Outcome { success, latency }, now);
+        }
     }
 
     /// The endpoint did not serve. Logged once, until it serves again or has been left alone for a while.
     pub fn failed(&self, failure: &Failure) {
-        let news = self.backend.load.lock().failed(Instant::now());
+        let now = Instant::now();
+        let news = self.backend.load.lock().failed(now);
+        // What the client did wrong says nothing of the endpoint.
+        if failure.code != MeshError::InvalidRequest {
+            self.judge(false, now);
+        }
         if news {
             tracing::warn!(endpoint = %self.backend.endpoint.address, %failure, "endpoint does not serve");
         } else {
@@ -427,6 +508,12 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.backend.load.lock().finish();
+        if let Some(traffic) = &self.traffic {
+            if !self.judged.load(Ordering::Relaxed) {
+                traffic.unreported(&self.backend);
+            }
+            traffic.release();
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use http::{HeaderMap, Request};
 use mesh_api::config::{FileDestination, FileIdentity};
 use mesh_api::{
     Access, AccessDefault, Destination, Egress, EgressDefault, Endpoint, FileConfig, InboundPolicy, MeshError,
-    Protocol, ServiceRef, SpiffeId, WorkloadRef,
+    PortPolicy, Protocol, ServiceRef, SpiffeId, WorkloadRef,
 };
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -47,14 +47,20 @@ pub(super) const CASES: &[(MeshError, Provoke)] = &[
     }),
     (MeshError::AccessDenied, access_denied),
     (MeshError::EgressDenied, egress_denied),
+    (MeshError::CircuitOpen, || {
+        // The only endpoint is ejected by the first try, so that the second one finds none.
+        let breaks = r#"{"breaker": {"consecutiveFailures": 1, "floorPercent": 0}, "retry": {"backoff": "5ms"}}"#;
+        plain(carried(breaks, nobody()?)?)
+    }),
+    (MeshError::RateLimited, rate_limited),
+    (MeshError::FaultInjected, || plain(carried(r#"{"faults": [{"abort": {}}]}"#, deaf()?)?)),
     (MeshError::Overload, overload),
     (MeshError::Draining, draining),
     (MeshError::LoopDetected, || plain(FileConfig::default())),
 ];
 
 /// Codes that the table has and no proxy answers with so far.
-pub(super) const NOT_YET_MADE: &[MeshError] =
-    &[MeshError::CircuitOpen, MeshError::RateLimited, MeshError::FaultInjected];
+pub(super) const NOT_YET_MADE: &[MeshError] = &[];
 
 const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 96, 0, 9)), 80);
 const GET: &str = "GET / HTTP/1.1\r\nhost: web\r\n\r\n";
@@ -79,6 +85,13 @@ fn towards(protocol: Protocol, endpoints: Vec<Endpoint>) -> FileConfig {
 fn routed(routes: &str) -> Result<FileConfig> {
     let mut config = towards(Protocol::Http1, vec![endpoint(nobody()?, None)]);
     config.destinations[0].destination.routes = Some(serde_json::from_str(routes)?);
+    Ok(config)
+}
+
+/// A service with one endpoint whose traffic is carried as a policy says, in JSON.
+fn carried(policy: &str, address: SocketAddr) -> Result<FileConfig> {
+    let mut config = towards(Protocol::Http1, vec![endpoint(address, None)]);
+    config.destinations[0].destination.policy = Some(serde_json::from_str(policy)?);
     Ok(config)
 }
 
@@ -254,6 +267,24 @@ fn invalid_request() -> Result<Answered> {
     let second = proxy()?;
     let stream = TcpStream::connect(second.outbound)?;
     answer(second, stream, malformed)
+}
+
+/// One request an hour is all there may be.
+fn rate_limited() -> Result<Answered> {
+    let application = app(b"HTTP/1.1 204 No Content\r\n\r\n")?;
+    let rate_limits = serde_json::from_str(r#"[{"limit": {"requests": 1, "interval": "1h"}}]"#)?;
+    let policy = PortPolicy { rate_limits, ..PortPolicy::default() };
+    let inbound = InboundPolicy { ports: [(application.port(), policy)].into(), ..InboundPolicy::default() };
+    let config = FileConfig { inbound, inbound_default: Some(application), ..FileConfig::default() };
+    let proxy = Meshed::start(&config, MANY)?;
+    let mut stream = TcpStream::connect(proxy.inbound)?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(GET.as_bytes())?;
+    let mut line = [0; 12];
+    stream.read_exact(&mut line)?;
+    ensure!(&line == b"HTTP/1.1 204", "{line:?}");
+    let second = TcpStream::connect(proxy.inbound)?;
+    answer(proxy, second, GET)
 }
 
 /// One connection is all there may be.

@@ -65,6 +65,9 @@ async fn run(arguments: &[&str]) -> Result<String> {
     if let ["echo", workload] = arguments {
         return echo::serve(workload).await;
     }
+    if let ["full", port] = arguments {
+        return tcp::full(port.parse()?).await;
+    }
     if let ["idle"] = arguments {
         return ended().await;
     }

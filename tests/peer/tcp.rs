@@ -140,6 +140,20 @@ pub(crate) async fn client(address: &str, case: &str) -> Result<String> {
     }
 }
 
+/// A listener whose queue is full, so that nobody's attempt to connect is answered.
+pub(super) async fn full(port: u16) -> Result<String> {
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    let address = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, port));
+    listener.bind(&std::net::SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, port)).into())?;
+    listener.listen(0)?;
+    // Those it still queues are ours.
+    let mut queued = Vec::new();
+    while let Ok(stream) = tokio::time::timeout(Duration::from_millis(500), TcpStream::connect(address)).await {
+        queued.push(stream?);
+    }
+    super::ended().await
+}
+
 async fn exchange(stream: &mut TcpStream, what: &[u8]) -> Result<()> {
     stream.write_all(what).await?;
     let mut back = vec![0; what.len()];

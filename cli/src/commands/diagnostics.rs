@@ -11,6 +11,7 @@ use comfy_table::Cell;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
+use mesh_api::breaker::Standing;
 use mesh_api::names::{CONTROL_ADMIN_PORT, CONTROL_NAME};
 use mesh_api::{Access, Destination, Egress, Endpoint, InboundPolicy, Protocol};
 use mesh_control::compile;
@@ -59,6 +60,8 @@ struct KnownEndpoint {
     failing: bool,
     #[serde(default)]
     idle_connections: usize,
+    circuit: Option<Standing>,
+    ejected_ms: Option<u64>,
 }
 
 /// Asks and prints.
@@ -162,6 +165,10 @@ enum State {
     Ok,
     /// Right, but the proxy's last attempt to reach it failed.
     Failing,
+    /// Right, but the proxy's circuit breaker has ejected it.
+    Open,
+    /// Right, and being tried out after it was ejected.
+    HalfOpen,
     Stale,
     Missing,
 }
@@ -171,6 +178,8 @@ impl State {
         match self {
             Self::Ok => "ok",
             Self::Failing => "failing",
+            Self::Open => "open",
+            Self::HalfOpen => "half open",
             Self::Stale => "stale",
             Self::Missing => "missing",
         }
@@ -190,6 +199,17 @@ struct EndpointRow {
     latency_ms: Option<f64>,
     idle_connections: usize,
     state: State,
+    /// How long it stays ejected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ejected_ms: Option<u64>,
+}
+
+impl EndpointRow {
+    /// The state, and how long it lasts if that is known.
+    fn state(&self) -> String {
+        let time = self.ejected_ms.filter(|_| self.state == State::Open);
+        time.map_or_else(|| self.state.word().to_owned(), |ms| format!("open for {}s", ms.div_ceil(1000)))
+    }
 }
 
 fn endpoints(answers: &[Answer<ProxyConfig>], shown: &Shown, args: &ProxyRows, printer: &Printer) -> Result<Outcome> {
@@ -217,7 +237,7 @@ fn endpoints(answers: &[Answer<ProxyConfig>], shown: &Shown, args: &ProxyRows, p
             Cell::new(row.in_flight),
             Cell::new(row.latency_ms.map_or("-".to_owned(), |ms| format!("{ms:.1}ms"))),
             Cell::new(row.idle_connections),
-            Cell::new(row.state.word()),
+            Cell::new(row.state()),
         ];
         if args.output == RowFormat::Wide {
             cells.push(Cell::new(row.identity.as_deref().unwrap_or("-")));
@@ -248,15 +268,19 @@ fn compare(proxy: &Proxy, config: &ProxyConfig, shown: &Shown) -> Vec<EndpointRo
             latency_ms: None,
             idle_connections: 0,
             state,
+            ejected_ms: None,
         };
         for has in &known.endpoints {
             let state = match wanted.contains(&has.endpoint) {
+                true if has.circuit == Some(Standing::Open) => State::Open,
+                true if has.circuit == Some(Standing::HalfOpen) => State::HalfOpen,
                 true if has.failing => State::Failing,
                 true => State::Ok,
                 false => State::Stale,
             };
-            let KnownEndpoint { in_flight, latency_ms, idle_connections, .. } = *has;
-            rows.push(EndpointRow { in_flight, latency_ms, idle_connections, ..row(&has.endpoint, state) });
+            let KnownEndpoint { in_flight, latency_ms, idle_connections, ejected_ms, .. } = *has;
+            let row = row(&has.endpoint, state);
+            rows.push(EndpointRow { in_flight, latency_ms, idle_connections, ejected_ms, ..row });
         }
         let missing =
             wanted.iter().filter(|want| known.endpoints.iter().all(|has| has.endpoint.address != want.address));

@@ -225,6 +225,9 @@ mod tests {
             failing: 1,
             in_flight: 3,
             expected_us: 7800,
+            ejected: 0,
+            half_open: 0,
+            ejected_ms: 0,
         };
         let seen = of(&subject, |frame| frame.endpoints = vec![view("catalog"), view("web")]);
         assert_eq!(seen.endpoints, [view("catalog")]);

@@ -173,7 +173,7 @@ fn compile_rule(world: &World, key: &RouteKey, view: &RuleView) -> Rule {
         timeouts: view.timeouts,
         retry: view.retry.clone(),
         session: view.session.clone(),
-        policy: None,
+        policy: super::traffic::of_rule(world, key, &view.name),
     };
     apply_backend_policies(world, &mut rule);
     rule

@@ -1,6 +1,7 @@
 //! Adding frames up over proxies, for one workload. Pure. (Over time they add up by [`ProxyFrame::sequence`].)
 
 use mesh_api::WorkloadRef;
+use mesh_api::breaker::Standing;
 use mesh_api::golden::{EndpointView, ProxyFrame, Series, SeriesKey, WorkloadSeries};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -49,11 +50,17 @@ pub fn endpoints<'a>(
             failing: 0,
             in_flight: 0,
             expected_us: 0,
+            ejected: 0,
+            half_open: 0,
+            ejected_ms: 0,
         });
         view.callers += 1;
         view.failing += u32::from(level.failing);
         view.in_flight = view.in_flight.saturating_add(level.in_flight);
         view.expected_us = view.expected_us.max(level.expected_us);
+        view.ejected += u32::from(level.circuit == Some(Standing::Open));
+        view.half_open += u32::from(level.circuit == Some(Standing::HalfOpen));
+        view.ejected_ms = view.ejected_ms.max(level.ejected_ms);
     }
     views.into_values().collect()
 }

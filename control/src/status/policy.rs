@@ -60,6 +60,24 @@ pub(super) fn egress(seen: &Seen<'_>) -> Vec<Due> {
     due("EgressPolicy", standings, seen)
 }
 
+/// Every TrafficPolicy whose status says something else than it should.
+pub(super) fn traffic(seen: &Seen<'_>) -> Vec<Due> {
+    let standings = seen.world.traffic_policies().map(|(name, view)| {
+        let services = || compile::traffic::services(seen.world, name, view);
+        let of_callers = || services().iter().find_map(|service| seen.rejections.of_service(service));
+        let limits = !view.spec.policy.rate_limits.is_empty();
+        let behind = |pod: &Name| limits && compile::traffic::is_behind(seen.world, pod, &services());
+        Standing {
+            name,
+            generation: view.generation,
+            before: &view.conditions,
+            fault: compile::traffic::fault(seen.world, name, view),
+            rejected: of_callers().or_else(|| seen.rejections.of_pods(&Subject::Inbound, behind)),
+        }
+    });
+    due("TrafficPolicy", standings, seen)
+}
+
 /// Those of a kind whose status says something else than it should.
 fn due<'a>(kind: &str, standings: impl Iterator<Item = Standing<'a>>, seen: &Seen<'_>) -> Vec<Due> {
     // A kind that we do not define ourselves has no place here.

@@ -52,6 +52,7 @@ impl Control {
             subscriptions: Subscriptions::new(Arc::new(MeshConfig::default())),
             golden: Golden::new(metrics.clone(), "cluster.local"),
             taps: Taps::new(metrics.clone()),
+            shares: Arc::default(),
             metrics,
             stop: CancellationToken::new(),
         });

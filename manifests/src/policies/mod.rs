@@ -5,9 +5,11 @@
 
 pub mod access_policy;
 pub mod egress_policy;
+pub mod traffic_policy;
 
 pub use access_policy::{AccessPolicy, AccessPolicySpec};
 pub use egress_policy::{EgressPolicy, EgressPolicySpec};
+pub use traffic_policy::{TrafficPolicy, TrafficPolicySpec};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -33,6 +35,7 @@ pub struct PolicyKind {
 
 /// Every kind of ours, in the order of the documentation.
 pub const KINDS: &[PolicyKind] = &[
+    PolicyKind { kind: "TrafficPolicy", plural: "trafficpolicies", definition: TrafficPolicy::crd },
     PolicyKind { kind: "AccessPolicy", plural: "accesspolicies", definition: AccessPolicy::crd },
     PolicyKind { kind: "EgressPolicy", plural: "egresspolicies", definition: EgressPolicy::crd },
 ];

@@ -5,6 +5,13 @@ use serde::{Deserialize, Serialize};
 /// How requests are spread over a service's endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(
+    feature = "schema",
+    schemars(extend("x-kubernetes-validations" = [
+        {"rule": "!has(self.hash) || self.algorithm in ['RingHash', 'Maglev']", "message": "only RingHash and Maglev hash a key"},
+        {"rule": "!has(self.zone) || !(self.algorithm in ['RingHash', 'Maglev'])", "message": "RingHash and Maglev keep keys in place in all zones"},
+    ]))
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Balance {
     /// The algorithm. Default: `PeakEwma`.
@@ -49,6 +56,12 @@ impl Algorithm {
 /// What of a request is hashed. Requests without it are spread at random.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(
+    feature = "schema",
+    schemars(extend("x-kubernetes-validations" = [
+        {"rule": "has(self.name) == (self.on in ['Header', 'Cookie'])", "message": "Header and Cookie need a name, nothing else takes one"},
+    ]))
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HashKey {
     /// Where the key is found.

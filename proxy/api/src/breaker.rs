@@ -11,6 +11,14 @@ use serde::{Deserialize, Serialize};
 /// a failure ejects it for twice as long as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(
+    feature = "schema",
+    schemars(extend("x-kubernetes-validations" = [
+        {"rule": "duration(self.maxEjection) >= duration(self.ejection)", "message": "maxEjection is shorter than ejection"},
+        {"rule": "duration(self.ejection) > duration('0s')", "message": "ejection must be longer than 0s"},
+        {"rule": "duration(self.window) >= duration('1s')", "message": "window must be at least 1s"},
+    ]))
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Breaker {
     /// Ejects after so many failures without a success between them. Default: 5, unless `successRate` or `slowCalls` is
@@ -69,6 +77,29 @@ pub struct SlowCalls {
     #[serde(default = "SlowCalls::default_max_percent")]
     #[cfg_attr(feature = "schema", schemars(range(max = 99)))]
     pub max_percent: u32,
+}
+
+/// What an endpoint may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// Requests.
+    Closed,
+    /// Nothing until its time is over.
+    Open,
+    /// One request, to try it out.
+    HalfOpen,
+}
+
+impl Standing {
+    /// The word for metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Standing::Closed => "closed",
+            Standing::Open => "open",
+            Standing::HalfOpen => "half_open",
+        }
+    }
 }
 
 impl Breaker {

@@ -35,7 +35,24 @@ pub struct PortPolicy {
     pub protocol: Protocol,
     /// How often the services behind this port may be called; a request passes if all of them let it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub rate_limits: Vec<RateLimit>,
+    pub rate_limits: Vec<PortLimit>,
+}
+
+/// A rate limit of a port, and with whom it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortLimit {
+    /// The limit.
+    pub limit: RateLimit,
+    /// What all proxies that keep it together call it; `None`: this one keeps it alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_as: Option<String>,
+}
+
+impl From<RateLimit> for PortLimit {
+    fn from(limit: RateLimit) -> Self {
+        Self { limit, shared_as: None }
+    }
 }
 
 /// The file that `mesh-proxy --config FILE` loads (YAML or JSON) instead of following a control plane.

@@ -7,6 +7,12 @@ use serde::{Deserialize, Serialize};
 /// A fault for some requests, made by the caller's proxy. A delay comes first, then `abort` or `reset` if either is set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(
+    feature = "schema",
+    schemars(extend("x-kubernetes-validations" = [
+        {"rule": "!(self.reset && has(self.abort))", "message": "a request is either answered or reset"},
+    ]))
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Fault {
     /// Percent of the requests it is made for, chosen at random. Default: 100.

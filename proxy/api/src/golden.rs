@@ -4,6 +4,7 @@
 //! merges frames of many proxies into a [`GoldenFrame`] and streams those to whoever looks. Everything adds up:
 //! counters and histograms by addition, open connections by summing over proxies.
 
+use crate::breaker::Standing;
 use crate::{Histogram, MeshError, ServiceRef, SpiffeId, WorkloadRef};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -285,6 +286,12 @@ pub struct EndpointLevel {
     /// True if the last attempt failed not long ago.
     #[serde(default)]
     pub failing: bool,
+    /// What the circuit breaker lets through to it, where there is one that has seen it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circuit: Option<Standing>,
+    /// How long it stays ejected, milliseconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ejected_ms: u64,
 }
 
 /// How all callers together see an endpoint.
@@ -305,6 +312,23 @@ pub struct EndpointView {
     pub in_flight: u32,
     /// How long the next answer is expected to take, microseconds: by the most pessimistic of them.
     pub expected_us: u64,
+    /// Of the callers, proxies whose circuit breaker has ejected it.
+    #[serde(default, skip_serializing_if = "is_none_of_them")]
+    pub ejected: u32,
+    /// Of the callers, proxies that are trying out whether it may come back.
+    #[serde(default, skip_serializing_if = "is_none_of_them")]
+    pub half_open: u32,
+    /// How long it stays ejected, milliseconds: by the most patient of them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ejected_ms: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+fn is_none_of_them(n: &u32) -> bool {
+    *n == 0
 }
 
 impl ProxyFrame {

@@ -30,7 +30,7 @@ pub mod traffic;
 pub mod wire;
 
 pub use access::{Access, AccessDefault, AccessRule};
-pub use config::{FileConfig, FileIdentity, InboundPolicy, PortPolicy};
+pub use config::{FileConfig, FileIdentity, InboundPolicy, PortLimit, PortPolicy};
 pub use egress::{Egress, EgressDefault, EgressRule};
 pub use error::MeshError;
 pub use histogram::Histogram;

@@ -11,6 +11,12 @@ use serde::{Deserialize, Serialize};
 /// of its rules by the proxy of each caller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(
+    feature = "schema",
+    schemars(extend("x-kubernetes-validations" = [
+        {"rule": "duration(self.interval) > duration('0s')", "message": "interval must be longer than 0s"},
+    ]))
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimit {
     /// Requests in each interval.
@@ -39,6 +45,12 @@ pub struct RateLimit {
 /// What requests are told apart by.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(
+    feature = "schema",
+    schemars(extend("x-kubernetes-validations" = [
+        {"rule": "has(self.name) == (self.by == 'Header')", "message": "Header needs a name, nothing else takes one"},
+    ]))
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateKey {
     /// Where the key is found.

@@ -11,12 +11,15 @@ use serde::{Deserialize, Serialize};
 pub struct Retry {
     /// Tries after the first one; 0 switches retries off.
     #[serde(default = "Retry::default_attempts")]
+    #[cfg_attr(feature = "schema", schemars(range(max = 100)))]
     pub attempts: u32,
     /// HTTP statuses to try again after. Gateway API: `retry.codes`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 64), inner(range(min = 400, max = 599))))]
     pub codes: Vec<u16>,
     /// gRPC statuses to try again after, by number (14: Unavailable).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 16), inner(range(min = 1, max = 16))))]
     pub grpc_codes: Vec<u16>,
     /// Tries again when the connection broke before a response, though the request may have been seen.
     #[serde(default = "yes")]
@@ -36,6 +39,7 @@ pub struct Retry {
     pub unsafe_methods: bool,
     /// Bytes of a body kept for another try; a longer one is sent once. At most 1 MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(max = 1_048_576)))]
     pub body_bytes: Option<u32>,
     /// How many retries there may be beside first tries.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -92,6 +92,9 @@ impl TrafficPolicy {
                 ensure(*limit != Some(0), || format!("limits.{name}: 0 would let nothing through"))?;
             }
         }
+        if let Some(retry) = &self.retry {
+            check_retry(retry)?;
+        }
         ensure(self.rate_limits.len() <= MAX_LIST, || format!("rateLimits: more than {MAX_LIST}"))?;
         ensure(self.faults.len() <= MAX_LIST, || format!("faults: more than {MAX_LIST}"))?;
         for (i, limit) in self.rate_limits.iter().enumerate() {
@@ -129,6 +132,15 @@ fn check_breaker(breaker: &Breaker) -> Result<(), String> {
     ensure(breaker.max_ejection >= breaker.ejection, || "breaker.maxEjection: shorter than ejection".into())?;
     let rate = breaker.success_rate.map_or(1, |rate| rate.min_percent);
     ensure((1..=100).contains(&rate), || "breaker.successRate.minPercent: must be from 1 to 100".into())
+}
+
+fn check_retry(retry: &Retry) -> Result<(), String> {
+    ensure(retry.codes.iter().all(|code| (400..=599).contains(code)), || {
+        "retry.codes: must be from 400 to 599: what is no error needs no other try".into()
+    })?;
+    ensure(retry.grpc_codes.iter().all(|code| (1..=16).contains(code)), || {
+        "retry.grpcCodes: must be from 1 to 16".into()
+    })
 }
 
 fn check_rate_limit(limit: &RateLimit) -> Result<(), String> {
@@ -183,6 +195,8 @@ mod tests {
             (r#"{"breaker": {"ejection": "1m", "maxEjection": "1s"}}"#, "breaker.maxEjection:"),
             (r#"{"breaker": {"successRate": {"minPercent": 0}}}"#, "breaker.successRate.minPercent:"),
             (r#"{"limits": {"endpointRequests": 0}}"#, "limits.endpointRequests:"),
+            (r#"{"retry": {"codes": [503, 200]}}"#, "retry.codes:"),
+            (r#"{"retry": {"grpcCodes": [0]}}"#, "retry.grpcCodes:"),
             (r#"{"rateLimits": [{"requests": 1}, {"requests": 0}]}"#, "rateLimits[1].requests:"),
             (r#"{"rateLimits": [{"requests": 1, "interval": "0s"}]}"#, "rateLimits[0].interval:"),
             (r#"{"rateLimits": [{"requests": 1, "burst": 0}]}"#, "rateLimits[0].burst:"),

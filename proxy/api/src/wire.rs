@@ -10,6 +10,7 @@ use crate::golden::ProxyFrame;
 use crate::tap::{TapEvent, TapLeftOut, TapOrder};
 use crate::{BackendChange, Destination, Egress, EndpointsChange, InboundPolicy, SpiffeId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 /// What a proxy says.
@@ -77,6 +78,14 @@ pub enum ProxyMessage {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         refusal: Option<String>,
     },
+    /// How often shared rate limits were asked for since the last such message; said once a second by proxies that have
+    /// such limits, of each of them.
+    RateUse {
+        /// The time since then, milliseconds.
+        span_ms: u64,
+        /// Requests, passed or not, by what the limit is called ([`crate::PortLimit::shared_as`]).
+        asked: BTreeMap<String, u64>,
+    },
     /// The proxy ends; what it remembers is all that will be left of its past.
     Farewell {
         /// What it remembers, oldest first, as far as it fits.
@@ -122,6 +131,11 @@ pub enum ControlMessage {
         version: u64,
         /// The policy, whole.
         policy: Egress,
+    },
+    /// Which part of shared rate limits the proxy may let through from now on.
+    RateShares {
+        /// Millionths of each limit, by what it is called. Those not named stay as they are.
+        shares: BTreeMap<String, u32>,
     },
     /// Send golden frames: at once one that sums the last `backfill_s` whole seconds as far as remembered, then one a
     /// second. Said again while frames flow, it asks for another sum only; frames up to the sum's end are part of it.

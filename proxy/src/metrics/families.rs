@@ -72,7 +72,7 @@ families! {
         ["direction" "tls" "src" "dst" "service" "port" "route" "method"]
         "How long closed opaque connections had been open";
     ENDPOINT_STATE "mesh_endpoint_state" Gauge ["target" "dst" "endpoint"]
-        "1 if the endpoint answers, 0 if the last attempt to reach it failed";
+        "1 if the endpoint takes requests, 0 if the last attempt to reach it failed or it is ejected";
     ACCESS_DECISIONS "mesh_access_decisions" Counter ["decision" "tls" "policy"]
         "Arriving connections let in or refused, and, with `policy`, requests and opaque connections allowed, denied or audited by it";
     EGRESS_DECISIONS "mesh_egress_decisions" Counter ["decision" "protocol" "policy"]

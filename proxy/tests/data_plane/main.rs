@@ -28,4 +28,5 @@ mod smuggling;
 mod tap;
 mod tcp;
 mod timeout;
+mod traffic;
 mod world;

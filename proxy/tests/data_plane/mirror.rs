@@ -1,11 +1,13 @@
 //! Mirrors: copies of requests, whose answers nobody sees.
 
 use crate::route::{backend, rule, ruled, service};
+use crate::traffic::policy;
 use crate::world::*;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
 use mesh_api::route::{Filter, Mirror, Rule};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -56,6 +58,23 @@ async fn a_share_is_copied_and_a_dead_mirror_hurts_nobody() {
     }
     load.expect_metric("mesh_mirrored_requests_total", &["outcome=\"failed\""], 200.0).await;
     assert!((20..=80).contains(&some.requests.load(Ordering::Relaxed)), "{}", some.count());
+}
+
+#[tokio::test]
+async fn what_fails_on_purpose_is_not_copied() {
+    let (app, copies) = (App::start().await, App::start().await);
+    let faults = r#"{"faults": [{"when": {"headers": [{"name": "x-abort"}]}, "abort": {"status": 418}}]}"#;
+    let filters = vec![mirror("b", 1, 1)];
+    let rule = Rule { filters, policy: Some(Arc::new(policy(faults))), ..rule("web", vec![backend("a", 1)]) };
+    let load = Proxy::start(ruled(rule, &[("a", &[app.address]), ("b", &[copies.address])]), None);
+    let mut http = Http::one(load.outbound).await;
+    for _ in 0..5 {
+        let request = Request::get("/x").header("host", "web").header("x-abort", "1");
+        assert_eq!(http.send(request.body(Full::default()).unwrap()).await.status, 418);
+    }
+    assert_eq!(http.get("/x").await.status, 200);
+    load.expect_metric("mesh_mirrored_requests_total", &["outcome=\"answered\""], 1.0).await;
+    assert_eq!((app.count(), copies.count()), (1, 1));
 }
 
 #[tokio::test]

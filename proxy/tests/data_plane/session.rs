@@ -1,11 +1,13 @@
 //! Session persistence: a client stays at its endpoint as long as that is there.
 
 use crate::route::{backend, rule, ruled, teller, who};
+use crate::traffic::policy;
 use crate::world::*;
 use http_body_util::Full;
 use hyper::Request;
 use mesh_api::route::{Rule, SessionPersistence};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 fn with(in_header: bool) -> Rule {
     let session =
@@ -58,4 +60,26 @@ async fn a_session_whose_endpoint_is_gone_begins_anew() {
     let got = Http::one(after.outbound).await.send(request).await;
     assert_eq!(who(&got), "b");
     assert_ne!(got.headers["sid"], token);
+}
+
+#[tokio::test]
+async fn a_session_whose_endpoint_is_ejected_begins_anew() {
+    let (a, b) = (App::start().await, App::start().await);
+    let session = with(true).session;
+    let rule = Rule { session, ..rule("web", vec![backend("a", 1)]) };
+    let mut config = ruled(rule, &[("a", &[a.address, b.address])]);
+    let breaker = policy(r#"{"breaker": {"consecutiveFailures": 1, "ejection": "60s"}}"#);
+    config.destinations[0].backends[0].policy = Some(Arc::new(breaker));
+    let load = Proxy::start(config, None);
+    let mut http = Http::one(load.outbound).await;
+    let token = http.get("/").await.headers["sid"].clone();
+    let mut call = async |path: &str| {
+        let request = Request::get(path).header("host", "web").header("sid", &token);
+        http.send(request.body(Full::default()).unwrap()).await
+    };
+    assert_eq!(call("/fail").await.status, 500);
+    let got = call("/").await;
+    assert_eq!(got.status, 200);
+    assert_ne!(got.headers["sid"], token);
+    assert_eq!(a.count().max(b.count()), 2);
 }

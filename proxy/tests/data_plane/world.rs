@@ -283,7 +283,15 @@ impl App {
 
     /// One that takes its time for every answer.
     pub async fn slow(delay: Duration) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve(TcpListener::bind("127.0.0.1:0").await.unwrap(), delay)
+    }
+
+    /// One with a certain address.
+    pub async fn start_at(address: SocketAddr) -> Self {
+        Self::serve(TcpListener::bind(address).await.unwrap(), Duration::ZERO)
+    }
+
+    fn serve(listener: TcpListener, delay: Duration) -> Self {
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
         let counter = requests.clone();
@@ -345,6 +353,7 @@ async fn answer(mut request: Request<Incoming>) -> Response<Body> {
             tokio::time::sleep(Duration::from_millis(1200)).await;
             Response::new(full("slow"))
         }
+        "/busy" => Response::builder().status(429).header("retry-after", "60").body(full("later")).unwrap(),
         "/never" => std::future::pending().await,
         "/headers" => Response::new(full(format!("{:?}", request.headers()))),
         "/empty" => Response::builder().status(StatusCode::NO_CONTENT).body(full("")).unwrap(),

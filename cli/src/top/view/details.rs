@@ -279,14 +279,19 @@ fn balancers(state: &State, details: &Details, width: usize) -> Vec<Line<'static
         return Vec::new();
     }
     let theme = state.theme;
-    let columns = ["IN FLIGHT", "EXPECTED", "FAILING AT"];
-    let name_width = width.saturating_sub(columns.len() * 11).clamp(8, 40);
-    let heads: String = columns.iter().map(|column| right(column, 11)).collect();
+    // What circuit breakers do has a column only where one does something.
+    let breaks = details.endpoints.iter().any(|endpoint| endpoint.ejected + endpoint.half_open > 0);
+    let columns = [("IN FLIGHT", 11), ("EXPECTED", 11), ("FAILING AT", 11), ("CIRCUIT", if breaks { 26 } else { 0 })];
+    let columns = &columns[..if breaks { 4 } else { 3 }];
+    let taken: usize = columns.iter().map(|(_, width)| width).sum();
+    let name_width = width.saturating_sub(taken).clamp(8, 40);
+    let heads: String = columns.iter().map(|(column, width)| right(column, *width)).collect();
     let mut lines = vec![
         Line::default(),
         Line::styled(format!("{}{heads}", left(state, "BALANCING OF CALLERS", name_width)), theme.faint()),
     ];
-    for EndpointView { address, pod, callers, failing, in_flight, expected_us, .. } in &details.endpoints {
+    for endpoint in &details.endpoints {
+        let EndpointView { address, pod, callers, failing, in_flight, expected_us, .. } = endpoint;
         let name = if pod.is_empty() { address.to_string() } else { pod.clone() };
         let expected = latency(*expected_us as f64 / 1000.0);
         let numbers = format!("{}{}", right(&in_flight.to_string(), 11), right(&expected, 11));
@@ -297,8 +302,21 @@ fn balancers(state: &State, details: &Details, width: usize) -> Vec<Line<'static
             Span::raw(numbers),
             Span::styled(state_of, style),
         ]));
+        if let Some(line) = lines.last_mut().filter(|_| breaks) {
+            line.push_span(Span::styled(right(&circuit(endpoint), 26), theme.fg(Color::Yellow)));
+        }
     }
     lines
+}
+
+/// What the callers' circuit breakers let through to an endpoint.
+fn circuit(endpoint: &EndpointView) -> String {
+    let EndpointView { callers, ejected, half_open, ejected_ms, .. } = endpoint;
+    match (ejected, half_open) {
+        (0, 0) => "closed".to_owned(),
+        (0, trying) => format!("half open at {trying} of {callers}"),
+        (ejected, _) => format!("open at {ejected} of {callers}, {}s", ejected_ms.div_ceil(1000)),
+    }
 }
 
 /// A small table: a name and its numbers.

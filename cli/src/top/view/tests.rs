@@ -121,6 +121,9 @@ fn details_tell_how_callers_balance() {
         failing,
         in_flight: 3,
         expected_us: 7800,
+        ejected: 0,
+        half_open: 0,
+        ejected_ms: 0,
     };
     let endpoints = vec![view("catalog-a", 0), view("catalog-b", 1)];
     update(&mut state, Msg::Frame(Box::new(GoldenFrame { endpoints, ..shop(21) })));
@@ -133,6 +136,16 @@ fn details_tell_how_callers_balance() {
     assert_eq!(line("BALANCING OF CALLERS"), "BALANCING OF CALLERS IN FLIGHT EXPECTED FAILING AT");
     assert_eq!(line("catalog-a  "), "catalog-a 3 7.8ms 0 of 2");
     assert_eq!(line("catalog-b  "), "catalog-b 3 7.8ms 1 of 2");
+    let endpoints = vec![
+        EndpointView { ejected: 1, ejected_ms: 7_100, ..view("catalog-a", 0) },
+        EndpointView { half_open: 2, ..view("catalog-b", 1) },
+        view("catalog-c", 0),
+    ];
+    update(&mut state, Msg::Frame(Box::new(GoldenFrame { endpoints, ..shop(22) })));
+    let text = self::text(&state);
+    for expect in ["open at 1 of 2, 8s", "half open at 2 of 2", "closed"] {
+        assert!(text.contains(expect), "no {expect}:\n{text}");
+    }
 }
 
 #[test]
