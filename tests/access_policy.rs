@@ -12,11 +12,11 @@ use std::time::Duration;
 
 const NEEDS: &[Need] = &[Need::Namespaces, Need::Program("kubectl"), Need::Program("curl")];
 /// Where the callees and most callers are.
-const NS: &str = "gate";
+pub(crate) const NS: &str = "gate";
 /// Where one caller is.
 const OTHER_NS: &str = "gate-two";
 /// A policy reaches proxies within a second; the machine may be busy.
-const SOON: Duration = Duration::from_secs(15);
+pub(crate) const SOON: Duration = Duration::from_secs(15);
 
 pub(crate) fn tests() -> Vec<Trial> {
     let test = |name: &str, run: fn() -> Result<()>| test(&format!("access_policy::{name}"), NEEDS, run);
@@ -32,6 +32,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("headers", headers),
         test("grpc_methods", grpc_methods),
         test("target", target),
+        test("target_routes", target_routes),
         test("deny_beats_allow", deny_beats_allow),
         test("audit_counts_and_changes_nothing", audit_counts_and_changes_nothing),
         test("defaults", defaults),
@@ -50,14 +51,14 @@ pub(crate) fn tests() -> Vec<Trial> {
 static READY: Mutex<bool> = Mutex::new(false);
 
 /// The namespaces with their pods, for one test at a time.
-struct Gate {
-    sandbox: &'static Sandbox,
+pub(crate) struct Gate {
+    pub(crate) sandbox: &'static Sandbox,
     _alone: MutexGuard<'static, bool>,
 }
 
 impl Gate {
     /// The gate, open: without policies.
-    fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let mut ready = READY.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let sandbox = SHOP.get()?;
         if !*ready {
@@ -74,7 +75,7 @@ impl Gate {
     }
 
     /// Applies a policy of the callee's namespace.
-    fn policy(&self, name: &str, spec: Value) -> Result<Ran> {
+    pub(crate) fn policy(&self, name: &str, spec: Value) -> Result<Ran> {
         let policy = json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": "AccessPolicy",
             "metadata": {"name": name, "namespace": NS}, "spec": spec});
         self.sandbox.kubectl_with_input(["apply", "-f", "-"], &policy.to_string())
@@ -96,20 +97,20 @@ impl Gate {
         Ok(())
     }
 
-    fn exec(&self, caller: Caller, command: &[&str]) -> Result<Ran> {
+    pub(crate) fn exec(&self, caller: Caller, command: &[&str]) -> Result<Ran> {
         let exec = ["-n", caller.0, "exec", caller.1, "-c", "main", "--", "timeout", "20"];
         self.sandbox.kubectl(exec.iter().chain(command))
     }
 
     /// Status of the answer to `curl ARGUMENTS` against the origin; 0 for none.
-    fn status(&self, caller: Caller, arguments: &str) -> Result<u16> {
+    pub(crate) fn status(&self, caller: Caller, arguments: &str) -> Result<u16> {
         let line = format!("curl -sS -o /dev/null --max-time 5 -w '%{{http_code}}' {arguments}");
         let ran = self.exec(caller, &["bash", "-c", &line])?;
         ran.stdout.trim().parse().with_context(|| format!("{line}: {} {}", ran.stdout, ran.stderr))
     }
 
     /// Waits until every call is answered with its status, all of them in one go.
-    fn expect(&self, calls: &[(Caller, &str, u16)]) -> Result<()> {
+    pub(crate) fn expect(&self, calls: &[(Caller, &str, u16)]) -> Result<()> {
         eventually(SOON, "the policy is in force", || {
             for (caller, arguments, expect) in calls {
                 let got = self.status(*caller, arguments)?;
@@ -131,13 +132,13 @@ impl Gate {
 }
 
 /// Namespace and pod of a caller.
-type Caller = (&'static str, &'static str);
-const ALICE: Caller = (NS, "alice");
-const BOB: Caller = (NS, "bob");
+pub(crate) type Caller = (&'static str, &'static str);
+pub(crate) const ALICE: Caller = (NS, "alice");
+pub(crate) const BOB: Caller = (NS, "bob");
 const CAROL: Caller = (OTHER_NS, "carol");
 /// Without a proxy.
-const OUTSIDER: Caller = (NS, "outsider");
-const GET: &str = "http://origin.gate:8080/some";
+pub(crate) const OUTSIDER: Caller = (NS, "outsider");
+pub(crate) const GET: &str = "http://origin.gate:8080/some";
 
 fn lay(sandbox: &Sandbox) -> Result<()> {
     let ourselves = std::env::current_exe()?;
@@ -283,17 +284,20 @@ fn headers() -> Result<()> {
     ])
 }
 
+/// `grpc-status` of a call without content.
+fn grpc_status(g: &Gate, caller: Caller, method: &str) -> Result<String> {
+    let line = format!(
+        "curl -sS --max-time 5 --http2-prior-knowledge -H 'content-type: application/grpc' -H 'te: trailers' \
+         --data-binary '' -D - -o /dev/null http://origin.gate:8081/test.Echo/{method}"
+    );
+    let said = g.exec(caller, &["bash", "-c", &line])?.ok()?.stdout;
+    let status = said.lines().find_map(|line| line.strip_prefix("grpc-status: ")).map(str::trim);
+    Ok(status.unwrap_or("none").to_owned())
+}
+
 fn grpc_methods() -> Result<()> {
     let g = Gate::open()?;
-    let status = |method: &str| -> Result<String> {
-        let line = format!(
-            "curl -sS --max-time 5 --http2-prior-knowledge -H 'content-type: application/grpc' -H 'te: trailers' \
-             --data-binary '' -D - -o /dev/null http://origin.gate:8081/test.Echo/{method}"
-        );
-        let said = g.exec(ALICE, &["bash", "-c", &line])?.ok()?.stdout;
-        let status = said.lines().find_map(|line| line.strip_prefix("grpc-status: ")).map(str::trim);
-        Ok(status.unwrap_or("none").to_owned())
-    };
+    let status = |method: &str| grpc_status(&g, ALICE, method);
     g.allow(json!([]), json!([{"grpcMethods": ["test.Echo/Missing"]}]))?;
     eventually(SOON, "only one method is let in", || {
         // The origin answers this one with NOT_FOUND; 7 is PERMISSION_DENIED.
@@ -326,6 +330,69 @@ fn target() -> Result<()> {
     }
     g.policy("test", json!({"rules": only_bob}))?.ok()?;
     g.expect(&[(ALICE, second, 403), (BOB, second, 200), (ALICE, GET, 403), (BOB, GET, 200)])
+}
+
+fn target_routes() -> Result<()> {
+    let g = Gate::open()?;
+    let group = "gateway.networking.k8s.io/v1";
+    let parent = json!([{"group": "", "kind": "Service", "name": "origin"}]);
+    let backend = |port: u16| json!([{"name": "origin", "port": port}]);
+    let http = json!({"apiVersion": group, "kind": "HTTPRoute", "metadata": {"name": "web", "namespace": NS},
+    "spec": {"parentRefs": parent, "rules": [
+        {"matches": [{"path": {"type": "PathPrefix", "value": "/api"}}], "backendRefs": backend(ports::HTTP1)},
+        {"matches": [{"path": {"type": "PathPrefix", "value": "/old"}}], "backendRefs": backend(ports::HTTP1), "filters": [
+            {"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/new"}}}]},
+    ]}});
+    let other = json!({"apiVersion": group, "kind": "HTTPRoute", "metadata": {"name": "rest", "namespace": NS},
+    "spec": {"parentRefs": parent, "rules": [
+        {"matches": [{"path": {"type": "PathPrefix", "value": "/"}}], "backendRefs": backend(ports::HTTP1)}]}});
+    for route in [&http, &other] {
+        g.sandbox.kubectl_with_input(["apply", "-f", "-"], &route.to_string())?.ok()?;
+    }
+    let at = |path: &str| format!("http://origin.gate:8080{path}");
+    let only_bob = json!([{"from": [{"serviceAccounts": ["bob"]}]}]);
+    g.policy("test", json!({"target": {"kind": "HTTPRoute", "name": "web"}, "rules": only_bob}))?.ok()?;
+    // Requests of the route, with or without the mesh, as they are when they arrive; and no others.
+    g.expect(&[
+        (ALICE, &at("/api/x"), 403),
+        (BOB, &at("/api/x"), 200),
+        (OUTSIDER, &at("/api/x"), 403),
+        (ALICE, &at("/old/x"), 403),
+        (BOB, &at("/old/x"), 200),
+        (ALICE, &at("/apis"), 200),
+        (ALICE, GET, 200),
+        (OUTSIDER, GET, 200),
+    ])?;
+    g.policy("test", json!({"target": {"kind": "HTTPRoute", "name": "web"}, "action": "Deny", "rules": [{}]}))?.ok()?;
+    g.expect(&[(BOB, &at("/api/x"), 403), (BOB, GET, 200)])?;
+    // A change of the route changes what the policy is about.
+    let mut changed = http.clone();
+    changed["spec"]["rules"][0]["matches"][0]["path"]["value"] = json!("/v2");
+    g.sandbox.kubectl_with_input(["apply", "-f", "-"], &changed.to_string())?.ok()?;
+    g.expect(&[(BOB, &at("/api/x"), 200), (BOB, &at("/v2/x"), 403)])?;
+    g.sandbox.kubectl(["-n", NS, "delete", "httproute", "web", "rest"])?.ok()?;
+    eventually(SOON, "the policy has lost its target", || {
+        let path = "jsonpath={.status.conditions[?(@.type=='Accepted')].reason}";
+        g.sandbox.kubectl(["-n", NS, "get", "accesspolicy", "test", "-o", path])?.ok()?.says("TargetNotFound")?;
+        Ok(())
+    })?;
+    // Calls of gRPC.
+    let call = json!({"apiVersion": group, "kind": "GRPCRoute", "metadata": {"name": "calls", "namespace": NS},
+    "spec": {"parentRefs": parent, "rules": [
+        {"matches": [{"method": {"service": "test.Echo", "method": "Missing"}}], "backendRefs": backend(ports::HTTP2)},
+        {"backendRefs": backend(ports::HTTP2)}]}});
+    let mut only_missing = call.clone();
+    only_missing["spec"]["rules"] = json!([call["spec"]["rules"][0]]);
+    g.sandbox.kubectl_with_input(["apply", "-f", "-"], &only_missing.to_string())?.ok()?;
+    g.policy("test", json!({"target": {"kind": "GRPCRoute", "name": "calls"}, "action": "Deny", "rules": [{}]}))?
+        .ok()?;
+    eventually(SOON, "the method is refused", || {
+        let status = grpc_status(&g, ALICE, "Missing")?;
+        ensure!(status == "7", "{status}");
+        Ok(())
+    })?;
+    g.sandbox.kubectl(["-n", NS, "delete", "grpcroute", "calls"])?.ok()?;
+    Ok(())
 }
 
 fn deny_beats_allow() -> Result<()> {

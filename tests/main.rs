@@ -15,12 +15,14 @@ mod data_path;
 mod demo;
 mod egress_policy;
 mod explain;
+mod external;
 mod forger;
 mod golden;
 mod golden_load;
 mod harness;
 mod install;
 mod interception;
+mod jwt;
 mod kubectl;
 mod liar;
 mod mesh_conformance;
@@ -77,6 +79,8 @@ fn main() -> ExitCode {
         access_policy::tests(),
         egress_policy::tests(),
         traffic_policy::tests(),
+        external::tests(),
+        jwt::tests(),
         mesh_conformance::tests(),
         resilience::tests(),
         golden::tests(),

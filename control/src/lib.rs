@@ -49,6 +49,7 @@ pub mod certify;
 pub mod compile;
 pub mod golden;
 pub mod issuer;
+pub mod key_set;
 pub mod kinds;
 pub mod lease;
 pub mod limits;

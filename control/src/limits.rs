@@ -157,6 +157,8 @@ pub const WATCH_BACKOFF_MAX: Duration = Duration::from_secs(5);
 pub const WATCH_MISSING: Duration = Duration::from_secs(3);
 /// Pause between a change and the look at what is to be said of it.
 pub const STATUS_PAUSE: Duration = Duration::from_millis(100);
+/// How often keys that access policies name are read again.
+pub const KEY_SETS_EVERY: Duration = Duration::from_secs(20);
 /// Interval at which all statuses are looked at without a change.
 pub const STATUS_CHECK: Duration = Duration::from_secs(60);
 /// The same after one could not be written.

@@ -84,6 +84,7 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
             issuer.keep_renewed(),
             webhook_tls.follow_observers(),
             keeper.keep(leads.subscribe()),
+            key_set::follow(client.clone(), subscriptions.clone()),
             status::keep(client.clone(), subscriptions.clone(), leads.subscribe()),
         );
     };

@@ -5,6 +5,7 @@
 
 pub mod access_policy;
 pub mod egress_policy;
+pub mod key_set;
 mod probe;
 pub mod route;
 pub mod traffic_policy;
@@ -15,6 +16,7 @@ pub(crate) mod tests;
 
 use access_policy::AccessPolicyView;
 use egress_policy::EgressPolicyView;
+use key_set::{KeySet, KeySetView};
 use route::{BackendPolicyView, GrantView, RouteKey, RouteStatusView, RouteView};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -31,6 +33,7 @@ pub struct World {
     access_policies: HashMap<Name, AccessPolicyView>,
     egress_policies: HashMap<Name, EgressPolicyView>,
     traffic_policies: HashMap<Name, TrafficPolicyView>,
+    key_sets: HashMap<KeySet, KeySetView>,
     routes: HashMap<RouteKey, RouteView>,
     route_statuses: HashMap<RouteKey, RouteStatusView>,
     grants: HashMap<Name, GrantView>,
@@ -189,6 +192,7 @@ impl World {
         let mut touched = Touched::default();
         touched.ips.extend(service.into_iter().flat_map(|service| &service.cluster_ips));
         touched.ips.extend(self.led_here(name));
+        touched.pods.extend(self.pods_that_ask(name));
         for slice in self.slices_of(name) {
             touched.add(self.behind(slice));
         }

@@ -78,6 +78,8 @@ fn cluster_role(names: &Names<'_>) -> Value {
             // The world: where traffic can go. (Who owns a pod follows from the pod's own labels and references.)
             rule(&[""], &["services", "pods", "namespaces"], &read),
             rule(&["discovery.k8s.io"], &["endpointslices"], &read),
+            // Keys that tokens are signed with, where access policies name them. (Secrets are for whoever owns them to grant.)
+            rule(&[""], &["configmaps"], &["get"]),
             // What users decide about traffic, and what is said of it there.
             rule(&[policies::GROUP], &plurals(""), &read),
             rule(&[policies::GROUP], &plurals("/status"), &["patch"]),

@@ -91,7 +91,7 @@ struct Shown<'a> {
     control_connected: bool,
     marks_sockets: bool,
     connections: usize,
-    inbound: Arc<InboundPolicy>,
+    inbound: InboundPolicy,
     egress: Arc<Egress>,
     destinations: Vec<ShownTarget>,
 }

@@ -35,6 +35,7 @@ pub mod head;
 pub mod headers;
 pub mod identity;
 pub mod inbound;
+pub mod jwt;
 pub mod learned;
 pub mod ledger;
 pub mod limits;

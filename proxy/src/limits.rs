@@ -285,6 +285,22 @@ pub const POLICY_LOG_EVERY: Duration = Duration::from_secs(60);
 pub const POLICY_LOG_LINES: usize = 1024;
 /// How long a client that would not be let in unseen may stay silent before it says what it wants.
 pub const ACCESS_SILENCE: Duration = Duration::from_secs(30);
+/// Routes that access policies of a workload are about.
+pub const ACCESS_ROUTES: usize = 64;
+/// Issuers of tokens that they ask for.
+pub const ACCESS_JWTS: usize = 16;
+/// Keys of each issuer.
+pub const JWT_KEYS: usize = 32;
+/// Length of a token.
+pub const JWT_BYTES: usize = 16 * 1024;
+/// Services that access policies of a workload ask about requests.
+pub const EXTERNAL_SERVICES: usize = 16;
+/// Questions to such services under way at once.
+pub const EXTERNAL_QUESTIONS: usize = 512;
+/// How long an answer may take, whatever a policy says.
+pub const EXTERNAL_TIME: Duration = Duration::from_secs(30);
+/// Size of an answer's body, which nobody reads.
+pub const EXTERNAL_ANSWER: usize = 64 * 1024;
 /// Hosts outside the cluster that are counted under their own names; others under `other`.
 pub const EGRESS_HOSTS: usize = 128;
 /// Ports of each of them.

@@ -113,6 +113,8 @@ pub struct Proxy {
     pub handshakes: Semaphore,
     /// The right to send a copy of a request to a mirror.
     pub mirrors: Arc<Semaphore>,
+    /// The right to ask a service about a request.
+    pub questions: Semaphore,
     /// Opens connections the redirect exempts.
     pub dialer: Dialer,
     /// Addresses of the pod, as far as they are known.
@@ -144,6 +146,7 @@ impl Proxy {
             counters,
             drain: Drain::default(),
             handshakes: Semaphore::new(settings.max_handshakes),
+            questions: Semaphore::new(limits::EXTERNAL_QUESTIONS),
             mirrors: Arc::new(Semaphore::new(limits::MIRRORS)),
             observer: Mutex::default(),
             taps: Taps::default(),

@@ -88,8 +88,14 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
     record.story = Story::begin(&client, &mut request);
 
     // Admit: refuse what must not be forwarded.
-    if let Err(away) = admit(&client, &known, &request, record.is_grpc()) {
-        return away.answer(record);
+    match admit(&client, &known, &mut request, record.is_grpc()) {
+        Err(away) => return away.answer(record),
+        Ok(None) => {}
+        Ok(Some(open)) => {
+            if let Some((error, why)) = Box::pin(access::ask(&client, *open, request.headers_mut())).await {
+                return refuse(record, error, &why);
+            }
+        }
     }
 
     // Route: to the backend that the rule which takes it chooses, or to the destination's own endpoints.
@@ -174,20 +180,26 @@ impl From<(MeshError, Stop)> for Away {
     }
 }
 
-/// Refuses what must not be forwarded.
-fn admit(client: &Client, known: &Known, request: &Request<Received>, grpc: bool) -> Result<(), Away> {
+/// Refuses what must not be forwarded; what somebody else has to be asked about is given back.
+fn admit(
+    client: &Client,
+    known: &Known,
+    request: &mut Request<Received>,
+    grpc: bool,
+) -> Result<Option<Box<access::Open>>, Away> {
     if let Some(refusal) = client.refusal {
         return Err(refusal.into());
     }
     if let Some(why) = ambiguity(request) {
         return Err(Away::Refused(MeshError::InvalidRequest, Cow::Borrowed(why)));
     }
-    if let Some(why) = access::refused(client, request, grpc) {
-        return Err(Away::Refused(MeshError::AccessDenied, why.into()));
+    if let Some(why) = egress::refused(client, known, request) {
+        return Err(Away::Refused(MeshError::EgressDenied, why.into()));
     }
-    match egress::refused(client, known, request) {
-        Some(why) => Err(Away::Refused(MeshError::EgressDenied, why.into())),
-        None => Ok(()),
+    match access::judge(client, request, grpc) {
+        access::Verdict::In => Ok(None),
+        access::Verdict::Refused(error, why) => Err(Away::Refused(error, why.into())),
+        access::Verdict::Ask(open) => Ok(Some(open)),
     }
 }
 
@@ -625,6 +637,13 @@ fn refuse(mut record: Record, error: MeshError, detail: &str) -> Response<Downlo
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);
     response.headers_mut().insert(ERROR_HEADER, HeaderValue::from_static(error.code()));
+    // What 401 must have (RFC 9110, section 11.6.1), in the words of RFC 6750, section 3.
+    let challenge = match error {
+        MeshError::JwtMissing => "Bearer",
+        MeshError::JwtInvalid => r#"Bearer error="invalid_token""#,
+        _ => return response,
+    };
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     response
 }
 

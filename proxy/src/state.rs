@@ -3,6 +3,7 @@
 //! Readers take snapshots and never wait for writers. A destination is learned when traffic for it first appears, and
 //! forgotten after a while without. Whatever is known stays in use until control (or the file) says otherwise.
 
+use crate::access::evidence::Checks;
 use crate::golden::{Golden, Scope};
 
 use crate::group;
@@ -33,7 +34,7 @@ use tokio::sync::Notify;
 /// Everything control or the file has told.
 #[derive(Debug)]
 pub struct State {
-    inbound: ArcSwap<InboundPolicy>,
+    inbound: ArcSwap<Inbound>,
     egress: ArcSwap<Egress>,
     targets: Mutex<HashMap<SocketAddr, Arc<Target>>>,
     apps: Mutex<HashMap<SocketAddr, Arc<Target>>>,
@@ -46,6 +47,22 @@ pub struct State {
     has_news: Notify,
     golden: Arc<Golden>,
     counters: Arc<Counters>,
+}
+
+/// How arriving traffic is treated.
+#[derive(Debug, Default)]
+pub struct Inbound {
+    policy: InboundPolicy,
+    /// What its access policies ask about requests, ready for use.
+    pub checks: Checks,
+}
+
+impl std::ops::Deref for Inbound {
+    type Target = InboundPolicy;
+
+    fn deref(&self) -> &InboundPolicy {
+        &self.policy
+    }
 }
 
 /// What control has to be told about targets.
@@ -171,24 +188,24 @@ impl State {
     }
 
     /// How arriving traffic is treated.
-    pub fn inbound(&self) -> Arc<InboundPolicy> {
-        self.inbound.load_full()
+    pub fn inbound(&self) -> InboundPolicy {
+        self.inbound.load().policy.clone()
     }
 
     /// How arriving traffic is treated, for a short look.
-    pub fn glance_inbound(&self) -> arc_swap::Guard<Arc<InboundPolicy>> {
+    pub fn glance_inbound(&self) -> arc_swap::Guard<Arc<Inbound>> {
         self.inbound.load()
     }
 
     /// Changes how arriving traffic is treated; an error says why it cannot be used and leaves everything as it was.
     pub fn set_inbound(&self, policy: InboundPolicy) -> Result<(), String> {
-        validate_inbound(&policy)?;
+        let checks = read_inbound(&policy)?;
         // Held, so that no application is made in between that misses it.
         let apps = self.apps.lock();
         for app in apps.values() {
             app.set_limits(policy.ports.get(&app.address.port()).unwrap_or(&PortPolicy::default()), &self.shares);
         }
-        self.inbound.store(Arc::new(policy));
+        self.inbound.store(Arc::new(Inbound { policy, checks }));
         Ok(())
     }
 
@@ -532,11 +549,16 @@ fn check_policies(destination: &Destination, backends: &[(Port, Vec<Endpoint>)])
 
 /// Says why what is told of arriving traffic cannot be used.
 pub fn validate_inbound(policy: &InboundPolicy) -> Result<(), String> {
+    read_inbound(policy).map(drop)
+}
+
+fn read_inbound(policy: &InboundPolicy) -> Result<Checks, String> {
     let rules = policy.access.rules.len();
     if rules > limits::POLICY_RULES {
         return Err(format!("access.rules: {rules} of them, more than {}", limits::POLICY_RULES));
     }
-    shared::validate(policy)
+    shared::validate(policy)?;
+    Checks::compile(&policy.access)
 }
 
 /// Says why what a file says of a destination cannot be used.

@@ -4,10 +4,11 @@ use super::{Answered, Meshed, SOON};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, Request};
+use mesh_api::access::{ExternalRule, JwtRule};
 use mesh_api::config::{FileDestination, FileIdentity};
 use mesh_api::{
-    Access, AccessDefault, Destination, Egress, EgressDefault, Endpoint, FileConfig, InboundPolicy, MeshError,
-    PortPolicy, Protocol, ServiceRef, SpiffeId, WorkloadRef,
+    Access, AccessDefault, AccessRule, Destination, Egress, EgressDefault, Endpoint, FileConfig, InboundPolicy,
+    MeshError, Millis, PortPolicy, Protocol, ServiceRef, SpiffeId, WorkloadRef,
 };
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -46,6 +47,9 @@ pub(super) const CASES: &[(MeshError, Provoke)] = &[
         plain(towards(Protocol::Detect, vec![endpoint(two_lengths, None)]))
     }),
     (MeshError::AccessDenied, access_denied),
+    (MeshError::JwtMissing, || without_token(GET)),
+    (MeshError::JwtInvalid, || without_token("GET / HTTP/1.1\r\nhost: web\r\nauthorization: Bearer a.b.c\r\n\r\n")),
+    (MeshError::ExternalAuthFailed, external_auth_failed),
     (MeshError::EgressDenied, egress_denied),
     (MeshError::CircuitOpen, || {
         // The only endpoint is ejected by the first try, so that the second one finds none.
@@ -147,6 +151,28 @@ fn answer(proxy: Meshed, mut stream: TcpStream, request: &str) -> Result<Answere
     Ok(Answered { proxy, code, status })
 }
 
+/// A workload that asks for a token, and a request that carries none that counts.
+fn without_token(request: &str) -> Result<Answered> {
+    let rule = AccessRule { policy: "shop/tokens".to_owned(), jwt: Some(0), ..AccessRule::default() };
+    arriving(Access { jwts: vec![JwtRule::default()], rules: vec![rule], ..Access::default() }, request)
+}
+
+/// A workload that asks a service that is not there.
+fn external_auth_failed() -> Result<Answered> {
+    let external = ExternalRule {
+        address: nobody()?,
+        authority: "guard.shop:80".to_owned(),
+        path: "/".to_owned(),
+        method: "GET".to_owned(),
+        timeout: Millis(5000),
+        fail_open: false,
+        headers: Vec::new(),
+        response_headers: Vec::new(),
+    };
+    let rule = AccessRule { policy: "shop/ask".to_owned(), external: Some(0), ..AccessRule::default() };
+    arriving(Access { external: vec![external], rules: vec![rule], ..Access::default() }, GET)
+}
+
 /// A workload that may call nothing outside the cluster.
 fn egress_denied() -> Result<Answered> {
     let egress = Egress { default: EgressDefault::Deny, ..Egress::default() };
@@ -157,12 +183,16 @@ fn egress_denied() -> Result<Answered> {
 
 /// A workload that lets nobody in.
 fn access_denied() -> Result<Answered> {
-    let access = Access { default: AccessDefault::Deny, ..Access::default() };
+    arriving(Access { default: AccessDefault::Deny, ..Access::default() }, GET)
+}
+
+/// What comes of a request that arrives at a workload with these policies.
+fn arriving(access: Access, request: &str) -> Result<Answered> {
     let inbound = InboundPolicy { access, ..InboundPolicy::default() };
     let config = FileConfig { inbound, inbound_default: Some(nobody()?), ..FileConfig::default() };
     let proxy = Meshed::start(&config, MANY)?;
     let stream = TcpStream::connect(proxy.inbound)?;
-    answer(proxy, stream, GET)
+    answer(proxy, stream, request)
 }
 
 /// A listener whose queue is full leaves further attempts unanswered.

@@ -4,6 +4,7 @@
 //! reached it; the other commands are clients, each of which
 //! prints what it saw for the test to judge.
 
+mod authz;
 mod echo;
 mod grpc;
 mod http;
@@ -61,6 +62,9 @@ pub(crate) fn main() -> ExitCode {
 async fn run(arguments: &[&str]) -> Result<String> {
     if let ["origin"] = arguments {
         return origin().await;
+    }
+    if let ["authz"] = arguments {
+        return authz::serve().await;
     }
     if let ["echo", workload] = arguments {
         return echo::serve(workload).await;

@@ -9,6 +9,7 @@ use crate::cluster::Cluster;
 use crate::error::{Error, Hint, Result};
 use crate::resource::{Kind, Resource};
 use crate::shown::Shown;
+use http::HeaderMap;
 use mesh_api::access::{Asked, Caller, Head, What, decide};
 use mesh_api::egress::{self, Leaving, Seen};
 use mesh_api::names::SKIP_OUTBOUND_PORTS;
@@ -16,7 +17,9 @@ use mesh_api::{Endpoint, Protocol, SpiffeId};
 use mesh_control::compile;
 use mesh_control::world::World;
 use mesh_control::world::view::{Name, PodView};
+use mesh_proxy::access::evidence::Checks;
 use mesh_proxy::learned;
+use mesh_proxy::route::matcher;
 use std::net::{IpAddr, SocketAddr};
 
 /// At most this many endpoints are written out.
@@ -164,14 +167,29 @@ fn access(
     let address = pod.ips.first().copied().unwrap_or(IpAddr::from([0, 0, 0, 0]));
     let no_fields = |_: &str, _: &dyn Fn(&[u8]) -> bool| false;
     let path = question.path.split('?').next().unwrap_or_default();
-    let head = Head { method: question.method, path, grpc: false, header: &no_fields };
+    let (checks, fields) = (Checks::compile(&access).unwrap_or_default(), HeaderMap::new());
+    let query = question.path.split_once('?').map_or("", |(_, query)| query);
+    let asked = matcher::Asked::new(question.method, host(question.to), path, query, &fields);
+    let evidence = checks.of(asked, false, 0);
+    let head = Head { method: question.method, path, grpc: false, header: &no_fields, evidence: &evidence };
     let what = if opaque { What::Opaque } else { What::Request(head) };
     let decision = decide(&access, &Caller::new(address, Some(&id)), &Asked { port, what });
     let mut says = format!("{}: {}", if decision.allowed { "let in" } else { "refused" }, decision.why);
+    for rule in &decision.asks {
+        says.push_str(&format!("\nlet in if the service that AccessPolicy {} asks lets it in", rule.policy));
+    }
+    if decision.unproven.is_some() {
+        says.push_str("\na token (JWT) that counts would let it in");
+    }
     for rule in &decision.audits {
         says.push_str(&format!("\ncounted and logged by AccessPolicy {}", rule.policy));
     }
     Some((decision.allowed, says))
+}
+
+/// The host of what a request is sent to.
+fn host(to: &str) -> &str {
+    to.strip_prefix("svc/").unwrap_or(to).split(':').next().unwrap_or_default()
 }
 
 fn is_skipped(shown: &Shown, caller: &Name, port: u16) -> bool {

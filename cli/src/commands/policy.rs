@@ -9,6 +9,7 @@ use crate::output::{Printer, RowFormat, numbers, words};
 use crate::shown::Shown;
 use crate::top::recording::Recording;
 use comfy_table::{Cell, Color};
+use http::HeaderMap;
 use mesh_api::access::{Asked, Caller, Head, Operation, Source, What, decide};
 use mesh_api::golden::{Carried, Direction, GoldenFrame, TlsStatus};
 use mesh_api::{Network, SpiffeId, WorkloadRef};
@@ -19,7 +20,9 @@ use mesh_control::world::view::{Name, PodView};
 use mesh_manifests::config::MeshConfig;
 use mesh_manifests::policies::access_policy::{AccessClause, AccessTarget, TargetKind};
 use mesh_manifests::policies::{AccessPolicy, AccessPolicySpec};
+use mesh_proxy::access::evidence::Checks;
 use mesh_proxy::learned::PROBE;
+use mesh_proxy::route::matcher;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -222,7 +225,10 @@ fn decision(world: &World, config: &MeshConfig, call: &Call) -> Option<(bool, St
     let identity = identity(&config.trust_domain, &call.caller);
     let no_fields = |_: &str, _: &dyn Fn(&[u8]) -> bool| false;
     let method = if call.seen == Sight::Grpc { "POST" } else { &call.method };
-    let head = Head { method, path: &call.route, grpc: call.seen == Sight::Grpc, header: &no_fields };
+    let (checks, fields) = (Checks::compile(&access).unwrap_or_default(), HeaderMap::new());
+    let grpc = call.seen == Sight::Grpc;
+    let evidence = checks.of(matcher::Asked::new(method, "", &call.route, "", &fields), grpc, 0);
+    let head = Head { method, path: &call.route, grpc, header: &no_fields, evidence: &evidence };
     let what = match call.seen {
         Sight::Http | Sight::Grpc => What::Request(head),
         Sight::Opaque => What::Opaque,

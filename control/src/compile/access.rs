@@ -2,23 +2,35 @@
 
 use crate::world::World;
 use crate::world::access_policy::AccessPolicyView;
-use crate::world::view::{Name, PodView};
+use crate::world::key_set::{KeySet, KeySetView};
+use crate::world::route::{FilterView, MatchView, RouteKey, RouteKind, RouteView, RuleView};
+use crate::world::view::{Name, PodView, PortView};
 use kube::core::{Selector, SelectorExt};
-use mesh_api::access::{AccessRule, Source};
+use mesh_api::Millis;
+use mesh_api::access::{AccessRule, ExternalRule, JwtRule, RouteMatches, Source};
+use mesh_api::route::{Filter, HttpMatch, PathChange, PathMatch};
 use mesh_api::{Access, AccessDefault};
 use mesh_manifests::config::MeshConfig;
 use mesh_manifests::policies::AccessPolicySpec;
-use mesh_manifests::policies::access_policy::{AccessTarget, TargetKind};
+use mesh_manifests::policies::access_policy::{AccessTarget, ExternalSpec, JwtSpec, TargetKind};
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 /// Who may call a pod.
 pub fn compile(world: &World, config: &MeshConfig, name: &Name, pod: &PodView) -> Access {
     let of_namespace = || world.namespace(&name.namespace)?.default_access;
     let default = pod.default_access.or_else(of_namespace).unwrap_or(config.proxy.default_access);
-    let mut rules = Vec::new();
+    let (mut rules, mut routes, mut jwts, mut services) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (policy, AccessPolicyView { spec, .. }) in world.access_policies_in(&name.namespace) {
-        if let Ok(Some(selects)) = selected(world, spec.target.as_ref(), name, pod) {
-            add(&mut rules, policy, spec, &selects);
+        let Ok(Some(selects)) = selected(world, spec.target.as_ref(), name, pod) else { continue };
+        let from = rules.len();
+        add(&mut rules, policy, spec, &selects);
+        let route = spec.target.as_ref().and_then(|target| route_of(world, policy, target));
+        let route = route.map(|(key, view)| numbered(&mut routes, arriving(key.kind, view)));
+        let jwt = spec.jwt.as_ref().map(|spec| numbered(&mut jwts, jwt(world, policy, spec)));
+        let external = spec.external.as_ref().map(|spec| numbered(&mut services, external(world, policy, spec)));
+        for rule in &mut rules[from..] {
+            (rule.route, rule.jwt, rule.external) = (route, jwt, external);
         }
     }
     if default == AccessDefault::All && rules.is_empty() {
@@ -28,7 +40,108 @@ pub fn compile(world: &World, config: &MeshConfig, name: &Name, pod: &PodView) -
         AccessDefault::Cluster => config.proxy.cluster_networks.clone(),
         _ => Vec::new(),
     };
-    Access { default, cluster_networks, probes: pod.probes.clone(), rules }
+    Access { default, cluster_networks, probes: pod.probes.clone(), routes, jwts, external: services, rules }
+}
+
+/// The number of a value in a list, where it is put unless it is there.
+fn numbered<T: PartialEq>(list: &mut Vec<T>, value: T) -> usize {
+    list.iter().position(|known| *known == value).unwrap_or_else(|| {
+        list.push(value);
+        list.len() - 1
+    })
+}
+
+/// Whose tokens count. Without keys, none.
+fn jwt(world: &World, policy: &Name, spec: &JwtSpec) -> JwtRule {
+    let JwtSpec { issuer, audiences, keys, leeway_seconds, header } = spec;
+    let keys = KeySet::of(&policy.namespace, keys).and_then(|set| world.key_set(&set));
+    JwtRule {
+        issuer: issuer.clone(),
+        audiences: audiences.clone(),
+        leeway_s: leeway_seconds.unwrap_or(60).into(),
+        header: header.clone(),
+        keys: keys.and_then(|view| view.keys.clone().ok()).unwrap_or_default(),
+    }
+}
+
+/// A service that is asked. One that is not there is asked all the same, and gives no answer.
+fn external(world: &World, policy: &Name, spec: &ExternalSpec) -> ExternalRule {
+    let ExternalSpec { service, path, method, timeout, fail_open, headers, response_headers } = spec;
+    let name = service_of(policy, spec);
+    // Nobody listens there.
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+    ExternalRule {
+        address: address_of(world, policy, spec).unwrap_or(nowhere),
+        authority: format!("{}.{}:{}", name.name, name.namespace, service.port),
+        path: path.clone().unwrap_or_else(|| "/".to_owned()),
+        method: method.clone().unwrap_or_else(|| "GET".to_owned()),
+        timeout: timeout.unwrap_or(Millis(500)),
+        fail_open: *fail_open,
+        headers: headers.clone(),
+        response_headers: response_headers.clone(),
+    }
+}
+
+fn service_of(policy: &Name, spec: &ExternalSpec) -> Name {
+    Name::new(spec.service.namespace.as_ref().unwrap_or(&policy.namespace), &spec.service.name)
+}
+
+fn address_of(world: &World, policy: &Name, spec: &ExternalSpec) -> Result<SocketAddr, String> {
+    let (name, port) = (service_of(policy, spec), spec.service.port);
+    let service = world.service(&name).ok_or_else(|| format!("there is no Service {name}"))?;
+    if service.ports.iter().all(|known| known.port != port) {
+        return Err(format!("the Service {name} has no TCP port {port}"));
+    }
+    let ip = service.cluster_ips.first().ok_or_else(|| format!("the Service {name} has no cluster IP"))?;
+    Ok(SocketAddr::new(*ip, port))
+}
+
+/// The route that a target names.
+fn route_of<'a>(world: &'a World, policy: &Name, target: &AccessTarget) -> Option<(RouteKey, &'a RouteView)> {
+    let kind = match target.kind? {
+        TargetKind::HttpRoute => RouteKind::Http,
+        TargetKind::GrpcRoute => RouteKind::Grpc,
+        _ => return None,
+    };
+    let key = RouteKey { kind, name: Name::new(&policy.namespace, target.name.as_deref()?) };
+    let view = world.route(&key)?;
+    Some((key, view))
+}
+
+/// What requests of a route look like when they arrive: what its rules match, as they rewrite it.
+fn arriving(kind: RouteKind, route: &RouteView) -> RouteMatches {
+    let mut matches = Vec::new();
+    for rule in &route.rules {
+        for of in &rule.matches {
+            matches.push(HttpMatch { hosts: route.hosts.clone(), ..rewritten(of, &rule.filters) });
+            // Backends may rewrite besides.
+            let changed = rule.backends.iter().filter(|backend| !backend.filters.is_empty());
+            let filters = |extra: &[FilterView]| [&rule.filters[..], extra].concat();
+            matches.extend(changed.map(|backend| rewritten(of, &filters(&backend.filters))));
+            if rewrites_host(rule) {
+                matches.push(rewritten(of, &rule.filters));
+            }
+        }
+    }
+    RouteMatches { grpc: kind == RouteKind::Grpc, matches }
+}
+
+fn rewrites_host(rule: &RuleView) -> bool {
+    rule.filters.iter().any(|filter| matches!(filter, FilterView::Plain(Filter::Rewrite(to)) if to.host.is_some()))
+}
+
+fn rewritten(of: &MatchView, filters: &[FilterView]) -> HttpMatch {
+    let MatchView { path, method, headers, query, grpc_chars: _ } = of.clone();
+    let changes = filters.iter().filter_map(|filter| match filter {
+        FilterView::Plain(Filter::Rewrite(to)) => to.path.clone(),
+        _ => None,
+    });
+    let path = changes.fold(path, |_, change| match change {
+        PathChange::Full(path) => Some(PathMatch::Exact(path)),
+        PathChange::Prefix(prefix) if prefix.starts_with('/') => Some(PathMatch::Prefix(prefix)),
+        PathChange::Prefix(_) => None,
+    });
+    HttpMatch { rule: 0, hosts: Vec::new(), path, method, headers, query }
 }
 
 /// Adds the rules of a policy that selects a pod, or these of its ports.
@@ -39,6 +152,7 @@ pub fn add(rules: &mut Vec<AccessRule>, policy: &Name, spec: &AccessPolicySpec, 
         action: spec.action,
         from: clause.from.iter().map(|source| qualified(source, &policy.namespace)).collect(),
         to: clause.to.clone(),
+        ..AccessRule::default()
     }));
 }
 
@@ -67,6 +181,10 @@ pub fn selected(
         Read::Named(TargetKind::Service, service) => {
             behind(world, &Name::new(&name.namespace, service), pod).filter(|ports| !ports.is_empty())
         }
+        Read::Named(TargetKind::HttpRoute | TargetKind::GrpcRoute, _) => {
+            let policy = Name::new(&name.namespace, "");
+            route_of(world, &policy, target).and_then(|(key, route)| behind_route(world, &key, route, pod))
+        }
         Read::Named(TargetKind::Pod, wanted) => (name.name == wanted).then(Vec::new),
         Read::Named(kind, wanted) => (pod.workload.kind == kind.word() && pod.workload.name == wanted).then(Vec::new),
     })
@@ -94,6 +212,31 @@ fn read(target: &AccessTarget) -> Result<Read<'_>, String> {
     }
 }
 
+/// The target ports on a pod that requests of a route go to: those of its parents and of its backends.
+fn behind_route(world: &World, key: &RouteKey, route: &RouteView, pod: &PodView) -> Option<Vec<u16>> {
+    let mut ports = BTreeSet::new();
+    for parent in &route.parents {
+        ports.extend(target_ports(world, &parent.service, pod, |port| parent.takes(port)));
+    }
+    for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
+        if let Ok(to) = super::route::resolve(world, key, &backend.to) {
+            let service = Name::new(&to.namespace, &to.name);
+            ports.extend(target_ports(world, &service, pod, |port| port.port == to.port));
+        }
+    }
+    (!ports.is_empty()).then(|| ports.into_iter().collect())
+}
+
+/// The target ports on a pod of some ports of a service.
+fn target_ports(world: &World, service: &Name, pod: &PodView, takes: impl Fn(&PortView) -> bool) -> Vec<u16> {
+    let Some(view) = world.service(service) else { return Vec::new() };
+    let named: Vec<&str> = view.ports.iter().filter(|port| takes(port)).map(|port| port.name.as_str()).collect();
+    let holds = |ip: &std::net::IpAddr| pod.ips.contains(ip);
+    let slices = world.slices_of(service);
+    let with_pod = slices.filter(|slice| slice.endpoints.iter().any(|endpoint| endpoint.addresses.iter().any(holds)));
+    with_pod.flat_map(|slice| &slice.ports).filter(|port| named.contains(&port.name.as_str())).map(|p| p.port).collect()
+}
+
 /// The target ports of a service on a pod; `None` if it is not behind the service.
 fn behind(world: &World, service: &Name, pod: &PodView) -> Option<Vec<u16>> {
     let holds = |ip: &std::net::IpAddr| pod.ips.contains(ip);
@@ -112,7 +255,22 @@ pub fn fault(world: &World, name: &Name, spec: &AccessPolicySpec) -> Option<(&'s
         {
             Some(("TargetNotFound", format!("there is no Service {service} in namespace {}", name.namespace)))
         }
-        _ => None,
+        Some(Ok(Read::Named(TargetKind::HttpRoute | TargetKind::GrpcRoute, route)))
+            if spec.target.as_ref().and_then(|target| route_of(world, name, target)).is_none() =>
+        {
+            Some(("TargetNotFound", format!("there is no such route {route} in namespace {}", name.namespace)))
+        }
+        _ => {
+            if let Some(Err(why)) = spec.external.as_ref().map(|spec| address_of(world, name, spec)) {
+                return Some(("ServiceNotFound", format!("{why}; it gives no answer")));
+            }
+            let set = KeySet::of(&name.namespace, &spec.jwt.as_ref()?.keys)?;
+            match world.key_set(&set).map(|KeySetView { keys }| keys) {
+                None => Some(("KeysNotFound", format!("{set} has not been read yet; until then no token counts"))),
+                Some(Err(why)) => Some(("KeysNotFound", format!("{set}: {why}; no token counts"))),
+                Some(Ok(_)) => None,
+            }
+        }
     }
 }
 
@@ -202,6 +360,74 @@ mod tests {
         assert_eq!(access.rules[0].action, Action::Deny);
         assert_eq!(access.rules[0].from[0].service_accounts, ["shop/load", "other/load"]);
         assert_eq!(access.rules[1].to[0].paths, ["/admin/*"]);
+    }
+
+    /// The pod `shop/web-1` behind the Service `web`, and a route of it.
+    fn routed(policy: Value) -> World {
+        let mut world = world(&[("shop/a", policy)], None);
+        let pod = json!({"metadata": {"namespace": "shop", "name": "web-1"},
+            "spec": {"containers": []}, "status": {"phase": "Running", "podIP": "10.244.0.2"}});
+        world.put_pod(pod);
+        world.put_service(json!({"metadata": {"namespace": "shop", "name": "web"},
+            "spec": {"clusterIP": "10.96.0.7", "ports": [{"name": "http", "port": 80}, {"name": "admin", "port": 81}]}}));
+        world.put_slice(json!({"metadata": {"namespace": "shop", "name": "web-1",
+            "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+            "ports": [{"name": "http", "port": 8080}, {"name": "admin", "port": 8081}],
+            "endpoints": [{"addresses": ["10.244.0.2"]}]}));
+        let route = json!({"spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "web", "port": 80}],
+            "hostnames": ["web.example"],
+            "rules": [{"matches": [{"path": {"type": "PathPrefix", "value": "/old"}}, {"method": "POST"}],
+                "filters": [{"type": "URLRewrite", "urlRewrite": {"path":
+                    {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/new"}}}],
+                "backendRefs": [{"name": "web", "port": 81}]}]}});
+        let meta = serde_json::from_value(json!({"namespace": "shop", "name": "web"})).unwrap();
+        let key = RouteKey { kind: RouteKind::Http, name: Name::new("shop", "web") };
+        world.apply(key, crate::world::route::read::route(RouteKind::Http, &meta, &route));
+        world
+    }
+
+    #[test]
+    fn a_route_selects_its_ports_and_its_requests_as_they_arrive() {
+        let target = json!({"kind": "HTTPRoute", "name": "web"});
+        let world = routed(json!({"target": target, "rules": [{}]}));
+        let access = compiled(&world, &MeshConfig::default());
+        assert_eq!((access.rules[0].selects.as_slice(), access.rules[0].route), (&[8080, 8081][..], Some(0)));
+        let matches = &access.routes[0].matches;
+        assert!(matches.iter().all(|of| of.path == Some(PathMatch::Prefix("/new".to_owned()))), "{matches:?}");
+        assert_eq!(
+            (matches[0].hosts.as_slice(), matches[1].method.as_deref()),
+            (&["web.example".to_owned()][..], Some("POST"))
+        );
+        let other = routed(json!({"target": {"kind": "GRPCRoute", "name": "web"}, "rules": [{}]}));
+        assert!(compiled(&other, &MeshConfig::default()).is_default());
+        let (name, view) = other.access_policies().next().unwrap();
+        assert_eq!(super::fault(&other, name, &view.spec).map(|(reason, _)| reason), Some("TargetNotFound"));
+    }
+
+    #[test]
+    fn keys_and_services_come_from_the_world_and_their_lack_is_told() {
+        let mut world = routed(json!({"rules": [{}],
+            "jwt": {"issuer": "https://login", "keys": {"configMap": {"name": "login"}}},
+            "external": {"service": {"name": "web", "port": 80}, "timeout": "200ms"}}));
+        let fault = |world: &World| {
+            let (name, view) = world.access_policies().next().unwrap();
+            super::fault(world, name, &view.spec).map(|(reason, _)| reason)
+        };
+        let access = compiled(&world, &MeshConfig::default());
+        assert_eq!((access.rules[0].jwt, access.rules[0].external), (Some(0), Some(0)));
+        assert_eq!((access.jwts[0].leeway_s, access.jwts[0].keys.len()), (60, 0));
+        assert_eq!(access.external[0].address, SocketAddr::from(([10, 96, 0, 7], 80)));
+        assert_eq!(access.external[0].authority, "web.shop:80");
+        assert_eq!(fault(&world), Some("KeysNotFound"));
+        let set = world.key_sets_wanted().pop_first().unwrap();
+        assert_eq!(set.to_string(), "jwks.json of ConfigMap shop/login");
+        let touched = world.apply(set.clone(), KeySetView::read(br#"{"keys": [{"kty": "OKP", "crv": "Ed25519"}]}"#));
+        assert!(touched.pods.contains(&Name::new("shop", "web-1")));
+        assert_eq!(fault(&world), None);
+        assert_eq!(compiled(&world, &MeshConfig::default()).jwts[0].keys.len(), 1);
+        let gone = world.delete::<crate::world::view::ServiceView>(&Name::new("shop", "web"));
+        assert!(gone.pods.contains(&Name::new("shop", "web-1")));
+        assert_eq!(fault(&world), Some("ServiceNotFound"));
     }
 
     #[test]

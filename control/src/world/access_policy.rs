@@ -1,10 +1,11 @@
 //! AccessPolicy objects as the world keeps them.
 
+use super::route::RouteKey;
 use super::view::Name;
 use super::{Kept, Touched, World};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use mesh_manifests::policies::{AccessPolicy, AccessPolicySpec};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// An AccessPolicy.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,6 +31,30 @@ impl World {
         let mut found: Vec<_> = self.access_policies.iter().filter(|(name, _)| name.namespace == namespace).collect();
         found.sort_unstable_by_key(|(name, _)| *name);
         found
+    }
+
+    /// The pods that access policies for a route may be about: all of its namespace, if there are any.
+    pub(super) fn pods_of_policies_for(&self, route: &RouteKey) -> HashSet<Name> {
+        let named = |(name, view): (&Name, &AccessPolicyView)| {
+            let target = view.spec.target.as_ref();
+            name.namespace == route.name.namespace
+                && target.is_some_and(|target| target.name.as_deref() == Some(&route.name.name))
+        };
+        if !self.access_policies.iter().any(named) {
+            return HashSet::new();
+        }
+        self.pods.keys().filter(|pod| pod.namespace == route.name.namespace).cloned().collect()
+    }
+
+    /// The pods that access policies are about which ask a Service: all of their namespaces, if there are any.
+    pub(super) fn pods_that_ask(&self, service: &Name) -> HashSet<Name> {
+        let asks = |(name, view): (&Name, &AccessPolicyView)| {
+            let asked = &view.spec.external.as_ref()?.service;
+            let namespace = asked.namespace.as_ref().unwrap_or(&name.namespace);
+            (asked.name == service.name && *namespace == service.namespace).then(|| name.namespace.clone())
+        };
+        let namespaces: HashSet<String> = self.access_policies.iter().filter_map(asks).collect();
+        self.pods.keys().filter(|pod| namespaces.contains(&pod.namespace)).cloned().collect()
     }
 
     /// Every access policy.

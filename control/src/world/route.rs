@@ -270,8 +270,8 @@ impl Kept for RouteView {
         enter(&mut world.routes_by_backend, self.leads_to().into_iter(), key, present);
     }
 
-    fn touches(&self, world: &World, _: &RouteKey) -> Touched {
-        Touched { ips: self.cluster_ips(world).collect(), ..Touched::default() }
+    fn touches(&self, world: &World, key: &RouteKey) -> Touched {
+        Touched { ips: self.cluster_ips(world).collect(), pods: world.pods_of_policies_for(key) }
     }
 }
 

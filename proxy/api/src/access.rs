@@ -9,17 +9,23 @@
 //! rules.
 
 pub mod decide;
+pub mod external;
+pub mod jwt;
 pub mod path;
 
 #[cfg(test)]
 mod tests;
 
 use crate::network::Network;
+use crate::route::HttpMatch;
+use crate::tap::pattern::glob;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::str::FromStr;
 
-pub use decide::{Asked, Caller, Decision, Head, What, Why, decide};
+pub use decide::{Asked, Caller, Decision, Evidence, Head, NoEvidence, Unproven, What, Why, decide};
+pub use external::ExternalRule;
+pub use jwt::{ClaimMatch, JwtRule, Token};
 
 /// Who may call a workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,9 +40,29 @@ pub struct Access {
     /// Health probes of the kubelet, which need no rule.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<Probe>,
+    /// Routes that policies are about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<RouteMatches>,
+    /// Whose tokens policies ask for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jwts: Vec<JwtRule>,
+    /// Services that are asked about requests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external: Vec<ExternalRule>,
     /// The rules of all policies that select the workload.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<AccessRule>,
+}
+
+/// What requests of a route look like when they arrive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteMatches {
+    /// True for a GRPCRoute, which takes calls of gRPC only.
+    #[serde(default)]
+    pub grpc: bool,
+    /// One of these must hold; their `rule` is 0.
+    pub matches: Vec<HttpMatch>,
 }
 
 impl Access {
@@ -126,6 +152,15 @@ pub struct AccessRule {
     /// Ports of the workload that the policy is about; none: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub selects: Vec<u16>,
+    /// The policy is about requests of this route only: an index into [`Access::routes`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<usize>,
+    /// Callers must have such a token: an index into [`Access::jwts`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwt: Option<usize>,
+    /// This service must let them in, too: an index into [`Access::external`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<usize>,
     /// What happens to those who match.
     #[serde(default)]
     pub action: Action,
@@ -169,6 +204,10 @@ pub struct Source {
     /// `true`: callers that have proved no identity of the mesh.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unauthenticated: bool,
+    /// What the caller's token must say, in policies with `jwt`; all of them must match.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(extend("maxItems" = 16)))]
+    pub claims: Vec<ClaimMatch>,
 }
 
 /// What is called. All fields that are given must hold; of the values of one field, one.
@@ -238,4 +277,9 @@ pub enum ProbeBy {
     Grpc,
     /// A connection that is closed without a word.
     Tcp,
+}
+
+/// Text with `*` for any run of characters.
+fn like(pattern: &str, text: &[u8]) -> bool {
+    glob(pattern.as_bytes(), text)
 }

@@ -90,6 +90,15 @@ mesh_errors! {
     AccessDenied "access-denied" 403 7
         "The access policies of the workload do not let this caller in"
         "Ask `meshctl explain request` which policy decides, and allow the caller there if it should be let in";
+    JwtMissing "jwt-missing" 401 16
+        "The access policies of the workload ask for a token (JWT), and the request carries none"
+        "Have the caller send one, as `authorization: Bearer TOKEN` unless the policy names another field";
+    JwtInvalid "jwt-invalid" 401 16
+        "The request's token (JWT) does not count"
+        "Have the caller get a new one; the answer says what is wrong with it, and `kubectl get accesspolicies` whether the issuer's keys are there";
+    ExternalAuthFailed "external-auth-failed" 503 14
+        "The service that an access policy has asked about requests gives no answer that counts"
+        "Look at the service's pods, and at the calls to it with `meshctl stat`; `failOpen` in the policy lets requests pass meanwhile";
     EgressDenied "egress-denied" 403 7
         "The egress policies of the workload do not let it call this destination outside the cluster"
         "Ask `meshctl explain request` which policy decides, and allow the destination there if it should be called";

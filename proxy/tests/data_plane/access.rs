@@ -18,7 +18,7 @@ fn rule(action: Action, account: &str, paths: &[&str]) -> AccessRule {
     let from = vec![Source { service_accounts: vec![account.to_owned()], ..Source::default() }];
     let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
     let to = if paths.is_empty() { Vec::new() } else { vec![Operation { paths, ..Operation::default() }] };
-    AccessRule { policy: "shop/test".to_owned(), selects: Vec::new(), action, from, to }
+    AccessRule { policy: "shop/test".to_owned(), action, from, to, ..AccessRule::default() }
 }
 
 fn access(rules: Vec<AccessRule>) -> Access {

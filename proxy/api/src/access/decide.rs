@@ -1,9 +1,8 @@
 //! The decider: who is let in, and why. Pure; takes what is known of the caller and of what it asks for.
 
 use super::path::Readings;
-use super::{Access, AccessDefault, AccessRule, Action, HeaderMatch, Operation, ProbeBy, Source};
+use super::{Access, AccessDefault, AccessRule, Action, HeaderMatch, Operation, ProbeBy, Source, Token, like};
 use crate::SpiffeId;
-use crate::tap::pattern::glob;
 use std::cell::OnceCell;
 use std::net::IpAddr;
 
@@ -68,6 +67,30 @@ pub struct Head<'a> {
     pub grpc: bool,
     /// Asks whether a line of the named header field is as wanted.
     pub header: &'a AnyLine<'a>,
+    /// What else can be found out about the request.
+    pub evidence: &'a dyn Evidence,
+}
+
+/// What is found out about a request once a rule wants to know.
+pub trait Evidence {
+    /// True if it is a request of this one of [`Access::routes`].
+    fn is_of_route(&self, route: usize) -> bool;
+    /// The token it carries, judged by this one of [`Access::jwts`].
+    fn token(&self, jwt: usize) -> Token<'_>;
+}
+
+/// Of a request nobody sends: it is of every route, and carries no token.
+#[derive(Clone, Copy, Debug)]
+pub struct NoEvidence;
+
+impl Evidence for NoEvidence {
+    fn is_of_route(&self, _: usize) -> bool {
+        true
+    }
+
+    fn token(&self, _: usize) -> Token<'_> {
+        Token::Missing
+    }
 }
 
 /// Calls the judge for the lines of the named field until it likes one; false if it likes none.
@@ -88,6 +111,19 @@ pub struct Decision<'a> {
     pub why: Why<'a>,
     /// `Audit` rules that match.
     pub audits: Vec<&'a AccessRule>,
+    /// Rules that would let the caller in if the service they name does; none if it is let in or refused anyway.
+    pub asks: Vec<&'a AccessRule>,
+    /// What kept a rule from letting the caller in, if it was nothing but the token.
+    pub unproven: Option<Unproven>,
+}
+
+/// What is wrong with a caller's token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unproven {
+    /// There is none.
+    Missing,
+    /// It does not count, for this reason.
+    Invalid(&'static str),
 }
 
 /// What decided.
@@ -131,7 +167,8 @@ impl std::fmt::Display for Why<'_> {
 /// Decides about a caller and what it asks for.
 pub fn decide<'a>(access: &'a Access, caller: &Caller<'_>, asked: &Asked<'_>) -> Decision<'a> {
     if access.is_open() {
-        return Decision { allowed: true, why: Why::Default(AccessDefault::All), audits: Vec::new() };
+        let why = Why::Default(AccessDefault::All);
+        return Decision { allowed: true, why, audits: Vec::new(), asks: Vec::new(), unproven: None };
     }
     let readings = match &asked.what {
         What::Request(head) => Some(Readings::of(head.path)),
@@ -139,8 +176,9 @@ pub fn decide<'a>(access: &'a Access, caller: &Caller<'_>, asked: &Asked<'_>) ->
     };
     let question = Question { caller, uri: OnceCell::new(), asked, readings };
     let (mut allows, mut denies, mut selects, mut audits) = (None, None, None, Vec::new());
+    let (mut unproven, mut asks) = (None, Vec::new());
     for rule in &access.rules {
-        if !rule.selects.is_empty() && !rule.selects.contains(&asked.port) {
+        if (!rule.selects.is_empty() && !rule.selects.contains(&asked.port)) || !question.is_of_route(rule) {
             continue;
         }
         if rule.action == Action::Allow {
@@ -148,7 +186,15 @@ pub fn decide<'a>(access: &'a Access, caller: &Caller<'_>, asked: &Asked<'_>) ->
         }
         if question.is_about(rule) {
             match rule.action {
-                Action::Allow => allows = allows.or(Some(rule)),
+                Action::Allow if allows.is_some() => {}
+                Action::Allow => match question.proves(rule) {
+                    Ok(true) if rule.external.is_none() => allows = Some(rule),
+                    Ok(true) => asks.push(rule),
+                    Ok(false) => {}
+                    // What somebody has shown in vain says more than that nothing was shown.
+                    Err(why) if unproven != Some(Unproven::Missing) => unproven = unproven.or(Some(why)),
+                    Err(why) => unproven = Some(why),
+                },
                 Action::Deny => denies = denies.or(Some(rule)),
                 Action::Audit => audits.push(rule),
             }
@@ -165,7 +211,12 @@ pub fn decide<'a>(access: &'a Access, caller: &Caller<'_>, asked: &Asked<'_>) ->
     } else {
         (by_default(access, caller), Why::Default(access.default))
     };
-    Decision { allowed, why, audits }
+    let unproven = unproven.filter(|_| matches!(why, Why::NotAllowed(_)));
+    if !matches!(why, Why::NotAllowed(_)) || question.readings.is_none() {
+        asks.clear();
+    }
+    let unproven = unproven.filter(|_| asks.is_empty());
+    Decision { allowed, why, audits, asks, unproven }
 }
 
 fn by_default(access: &Access, caller: &Caller<'_>) -> bool {
@@ -189,13 +240,39 @@ struct Question<'q, 'a> {
 }
 
 impl Question<'_, '_> {
+    /// True unless the rule is about a route the request is not of. What nobody sees may be of any.
+    fn is_of_route(&self, rule: &AccessRule) -> bool {
+        match (rule.route, &self.asked.what) {
+            (Some(route), What::Request(head)) => head.evidence.is_of_route(route),
+            _ => true,
+        }
+    }
+
+    /// True if the caller's token, where the rule asks for one, says what it must.
+    fn proves(&self, rule: &AccessRule) -> Result<bool, Unproven> {
+        let Some(jwt) = rule.jwt else { return Ok(true) };
+        let What::Request(head) = &self.asked.what else { return Err(Unproven::Missing) };
+        match head.evidence.token(jwt) {
+            Token::Missing => Err(Unproven::Missing),
+            Token::Invalid(why) => Err(Unproven::Invalid(why)),
+            Token::Valid(claims) => Ok(rule.from.is_empty()
+                || rule
+                    .from
+                    .iter()
+                    .any(|source| self.comes_from(source) && source.claims.iter().all(|claim| claim.holds(claims)))),
+        }
+    }
+
     fn is_about(&self, rule: &AccessRule) -> bool {
+        if rule.route.is_some() && self.readings.is_none() && rule.action != Action::Deny {
+            return false;
+        }
         let from = rule.from.is_empty() || rule.from.iter().any(|source| self.comes_from(source));
         from && (rule.to.is_empty() || rule.to.iter().any(|to| self.goes_to(to, rule.action)))
     }
 
     fn comes_from(&self, source: &Source) -> bool {
-        let Source { identities, service_accounts, namespaces, networks, unauthenticated } = source;
+        let Source { identities, service_accounts, namespaces, networks, unauthenticated, claims: _ } = source;
         let proves = |holds: &dyn Fn(&SpiffeId) -> bool| self.caller.identity.is_some_and(holds);
         let uri = |id: &SpiffeId| self.uri.get_or_init(|| id.to_string()).as_bytes();
         (!unauthenticated || self.caller.identity.is_none())
@@ -239,11 +316,6 @@ impl Question<'_, '_> {
             _ => false,
         }
     }
-}
-
-/// Text with `*` for any run of characters.
-fn like(pattern: &str, text: &[u8]) -> bool {
-    glob(pattern.as_bytes(), text)
 }
 
 fn is_account(name: &str, id: &SpiffeId) -> bool {

@@ -26,7 +26,7 @@ fn texts(values: &[&str]) -> Vec<String> {
 }
 
 fn rule(action: Action, from: Vec<Source>, to: Vec<Operation>) -> AccessRule {
-    AccessRule { policy: format!("shop/{}", action.word()), selects: Vec::new(), action, from, to }
+    AccessRule { policy: format!("shop/{}", action.word()), action, from, to, ..AccessRule::default() }
 }
 
 fn allow(from: Vec<Source>, to: Vec<Operation>) -> AccessRule {
@@ -55,7 +55,7 @@ fn request(access: &Access, caller: &Who, port: u16, line: &str, field: (&str, &
     let header =
         |name: &str, judge: &dyn Fn(&[u8]) -> bool| field.0.eq_ignore_ascii_case(name) && judge(field.1.as_bytes());
     let grpc = field == ("content-type", "application/grpc");
-    let head = Head { method, path, grpc, header: &header };
+    let head = Head { method, path, grpc, header: &header, evidence: &NoEvidence };
     let decision = decide(access, &caller.caller(), &Asked { port, what: What::Request(head) });
     (decision.allowed, decision.why.policy().to_owned())
 }
@@ -246,6 +246,100 @@ fn probes_need_no_rule_and_open_nothing_else() {
     assert!(!connection(&access, &other, 83, What::Tls).0);
 }
 
+/// Some routes and tokens.
+struct Found(Vec<usize>, Vec<Result<serde_json::Map<String, serde_json::Value>, Unproven>>);
+
+impl Evidence for Found {
+    fn is_of_route(&self, route: usize) -> bool {
+        self.0.contains(&route)
+    }
+
+    fn token(&self, jwt: usize) -> Token<'_> {
+        match &self.1[jwt] {
+            Ok(claims) => Token::Valid(claims),
+            Err(Unproven::Missing) => Token::Missing,
+            Err(Unproven::Invalid(why)) => Token::Invalid(why),
+        }
+    }
+}
+
+fn found<'a>(access: &'a Access, who: &Who, evidence: &Found) -> Decision<'a> {
+    let none = |_: &str, _: &dyn Fn(&[u8]) -> bool| false;
+    let head = Head { method: "GET", path: "/", grpc: false, header: &none, evidence };
+    decide(access, &who.caller(), &Asked { port: 80, what: What::Request(head) })
+}
+
+#[test]
+fn a_policy_for_a_route_is_about_its_requests_only() {
+    let web = caller("10.1.0.1", Some("shop/web"));
+    let of_route = |rule: AccessRule| AccessRule { route: Some(1), ..rule };
+    let (inside, outside) = (Found(vec![1], vec![]), Found(vec![0], vec![]));
+    let only_load = access(vec![of_route(allow(vec![accounts(&["shop/load"])], vec![]))]);
+    assert!(!found(&only_load, &web, &inside).allowed);
+    assert!(found(&only_load, &web, &outside).allowed);
+    let nobody = access(vec![of_route(deny(vec![], vec![]))]);
+    assert!(!found(&nobody, &web, &inside).allowed);
+    assert!(found(&nobody, &web, &outside).allowed);
+    // What nobody sees may be of the route, and lets nobody in by it.
+    let all = access(vec![of_route(allow(vec![], vec![]))]);
+    assert!(found(&all, &web, &inside).allowed);
+    for access in [&all, &nobody] {
+        assert!(!connection(access, &web, 80, What::Opaque).0);
+    }
+}
+
+#[test]
+fn tokens_are_asked_for_where_a_rule_wants_one() {
+    let web = caller("10.1.0.1", Some("shop/web"));
+    let claim = |value: &str| ClaimMatch { name: "role".to_owned(), values: texts(&[value]) };
+    let admins = Source { claims: vec![claim("admin")], ..Source::default() };
+    let asks = |rule: AccessRule| AccessRule { jwt: Some(0), ..rule };
+    let token = |role: &str| {
+        let claims = serde_json::json!({ "role": role });
+        Found(vec![], vec![Ok(claims.as_object().unwrap().clone())])
+    };
+    let without = |why| Found(vec![], vec![Err(why)]);
+    let check = |access: &Access, evidence: Found, allowed: bool, unproven: Option<Unproven>| {
+        let decision = found(access, &web, &evidence);
+        assert_eq!((decision.allowed, decision.unproven), (allowed, unproven));
+    };
+    let any_token = access(vec![asks(allow(vec![], vec![]))]);
+    check(&any_token, token("user"), true, None);
+    check(&any_token, without(Unproven::Missing), false, Some(Unproven::Missing));
+    check(&any_token, without(Unproven::Invalid("expired")), false, Some(Unproven::Invalid("expired")));
+    let only_admins = access(vec![asks(allow(vec![admins.clone()], vec![]))]);
+    check(&only_admins, token("admin"), true, None);
+    check(&only_admins, token("user"), false, None);
+    // Another rule may let in without; one about other callers does not ask for a token.
+    let or_web = access(vec![asks(allow(vec![], vec![])), allow(vec![accounts(&["shop/web"])], vec![])]);
+    check(&or_web, without(Unproven::Missing), true, None);
+    let of_load = Source { claims: vec![claim("admin")], ..accounts(&["shop/load"]) };
+    check(&access(vec![asks(allow(vec![of_load], vec![]))]), token("admin"), false, None);
+    assert!(!connection(&any_token, &web, 80, What::Opaque).0);
+}
+
+#[test]
+fn a_service_is_asked_where_nothing_else_decides() {
+    let web = caller("10.1.0.1", Some("shop/web"));
+    let asks = |rule: AccessRule| AccessRule { external: Some(0), policy: "shop/ask".to_owned(), ..rule };
+    let any = Found(vec![], vec![]);
+    let check = |rules: Vec<AccessRule>, allowed: bool, asked: usize| {
+        let access = access(rules);
+        let decision = found(&access, &web, &any);
+        assert_eq!((decision.allowed, decision.asks.len()), (allowed, asked));
+    };
+    let ask = || asks(allow(vec![], vec![]));
+    check(vec![ask()], false, 1);
+    check(vec![ask(), allow(vec![], vec![])], true, 0);
+    check(vec![ask(), deny(vec![], vec![])], false, 0);
+    check(vec![asks(allow(vec![accounts(&["shop/load"])], vec![]))], false, 0);
+    // Nobody is asked about a connection that nobody looks into.
+    let asked = Asked { port: 80, what: What::Opaque };
+    let access = access(vec![ask()]);
+    let decision = decide(&access, &web.caller(), &asked);
+    assert!(!decision.allowed && decision.asks.is_empty());
+}
+
 #[test]
 fn the_written_form_is_stable() {
     let text = r#"{"default":"deny","clusterNetworks":["10.0.0.0/8"],"probes":[{"port":80,"by":{"http":"/live"}}],"rules":[{"policy":"shop/a","action":"Allow","from":[{"serviceAccounts":["shop/web"],"unauthenticated":true}],"to":[{"ports":[80],"grpcMethods":["a.B/*"]}]}]}"#;
@@ -369,6 +463,7 @@ fn source() -> impl Strategy<Value = Source> {
             namespaces,
             networks,
             unauthenticated,
+            claims: Vec::new(),
         },
     )
 }
@@ -393,13 +488,14 @@ fn any_access() -> impl Strategy<Value = Access> {
         action,
         from,
         to,
+        ..AccessRule::default()
     });
     let default = prop::sample::select(AccessDefault::ALL.to_vec());
     (default, prop::collection::vec(rule, 0..5)).prop_map(|(default, rules)| Access {
         default,
         rules,
         cluster_networks: Network::private(),
-        probes: Vec::new(),
+        ..Access::default()
     })
 }
 
@@ -423,7 +519,7 @@ proptest! {
         let header = |name: &str, judge: &dyn Fn(&[u8]) -> bool| {
             lines.iter().any(|(n, line)| n.eq_ignore_ascii_case(name) && judge(line.as_bytes()))
         };
-        let what = if seen { What::Request(Head { method, path, grpc, header: &header }) } else { What::Opaque };
+        let what = if seen { What::Request(Head { method, path, grpc, header: &header, evidence: &NoEvidence }) } else { What::Opaque };
         let decision = decide(&access, &who.caller(), &Asked { port, what });
         let head = seen.then_some((method, path, grpc, lines.as_slice()));
         let ask = reference::Ask { address: address.parse().unwrap(), identity: id.as_ref(), port, head };
@@ -448,7 +544,7 @@ proptest! {
         let header = |_: &str, judge: &dyn Fn(&[u8]) -> bool| judge(&line);
         for action in [Action::Allow, Action::Deny, Action::Audit] {
             let access = access(vec![rule(action, vec![from.clone()], vec![to.clone()])]);
-            let head = Head { method: &method, path: &path, grpc: true, header: &header };
+            let head = Head { method: &method, path: &path, grpc: true, header: &header, evidence: &NoEvidence };
             decide(&access, &caller("::1", Some("a/b")).caller(), &Asked { port, what: What::Request(head) });
         }
     }
