@@ -5,6 +5,7 @@ use crate::args::Args;
 use crate::certify::Certifier;
 use crate::golden::Golden;
 use crate::issuer::IssuerKeeper;
+use crate::key_set;
 use crate::lease;
 use crate::limits;
 use crate::listen::{self, Port};

@@ -8,7 +8,7 @@ use crate::limits;
 use crate::route::matcher::{Asked, Matcher};
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use mesh_api::Access;
-use mesh_api::access::{Evidence, ExternalRule, JwtRule, RouteMatches, Token};
+use mesh_api::access::{Evidence, JwtRule, RouteMatches, Token};
 use serde_json::{Map, Value};
 use std::cell::OnceCell;
 use std::sync::Arc;
