@@ -103,17 +103,20 @@ impl Question {
             method: method_label(&self.method),
         };
         let mut record = Record::open(&proxy.golden, &known.scope, subject);
-        let Some(backend) = choose(proxy, &known.group, &[]) else {
-            record.failed(mesh_api::MeshError::NoEndpoints);
-            return Answer::Nothing("the service has no endpoint");
+        let backend = match choose(proxy, &known.group, None, &[]) {
+            Ok(backend) => backend,
+            Err(error) => {
+                record.failed(error);
+                return Answer::Nothing("the service has no endpoint");
+            }
         };
         let meshed = backend.endpoint.identity.is_some() && proxy.offers_identity();
         record.attempt(backend.scope.as_ref(), if meshed { TlsStatus::Mutual } else { TlsStatus::Plain });
-        let flight = Flight::start(&backend);
+        let flight = Flight::start(&backend, &known.group);
         let request = Box::new(self.request(client, head, http2).map(|()| Upload::from(Received::Nothing)));
         match upstream::send(proxy, &backend, request, timeout::of_connect(&Default::default())).await {
             Ok((response, lease)) => {
-                flight.answered();
+                flight.answered(&response, false);
                 record.answered(response.status().as_u16());
                 let (parts, mut body) = response.into_parts();
                 let mut read = 0;
