@@ -181,10 +181,12 @@ mod tests {
 
     const NOW: u64 = 1_700_000_000;
 
+    type Sign = dyn Fn(&[u8]) -> Vec<u8>;
+
     struct Signer {
         algorithm: &'static str,
         jwk: Jwk,
-        sign: Box<dyn Fn(&[u8]) -> Vec<u8>>,
+        sign: Box<Sign>,
     }
 
     fn jwk(text: Value) -> Jwk {

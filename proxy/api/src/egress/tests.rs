@@ -137,7 +137,7 @@ mod reference {
             Seen::Tls(_) => EgressProtocol::Tls,
             Seen::Tcp => EgressProtocol::Tcp,
         };
-        let by_port = to.ports.is_empty() || to.ports.iter().any(|port| *port == leaving.port);
+        let by_port = to.ports.is_empty() || to.ports.contains(&leaving.port);
         by_host && by_network && by_port && (to.protocols.is_empty() || to.protocols.contains(&protocol))
     }
 
