@@ -200,7 +200,7 @@ impl Watched {
                 other => return Poll::Ready(other),
             }
         }
-        Poll::Ready(throttle.next().map(|piece| Ok(Frame::data(piece))))
+        Poll::Ready(throttle.piece().map(|piece| Ok(Frame::data(piece))))
     }
 
     fn is_at_end(&self) -> bool {

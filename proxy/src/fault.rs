@@ -67,7 +67,7 @@ impl Throttle {
     }
 
     /// The next piece of what is held, if there is any.
-    pub fn next(&mut self) -> Option<Bytes> {
+    pub fn piece(&mut self) -> Option<Bytes> {
         if self.held.is_empty() {
             return None;
         }
@@ -116,7 +116,7 @@ mod tests {
         let mut passed = 0;
         while throttle.holds() {
             std::future::poll_fn(|cx| throttle.poll(cx)).await;
-            passed += throttle.next().map_or(0, |piece| piece.len());
+            passed += throttle.piece().map_or(0, |piece| piece.len());
         }
         let took = began.elapsed();
         // The last piece is not waited for.
