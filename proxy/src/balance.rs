@@ -221,6 +221,9 @@ impl Random {
 mod tests {
     use super::*;
 
+    /// Chooses one of so many.
+    type Way<'a> = &'a dyn Fn(usize, &mut Random) -> usize;
+
     fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
     }
@@ -296,7 +299,7 @@ mod tests {
             for out in [None, Some(1)] {
                 let takes = |at| Some(at) != out;
                 let mut random = Random::seeded(n as u64);
-                let ways: [(&str, &dyn Fn(usize, &mut Random) -> usize); 3] = [
+                let ways: [(&str, Way<'_>); 3] = [
                     ("any", &|_, random| any(n, takes, random).unwrap()),
                     ("two", &|_, random| better_of_two(n, takes, |_| 1.0, random).unwrap()),
                     ("turns", &|turn, random| next_in_turn(n, turn, takes, random).unwrap()),

@@ -296,7 +296,7 @@ mod tests {
         fn nothing_makes_it_panic(
             (requests, interval, burst) in any::<(u32, u64, Option<u32>)>(), share: u32, key: Option<Vec<u8>>, by: bool, later: u32,
         ) {
-            let per = by.then(|| RateKey { by: RateBy::Path, name: None });
+            let per = by.then_some(RateKey { by: RateBy::Path, name: None });
             let limit = RateLimit { requests, interval: Millis(interval), burst, per, ..RateLimit::default() };
             let limiter = Limiter::new(limit.into()).unwrap();
             limiter.set_share(share);
