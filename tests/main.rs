@@ -25,6 +25,7 @@ mod interception;
 mod jwt;
 mod kubectl;
 mod liar;
+mod lint;
 mod mesh_conformance;
 mod mesh_errors;
 mod nft;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         resilience::tests(),
         golden::tests(),
         mesh_errors::tests(),
+        lint::tests(),
         liar::tests(),
         observability::tests(),
         demo::tests(),

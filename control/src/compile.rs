@@ -192,7 +192,7 @@ impl Target<'_> {
 }
 
 /// Who answers at a service's port; its clients have no address of it, so the family of its first one counts.
-fn backend(world: &World, config: &MeshConfig, to: &ServiceRef) -> Option<Backend> {
+pub(crate) fn backend(world: &World, config: &MeshConfig, to: &ServiceRef) -> Option<Backend> {
     let name = Name::new(&to.namespace, &to.name);
     let service = world.service(&name)?;
     let port = service.ports.iter().find(|port| port.port == to.port)?;

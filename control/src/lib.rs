@@ -8,7 +8,8 @@
 //! [`status`] what is said of policies and routes ([`kinds`] finds them in the cluster, [`rejections`] says what proxies
 //! could not use).
 //! [`observe`] is the aggregated API ([`requestheader`] says who asks), [`golden`] merges what proxies count. [`listen`]
-//! accepts connections ([`tls`]), [`admin`] and [`metrics`] tell how we are. Every bound is in [`limits`].
+//! accepts connections ([`tls`]), [`admin`] and [`metrics`] tell how we are. [`validate`] knows what
+//! cannot work, [`validation`] refuses it, and [`lint`] finds what is legal and wrong. Every bound is in [`limits`].
 //!
 //! # Permissions
 //!
@@ -25,6 +26,7 @@
 //! | `authentication.k8s.io` | `tokenreviews` | | `create` |
 //! | `authorization.k8s.io` | `subjectaccessreviews` | | `create` |
 //! | `admissionregistration.k8s.io` | `mutatingwebhookconfigurations` | `mesh-injector` | `get patch` |
+//! | `admissionregistration.k8s.io` | `validatingwebhookconfigurations` | `mesh-validator` | `get patch` |
 //! | `apiregistration.k8s.io` | `apiservices` | `v1alpha1.observe.meshctl.dev` | `get patch` |
 //! | `meshctl.dev` | all kinds | | `get list watch` |
 //! | `meshctl.dev` | `/status` of all kinds | | `patch` |
@@ -54,6 +56,7 @@ pub mod kinds;
 pub mod lease;
 pub mod limits;
 pub mod lines;
+pub mod lint;
 pub mod listen;
 pub mod metrics;
 pub mod observe;
@@ -68,6 +71,8 @@ pub mod stream;
 pub mod subscriptions;
 pub mod tap;
 pub mod tls;
+pub mod validate;
+pub mod validation;
 pub mod watch;
 pub mod webhook;
 pub mod webhook_cert;

@@ -55,6 +55,7 @@ pub struct Metrics {
     certificates: Family<Outcome, Counter>,
     frames_left_out: Family<Outcome, Counter>,
     admissions: Family<Outcome, Counter>,
+    validations: Family<Outcome, Counter>,
     watch_errors: Family<Kind, Counter>,
 }
 
@@ -89,6 +90,11 @@ impl Metrics {
         );
         r.register("mesh_control_certificates", "Certificate requests", new.certificates.clone());
         r.register("mesh_control_admissions", "Pods the webhook was asked about", new.admissions.clone());
+        r.register(
+            "mesh_control_validations",
+            "Policies and routes the webhook was asked about",
+            new.validations.clone(),
+        );
         r.register("mesh_control_watch_errors", "Failed lists and watches", new.watch_errors.clone());
         new
     }
@@ -106,6 +112,11 @@ impl Metrics {
     /// Counts a pod the webhook was asked about.
     pub fn admission(&self, outcome: &'static str) {
         self.admissions.get_or_create(&Outcome::of(outcome)).inc();
+    }
+
+    /// The webhook was asked about a policy or a route.
+    pub fn validation(&self, outcome: &'static str) {
+        self.validations.get_or_create(&Outcome::of(outcome)).inc();
     }
 
     /// Counts a failed list or watch.

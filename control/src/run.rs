@@ -16,6 +16,7 @@ use crate::status;
 use crate::stream::Streams;
 use crate::subscriptions::Subscriptions;
 use crate::tap::Taps;
+use crate::validation::VALIDATE_PATH;
 use crate::watch::{self, Audience};
 use crate::webhook::{INJECT_PATH, Webhook};
 use crate::webhook_cert::{Keeper, WebhookTls, server_names};
@@ -110,6 +111,7 @@ fn keeper(client: &kube::Client, config: &MeshConfig, tls: &Arc<WebhookTls>) -> 
     Keeper {
         secrets: Api::namespaced(client.clone(), &config.system_namespace),
         webhooks: Api::all(client.clone()),
+        validators: Api::all(client.clone()),
         services: Api::all(client.clone()),
         names: server_names(&config.system_namespace),
         tls: tls.clone(),
@@ -167,11 +169,12 @@ async fn serve_apis(
             let path = request.uri().path();
             match path {
                 INJECT_PATH => webhook.answer(request).await,
+                VALIDATE_PATH => webhook.validate(request).await,
                 "/healthz" | "/livez" | "/readyz" => listen::text(StatusCode::OK, "ok"),
                 _ if path == "/apis" || path.starts_with("/apis/") => {
                     observe.answer(&peer, request.method(), request.uri(), request.headers()).await
                 }
-                _ => listen::text(StatusCode::NOT_FOUND, "there are /inject and /apis"),
+                _ => listen::text(StatusCode::NOT_FOUND, "there are /inject, /validate and /apis"),
             }
         }
     })

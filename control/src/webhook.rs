@@ -6,7 +6,8 @@
 use crate::limits;
 use crate::listen::{self, Body};
 use crate::metrics::Metrics;
-use http::{Method, Request, Response, StatusCode};
+use crate::validation;
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, Namespace, ObjectReference};
@@ -49,20 +50,15 @@ impl Webhook {
 
     /// Answers an AdmissionReview.
     pub async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        if request.method() != Method::POST {
-            return listen::text(StatusCode::METHOD_NOT_ALLOWED, "reviews come by POST");
+        match validation::read(request).await {
+            Ok(review) => listen::json(StatusCode::OK, &self.review(&review).await),
+            Err(answer) => answer,
         }
-        let review = match listen::read(request.into_body(), limits::REVIEW_BYTES, limits::API_TIMEOUT).await {
-            Ok(body) => serde_json::from_slice::<Value>(&body),
-            Err((status, why)) => return listen::text(status, &why),
-        };
-        match review {
-            Ok(review) if review["request"]["uid"].is_string() => {
-                listen::json(StatusCode::OK, &self.review(&review).await)
-            }
-            Ok(_) => listen::text(StatusCode::BAD_REQUEST, "the body is no AdmissionReview with a request"),
-            Err(error) => listen::text(StatusCode::BAD_REQUEST, &format!("the body is no AdmissionReview: {error}")),
-        }
+    }
+
+    /// Answers an AdmissionReview about a policy or a route.
+    pub async fn validate(&self, request: Request<Incoming>) -> Response<Body> {
+        validation::answer(request, &self.metrics).await
     }
 
     async fn review(&self, review: &Value) -> Value {

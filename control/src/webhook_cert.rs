@@ -2,7 +2,7 @@
 //!
 //! Certificate, key and authority lie in the Secret `mesh-webhook-tls`, from which all replicas serve. The holder of
 //! the lease makes them, renews them when a third of their life is left, and writes the authority into the
-//! MutatingWebhookConfiguration and the APIService. A new authority is announced together with the one before it, so
+//! MutatingWebhookConfiguration, the ValidatingWebhookConfiguration and the APIService. A new authority is announced together with the one before it, so
 //! that replicas still serving with the old certificate stay trusted.
 
 use crate::ca;
@@ -13,13 +13,16 @@ use crate::tls;
 use anyhow::Context;
 use arc_swap::ArcSwapOption;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+};
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use mesh_api::names::{CONTROL_NAME, OBSERVE_GROUP, OBSERVE_VERSION};
+use mesh_manifests::install::VALIDATOR_NAME;
 use parking_lot::Mutex;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -211,6 +214,8 @@ pub struct Keeper {
     pub secrets: Api<Secret>,
     /// Where the webhook is announced.
     pub webhooks: Api<MutatingWebhookConfiguration>,
+    /// Where the webhook of policies and routes is announced.
+    pub validators: Api<ValidatingWebhookConfiguration>,
     /// Where the observe API is announced.
     pub services: Api<APIService>,
     /// The names to be served.
@@ -273,6 +278,7 @@ impl Keeper {
         };
         let webhook = self.announce_webhook(&pair).await.with_context(|| format!("cannot patch {INJECTOR}"))?;
         let observe = self.announce_observe(&pair).await.context("cannot patch the APIService")?;
+        self.announce_validator(&pair).await.with_context(|| format!("cannot patch {VALIDATOR_NAME}"))?;
         Ok(webhook && observe)
     }
 
@@ -298,22 +304,23 @@ impl Keeper {
 
     async fn announce_webhook(&self, pair: &ServingPair) -> kube::Result<bool> {
         let Some(found) = self.webhooks.get_opt(INJECTOR).await? else { return Ok(false) };
-        let wanted = pair.authorities.as_bytes();
-        let webhooks: Vec<(String, bool)> = found
-            .webhooks
-            .iter()
-            .flatten()
-            .map(|webhook| {
-                (webhook.name.clone(), webhook.client_config.ca_bundle.as_ref().is_some_and(|ca| ca.0 == wanted))
-            })
-            .collect();
-        let operations = webhook_patch(&webhooks, wanted);
-        if !operations.is_empty() {
-            let patch = serde_json::from_value(Value::Array(operations)).map_err(kube::Error::SerdeError)?;
-            self.webhooks.patch(INJECTOR, &PatchParams::default(), &Patch::Json::<()>(patch)).await?;
+        let configs = found.webhooks.iter().flatten().map(|webhook| (&webhook.name, &webhook.client_config));
+        if let Some(patch) = webhook_patch(configs, pair.authorities.as_bytes()).map_err(kube::Error::SerdeError)? {
+            self.webhooks.patch(INJECTOR, &PatchParams::default(), &patch).await?;
             tracing::info!("authority announced in {INJECTOR}");
         }
-        Ok(!webhooks.is_empty())
+        Ok(found.webhooks.is_some_and(|webhooks| !webhooks.is_empty()))
+    }
+
+    /// Where it is there: a mesh does without it.
+    async fn announce_validator(&self, pair: &ServingPair) -> kube::Result<()> {
+        let Some(found) = self.validators.get_opt(VALIDATOR_NAME).await? else { return Ok(()) };
+        let configs = found.webhooks.iter().flatten().map(|webhook| (&webhook.name, &webhook.client_config));
+        if let Some(patch) = webhook_patch(configs, pair.authorities.as_bytes()).map_err(kube::Error::SerdeError)? {
+            self.validators.patch(VALIDATOR_NAME, &PatchParams::default(), &patch).await?;
+            tracing::info!("authority announced in {VALIDATOR_NAME}");
+        }
+        Ok(())
     }
 
     async fn announce_observe(&self, pair: &ServingPair) -> kube::Result<bool> {
@@ -336,16 +343,24 @@ fn encoded(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
-/// The patch for those webhooks that do not have the authority; it fails if they were reordered meanwhile.
-fn webhook_patch(webhooks: &[(String, bool)], authorities: &[u8]) -> Vec<Value> {
-    let wrong = webhooks.iter().enumerate().filter(|(_, (_, right))| !right);
+/// The patch for those webhooks that do not have the authority, if there are any; it fails if they were reordered meanwhile.
+fn webhook_patch<'a>(
+    webhooks: impl Iterator<Item = (&'a String, &'a WebhookClientConfig)>,
+    authorities: &[u8],
+) -> Result<Option<Patch<()>>, serde_json::Error> {
+    let has = |config: &WebhookClientConfig| config.ca_bundle.as_ref().is_some_and(|ca| ca.0 == authorities);
+    let wrong = webhooks.enumerate().filter(|(_, (_, config))| !has(config));
     let operations = wrong.flat_map(|(at, (name, _))| {
         [
             json!({"op": "test", "path": format!("/webhooks/{at}/name"), "value": name}),
             json!({"op": "add", "path": format!("/webhooks/{at}/clientConfig/caBundle"), "value": encoded(authorities)}),
         ]
     });
-    operations.collect()
+    let operations: Vec<Value> = operations.collect();
+    if operations.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_value(Value::Array(operations)).map(|patch| Some(Patch::Json(patch)))
 }
 
 #[cfg(test)]
@@ -405,12 +420,19 @@ mod tests {
 
     #[test]
     fn only_webhooks_that_need_it_are_patched() {
-        let patch = webhook_patch(&[("a".into(), true), ("b".into(), false)], b"x");
+        let (a, b) = ("a".to_owned(), "b".to_owned());
+        let has = WebhookClientConfig { ca_bundle: Some(ByteString(b"x".to_vec())), ..WebhookClientConfig::default() };
+        let lacks = WebhookClientConfig::default();
+        let Some(Patch::Json::<()>(patch)) = webhook_patch([(&a, &has), (&b, &lacks)].into_iter(), b"x").unwrap()
+        else {
+            panic!("no patch");
+        };
         assert_eq!(
-            Value::from(patch),
+            serde_json::to_value(patch).unwrap(),
             json!([{"op": "test", "path": "/webhooks/1/name", "value": "b"},
                 {"op": "add", "path": "/webhooks/1/clientConfig/caBundle", "value": "eA=="}])
         );
+        assert!(webhook_patch([(&a, &has)].into_iter(), b"x").unwrap().is_none());
     }
 
     /// A keeper in a cluster that has nothing and remembers what is created.
@@ -440,6 +462,7 @@ mod tests {
         let keeper = Keeper {
             secrets: Api::namespaced(client.clone(), "mesh-system"),
             webhooks: Api::all(client.clone()),
+            validators: Api::all(client.clone()),
             services: Api::all(client),
             names: server_names("mesh-system"),
             tls: Arc::new(WebhookTls::new(Arc::default())),

@@ -4,6 +4,7 @@
 use crate::ports::PortSet;
 use crate::quantity::{Duration, Quantity};
 use mesh_api::{AccessDefault, EgressDefault, Network, SpiffeId, names};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Key of [`MeshConfig`] in the ConfigMap `mesh-config`, and so the file's name where it is mounted.
@@ -34,7 +35,7 @@ pub struct MeshConfig {
 }
 
 /// How proxies run unless a pod's annotations say otherwise.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProxyDefaults {
     /// Image of the proxy and of its redirect step.
@@ -65,7 +66,7 @@ pub struct ProxyDefaults {
 }
 
 /// CPU and memory of the proxy's container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProxyResources {
     /// Requested CPU.
@@ -79,7 +80,7 @@ pub struct ProxyResources {
 }
 
 /// When a node pulls an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PullPolicy {
     /// Only if the node has no copy.
     #[default]

@@ -9,10 +9,12 @@
 
 mod document;
 mod edit;
+mod located;
 mod report;
 mod split;
 mod tree;
 
+pub use located::{Located, read_objects};
 pub use report::{Outcome, Report, StreamError};
 
 use crate::config::MeshConfig;

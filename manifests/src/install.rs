@@ -33,6 +33,10 @@ pub const WEBHOOK_SECRET: &str = "mesh-webhook-tls";
 pub const WEBHOOK_NAME: &str = "mesh-injector";
 /// Path at which control answers the webhook.
 pub const WEBHOOK_PATH: &str = "/inject";
+/// ValidatingWebhookConfiguration of policies and routes.
+pub const VALIDATOR_NAME: &str = "mesh-validator";
+/// Path at which control says whether a policy or a route can work.
+pub const VALIDATE_PATH: &str = "/validate";
 /// Annotation on the namespace and on [`CONFIG_MAP`]: the version that was installed.
 pub const VERSION_ANNOTATION: &str = "meshctl.dev/version";
 /// User that the control plane runs as.
@@ -82,6 +86,7 @@ pub fn render_with(values: &Values, issuer: &Issuer) -> Result<Vec<Value>, Insta
         objects.push(disruption_budget(&names));
     }
     objects.push(api_service(&names));
+    objects.push(validator(&names, values));
     objects.push(webhook(&names, values));
     let inventory = inventory::written(&inventory::of(&objects));
     for object in objects.iter_mut().filter(|object| object["metadata"]["name"] == CONFIG_MAP) {
@@ -348,9 +353,57 @@ fn api_service(names: &Names<'_>) -> Value {
     })
 }
 
-fn webhook(names: &Names<'_>, values: &Values) -> Value {
+/// All namespaces but those that a webhook must never hold up.
+fn namespace_selector(names: &Names<'_>, values: &Values) -> Value {
     let mut excluded = vec![names.namespace, "kube-system"];
     excluded.extend(values.webhook.excluded_namespaces.iter().map(String::as_str).filter(|n| *n != "kube-system"));
+    json!({
+        "matchExpressions": [
+            { "key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": excluded },
+        ],
+    })
+}
+
+/// Where control is asked. The CA bundle is filled in by control, which makes the certificate.
+fn client_config(names: &Names<'_>, path: &str) -> Value {
+    json!({ "service": { "name": names::CONTROL_NAME, "namespace": names.namespace, "path": path, "port": 443 } })
+}
+
+/// Refuses policies and routes that cannot work. While control is down they are let in, held against their definitions
+/// alone, and their status tells the rest.
+fn validator(names: &Names<'_>, values: &Values) -> Value {
+    let rule = |group: &str, version: &str, resources: &[&str]| {
+        json!({
+            "apiGroups": [group],
+            "apiVersions": [version],
+            "operations": ["CREATE", "UPDATE"],
+            "resources": resources,
+            "scope": "Namespaced",
+        })
+    };
+    let policies: Vec<&str> = policies::KINDS.iter().map(|kind| kind.plural).collect();
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": names.cluster_metadata(VALIDATOR_NAME),
+        "webhooks": [{
+            "name": "validator.meshctl.dev",
+            "admissionReviewVersions": ["v1"],
+            "clientConfig": client_config(names, VALIDATE_PATH),
+            "failurePolicy": "Ignore",
+            "matchPolicy": "Equivalent",
+            "namespaceSelector": namespace_selector(names, values),
+            "rules": [
+                rule(policies::GROUP, policies::VERSION, &policies),
+                rule("gateway.networking.k8s.io", "*", &["httproutes", "grpcroutes", "tlsroutes", "tcproutes"]),
+            ],
+            "sideEffects": "None",
+            "timeoutSeconds": values.webhook.timeout_seconds,
+        }],
+    })
+}
+
+fn webhook(names: &Names<'_>, values: &Values) -> Value {
     let failure_policy = match values.failure_policy() {
         FailurePolicy::Ignore => "Ignore",
         FailurePolicy::Fail => "Fail",
@@ -362,22 +415,10 @@ fn webhook(names: &Names<'_>, values: &Values) -> Value {
         "webhooks": [{
             "name": "injector.meshctl.dev",
             "admissionReviewVersions": ["v1"],
-            // The CA bundle is filled in by control, which makes the certificate.
-            "clientConfig": {
-                "service": {
-                    "name": names::CONTROL_NAME,
-                    "namespace": names.namespace,
-                    "path": WEBHOOK_PATH,
-                    "port": 443,
-                },
-            },
+            "clientConfig": client_config(names, WEBHOOK_PATH),
             "failurePolicy": failure_policy,
             "matchPolicy": "Equivalent",
-            "namespaceSelector": {
-                "matchExpressions": [
-                    { "key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": excluded },
-                ],
-            },
+            "namespaceSelector": namespace_selector(names, values),
             // Another webhook may replace the containers; deciding twice does no harm.
             "reinvocationPolicy": "IfNeeded",
             "rules": [{

@@ -138,6 +138,7 @@ fn the_kubernetes_types_accept_every_object() {
             "Deployment" => same::<apps::Deployment>(&object),
             "PodDisruptionBudget" => same::<policy::PodDisruptionBudget>(&object),
             "MutatingWebhookConfiguration" => same::<ad::MutatingWebhookConfiguration>(&object),
+            "ValidatingWebhookConfiguration" => same::<ad::ValidatingWebhookConfiguration>(&object),
             "APIService" => same::<k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService>(&object),
             other => panic!("unexpected kind {other}"),
         };

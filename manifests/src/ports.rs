@@ -1,13 +1,14 @@
 //! Lists of ports and port ranges as annotations write them: `22,8000-8010`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
 /// A set of TCP ports: ascending ranges that neither touch nor overlap.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(into = "String")]
-pub struct PortSet(Vec<(u16, u16)>);
+pub struct PortSet(#[schemars(with = "String")] Vec<(u16, u16)>);
 
 /// Why a text is not a list of ports.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,12 +1,13 @@
 //! Amounts as Kubernetes and the mesh write them: `20m`, `250Mi`, `30s`. Checked when read, so that a slip shows at
 //! the annotation that holds it and not in a pod that never starts.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
 /// A Kubernetes resource quantity, kept as written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(into = "String")]
 pub struct Quantity(String);
 
@@ -85,9 +86,9 @@ impl From<Quantity> for String {
 }
 
 /// A span of time written with one unit: `500ms`, `30s`, `5m`, `1h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(into = "String")]
-pub struct Duration(std::time::Duration);
+pub struct Duration(#[schemars(with = "String")] std::time::Duration);
 
 impl Duration {
     /// A whole number of seconds.

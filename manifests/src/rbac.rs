@@ -98,6 +98,12 @@ fn cluster_role(names: &Names<'_>) -> Value {
                 crate::install::WEBHOOK_NAME,
                 &["get", "patch"],
             ),
+            named(
+                "admissionregistration.k8s.io",
+                "validatingwebhookconfigurations",
+                crate::install::VALIDATOR_NAME,
+                &["get", "patch"],
+            ),
             named("apiregistration.k8s.io", "apiservices", &crate::install::api_service_name(), &["get", "patch"]),
             // Why a pod was refused or left unmeshed.
             rule(&[""], &["events"], &["create"]),

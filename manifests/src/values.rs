@@ -3,15 +3,18 @@
 //! Every key is known. A key that isn't is an error with the nearest name, and a value of the wrong kind is an error
 //! that names the key and where it was written.
 
+pub mod document;
+
 use crate::config::{ProxyDefaults, ProxyResources, PullPolicy, VERSION};
 use crate::nearest::nearest;
 use crate::quantity::Quantity;
 use mesh_api::names;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Everything that can be chosen at an install.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Values {
     /// Namespace of the control plane.
@@ -33,7 +36,7 @@ pub struct Values {
 }
 
 /// How the control plane runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ControlValues {
     /// Image.
@@ -49,19 +52,20 @@ pub struct ControlValues {
 }
 
 /// How the API server asks the injector.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WebhookValues {
     /// What happens to a new pod while no injector answers; `Ignore`, or `Fail` with `ha`, unless set.
     pub failure_policy: Option<FailurePolicy>,
     /// How long the API server waits for an answer, 1 to 30.
+    #[schemars(range(min = 1, max = 30))]
     pub timeout_seconds: u8,
     /// Namespaces whose pods are never looked at, beside the control plane's own and `kube-system`.
     pub excluded_namespaces: Vec<String>,
 }
 
 /// What happens to a new pod while no injector answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum FailurePolicy {
     /// It starts without a proxy.
     Ignore,
@@ -70,7 +74,7 @@ pub enum FailurePolicy {
 }
 
 /// The certificate authority: generated at install unless brought.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct IdentityValues {
     /// Certificates that all proxies trust, PEM.

@@ -7,6 +7,12 @@ use serde_json::Value;
 #[error("an object could not be written as YAML: {0}")]
 pub struct YamlError(String);
 
+impl YamlError {
+    pub(crate) fn from_text(error: &dyn std::fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
+
 /// Several objects as one stream of documents.
 pub fn to_yaml(objects: &[Value]) -> Result<String, YamlError> {
     let mut text = String::new();

@@ -10,7 +10,8 @@ use std::time::Duration;
 #[command(after_long_help = "Examples:\n  \
     meshctl install | kubectl apply -f -\n  \
     meshctl install --apply\n  \
-    meshctl install --apply --ha --set proxy.workers=2 -f values.yaml")]
+    meshctl install --apply --ha --set proxy.workers=2 -f values.yaml\n  \
+    meshctl install --show-values > values.yaml")]
 pub struct Install {
     /// Apply the manifests and wait until the control plane works
     #[arg(long, conflicts_with = "output")]
@@ -39,6 +40,9 @@ pub struct Install {
     /// Print without looking whether the cluster has a mesh already
     #[arg(long, conflicts_with = "apply")]
     pub ignore_cluster: bool,
+    /// Print every value with its default and what it means; with -o json their JSON schema
+    #[arg(long, conflicts_with_all = ["apply", "diff", "ha", "set", "values", "identity_trust_anchors", "ignore_cluster"])]
+    pub show_values: bool,
     /// How long --apply may wait
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = duration)]
     pub timeout: Duration,

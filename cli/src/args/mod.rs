@@ -2,6 +2,7 @@
 
 pub mod explain;
 pub mod install;
+pub mod lint;
 pub mod look;
 pub mod policy;
 pub mod read;
@@ -13,6 +14,7 @@ pub use explain::{
     ProxyRows,
 };
 pub use install::{Check, CheckFormat, Inject, Install, ManifestFormat, Prune, Uninject, Uninstall, Upgrade};
+pub use lint::{Lint, LintFormat};
 pub use look::{EdgeFormat, Edges, Routes, Stat, Top, TopScreen};
 pub use policy::{Policy, PolicySuggest, PolicyTest, PolicyWhat, Seen};
 pub use sandbox::{Demo, ImageCommand, Sandbox, SandboxCommand, SandboxUp};
@@ -46,7 +48,7 @@ pub struct Cli {
 
 const EXIT_CODES: &str = "Exit codes:\n  \
     0  done and well\n  \
-    1  the command worked and found problems (check, demo, --diff, prune, diagnostics)\n  \
+    1  the command worked and found problems (check, lint, demo, --diff, prune, diagnostics)\n  \
     2  it could not do its work, or was called wrongly\n\n\
     Data goes to stdout; progress, notes and errors go to stderr.";
 
@@ -146,6 +148,14 @@ pub enum Command {
     /// Every check has a stable id, says what it saw, and, if that was wrong, how to mend it. Nothing is changed.
     /// Exits 1 if a check failed.
     Check(Check),
+    /// Find what is legal and wrong, in files or on the cluster
+    ///
+    /// Rules that no request reaches, backends with nobody behind them, policies that select nothing, retries without time:
+    /// each with a stable id, where it is, what was seen, and what to do.
+    ///
+    /// Files are looked at by themselves: what they refer to is missed only where they hold other Services (or workloads) of
+    /// the same namespace. With --with-cluster it may be on the cluster. Exits 1 if something is found.
+    Lint(Lint),
     /// Golden metrics of workloads or routes, once
     ///
     /// Success rate, requests a second, latency and the share of mutual TLS. Rows count what arrived at a workload, every request, none sampled; percentiles are merged over all its
@@ -187,14 +197,16 @@ pub enum Command {
     Version(Version),
     /// Print a completion script for a shell
     Completion(Completion),
+    /// Print the manual page, or write those of all commands
+    Man(Man),
 }
 
 /// The order and grouping of the help page. A test holds it against [`Command`].
 const GROUPS: &[(&str, &[&str])] = &[
     ("Trying it", &["demo", "sandbox"]),
-    ("Installing", &["install", "upgrade", "uninstall", "prune", "inject", "uninject", "check"]),
+    ("Installing", &["install", "upgrade", "uninstall", "prune", "inject", "uninject", "check", "lint"]),
     ("Looking", &["stat", "routes", "edges", "top", "tap", "explain", "policy", "diagnostics", "identity"]),
-    ("Other", &["version", "completion"]),
+    ("Other", &["version", "completion", "man"]),
 ];
 
 /// `meshctl version`
@@ -220,6 +232,17 @@ pub struct Version {
 pub struct Completion {
     /// The shell
     pub shell: clap_complete::Shell,
+}
+
+/// `meshctl man`
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    meshctl man | man -l -\n  \
+    meshctl man ~/.local/share/man/man1")]
+pub struct Man {
+    /// Folder for the pages of all commands; only the first page, on standard output, unless given
+    #[arg(value_name = "FOLDER")]
+    pub folder: Option<PathBuf>,
 }
 
 /// Text for people, or JSON.

@@ -105,6 +105,44 @@ pub struct Subject {
     pub meshctl: String,
 }
 
+/// The page about every check, in Markdown.
+#[cfg(test)]
+fn reference() -> String {
+    let mut page = "\
+# Checks of `meshctl check`
+
+Each has a stable id, is run in parallel with the others, and is given up after its deadline. One that fails says what was
+seen, and what to do about it. Made from the checks themselves: `MESH_UPDATE=1 cargo test -p meshctl check` writes this page
+anew.
+
+| id | what should hold | if not | deadline | run by |
+|---|---|---|---|---|
+"
+    .to_owned();
+    let every = "every run";
+    let mut row = |id: &str, what: &str, severity: Severity, deadline: Duration, run: &str| {
+        let severity = match severity {
+            Severity::Error => "fails",
+            Severity::Warning => "warns",
+        };
+        page.push_str(&format!("| `{id}` | {what} | {severity} | {} s | {run} |\n", deadline.as_secs_f64()));
+    };
+    row(REACHABLE, REACHABLE_WHAT, Severity::Error, crate::cluster::CONNECT_DEADLINE, every);
+    for check in CHECKS {
+        let sets: Vec<&str> = check
+            .sets
+            .iter()
+            .map(|set| match set {
+                Set::Pre => "`--pre`",
+                Set::Default => "`check`",
+                Set::Proxy => "`--proxy`",
+            })
+            .collect();
+        row(check.id, check.what, check.severity, check.deadline, &sets.join(", "));
+    }
+    page
+}
+
 type Probe = fn(Arc<Subject>) -> BoxFuture<'static, Result<Finding, Error>>;
 
 /// A check.
@@ -132,6 +170,8 @@ const fn check(
 
 /// Id of the check that all others stand on.
 pub const REACHABLE: &str = "api.reachable";
+/// What it checks.
+const REACHABLE_WHAT: &str = "the API can be reached";
 
 /// Every check but [`REACHABLE`], in the order of the report.
 pub const CHECKS: &[Check] = {
@@ -246,7 +286,7 @@ pub async fn run(global: &Global, namespace: Option<&str>, set: Set, chosen: &Ch
     };
     let mut reports = vec![Report {
         id: REACHABLE,
-        what: "the API can be reached",
+        what: REACHABLE_WHAT,
         severity: Severity::Error,
         status: finding.status,
         seen: finding.seen,
@@ -316,6 +356,17 @@ mod tests {
     use super::*;
     use crate::testing::TestCluster;
     use std::collections::{BTreeMap, BTreeSet};
+
+    #[test]
+    fn the_committed_page_is_that_of_the_checks() {
+        let path = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("CHECKS.md");
+        let page = reference();
+        if std::env::var_os("MESH_UPDATE").is_some() {
+            std::fs::write(&path, &page).unwrap();
+        }
+        let committed = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(committed, page, "run with MESH_UPDATE=1 to write CHECKS.md anew");
+    }
 
     #[test]
     fn ids_are_unique_and_say_what_they_belong_to() {

@@ -12,13 +12,20 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use mesh_api::names::CONTROL_NAME;
 use mesh_manifests::install::{render, to_yaml};
-use mesh_manifests::values::Values;
+use mesh_manifests::values::{Values, document};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Instant;
 
 /// Prints or applies.
 pub async fn run(global: &Global, args: &Install, printer: &Printer) -> Result<Outcome> {
+    if args.show_values {
+        match args.output {
+            ManifestFormat::Yaml => printer.data(&document::annotated().during(|| "write the values")?)?,
+            ManifestFormat::Json => printer.json(&document::schema())?,
+        }
+        return Ok(Outcome::Well);
+    }
     let values = values(global, args)?;
     let objects = objects(&values)?;
     if args.diff {

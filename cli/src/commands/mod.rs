@@ -11,7 +11,9 @@ pub mod explain_request;
 pub mod identity;
 pub mod inject;
 pub mod install;
+pub mod lint;
 pub mod live;
+pub mod man;
 pub mod policy;
 pub mod routes;
 pub mod sandbox;
@@ -42,6 +44,7 @@ pub async fn run(cli: Cli, printer: &Printer) -> Result<Outcome> {
         Command::Inject(args) => inject::run(global, &args, printer).await,
         Command::Uninject(args) => inject::run_uninject(&args, printer),
         Command::Check(args) => check::run(global, &args, printer).await,
+        Command::Lint(args) => lint::run(global, &args, printer).await,
         Command::Stat(args) => stat::run(global, &args, printer).await,
         Command::Routes(args) => routes::run(global, &args, printer).await,
         Command::Edges(args) => edges::run(global, &args, printer).await,
@@ -53,5 +56,6 @@ pub async fn run(cli: Cli, printer: &Printer) -> Result<Outcome> {
         Command::Identity(args) => identity::run(global, &args, printer).await,
         Command::Version(args) => version::run(global, &args, printer).await,
         Command::Completion(args) => completion::run(&args, printer),
+        Command::Man(args) => man::run(&args, printer),
     }
 }

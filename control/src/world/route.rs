@@ -207,6 +207,8 @@ pub struct Problem {
     pub effect: Effect,
     /// Why, in the Gateway API's words.
     pub reason: Reason,
+    /// No release could use it: it is not merely unknown here, or not supported.
+    pub wrong: bool,
     /// Where and what: ``rules[0].filters[1].type: `CORS` is not supported``.
     pub text: String,
 }

@@ -164,14 +164,18 @@ pub(super) fn check(definition: &Value) -> Result<(), ApiError> {
 /// Serves what the definitions now define.
 pub(super) fn serve_definitions(api: &Api) {
     let (_, definitions) = api.store().list(COLLECTION, None);
-    let resources = definitions.iter().filter(|definition| is_established(definition)).flat_map(|definition| {
-        let versions = definition["spec"]["versions"].as_array().cloned().unwrap_or_default();
-        let served = versions.into_iter().filter(|version| version["served"] == true);
-        served.map(|version| resource(definition, version)).collect::<Vec<_>>()
-    });
+    let established = definitions.iter().filter(|definition| is_established(definition));
+    let resources = established.flat_map(|definition| resources(definition));
     let registry = Arc::new(Registry::with_custom(resources));
     *api.inner.registry.write() = registry;
     aggregation::sync_local(api);
+}
+
+/// What a definition has served, a resource a version.
+pub(super) fn resources(definition: &Value) -> Vec<Resource> {
+    let versions = definition["spec"]["versions"].as_array().cloned().unwrap_or_default();
+    let served = versions.into_iter().filter(|version| version["served"] == true);
+    served.map(|version| resource(definition, version)).collect()
 }
 
 fn is_established(definition: &Value) -> bool {

@@ -19,6 +19,7 @@ mod delete;
 mod discovery;
 mod events;
 mod gateway;
+pub mod judge;
 pub mod kinds;
 pub mod negotiate;
 pub mod openapi;

@@ -14,11 +14,15 @@ use mesh_api::route::{
     Filter, HeaderChange, PathChange, PathMatch, Redirect, Rewrite, SessionPersistence, TextMatch, ValueMatch,
 };
 use mesh_api::timeout::Timeouts;
+use mesh_manifests::nearest::nearest;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 
 /// Group of the Gateway API's kinds.
 pub const GROUP: &str = "gateway.networking.k8s.io";
+
+/// How problems with fields that are not known begin, after their path.
+pub const NOT_KNOWN: &str = "not known to this release";
 
 /// A route; `data` is the object without its metadata.
 pub fn route(kind: RouteKind, metadata: &ObjectMeta, data: &Value) -> RouteView {
@@ -86,8 +90,14 @@ fn created(metadata: &ObjectMeta) -> i64 {
 struct Log(RefCell<Vec<Problem>>);
 
 impl Log {
+    /// Something that cannot work.
     fn add(&self, effect: Effect, text: String) {
-        self.0.borrow_mut().push(Problem { effect, reason: Reason::UnsupportedValue, text });
+        self.0.borrow_mut().push(Problem { effect, reason: Reason::UnsupportedValue, wrong: true, text });
+    }
+
+    /// Something that others, or later releases, may know.
+    fn leave_out(&self, effect: Effect, text: String) {
+        self.0.borrow_mut().push(Problem { effect, reason: Reason::UnsupportedValue, wrong: false, text });
     }
 }
 
@@ -106,7 +116,8 @@ impl<'a> Fields<'a> {
             log.add(Effect::Ignored, format!("{path}: no object"));
         }
         for name in fields.into_iter().flat_map(|fields| fields.keys()).filter(|name| !known.contains(&name.as_str())) {
-            log.add(Effect::Ignored, format!("{path}.{name}: not known to this release"));
+            let near = nearest(name, known.iter().copied()).map(|near| format!("; did you mean {near}?"));
+            log.leave_out(Effect::Ignored, format!("{path}.{name}: {NOT_KNOWN}{}", near.unwrap_or_default()));
         }
         Self { path: path.to_owned(), fields, log }
     }
@@ -169,7 +180,7 @@ impl<'a> Fields<'a> {
     }
 
     fn unsupported(&self, effect: Effect, name: &str, value: &str) {
-        self.log.add(effect, format!("{}: `{value}` is not supported", self.path(name)));
+        self.log.leave_out(effect, format!("{}: `{value}` is not supported", self.path(name)));
     }
 }
 
@@ -218,7 +229,7 @@ fn check_together(path: &str, filters: &[FilterView], matches: &[MatchView], log
     let any = |is: fn(&Filter) -> bool| filters.iter().any(|f| matches!(f, FilterView::Plain(filter) if is(filter)));
     if any(|f| matches!(f, Filter::Redirect(_))) && any(|f| matches!(f, Filter::Rewrite(_))) {
         let text = format!("{path}.filters: URLRewrite and RequestRedirect cannot be combined");
-        let problem = Problem { effect: Effect::Fails, reason: Reason::IncompatibleFilters, text };
+        let problem = Problem { effect: Effect::Fails, reason: Reason::IncompatibleFilters, wrong: true, text };
         log.0.borrow_mut().push(problem);
     }
     let by_prefix = |path: &Option<PathChange>| matches!(path, Some(PathChange::Prefix(_)));

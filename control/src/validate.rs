@@ -1,0 +1,168 @@
+//! What cannot work, whatever else there is: the field and why. The webhook refuses it ([`crate::validation`]), `meshctl lint`
+//! finds it in files. Pure.
+//!
+//! Definitions refuse what a schema or a rule can tell, also while control is down; here is what needs more than that. Of
+//! routes only values that no release could use are refused. What is not known or not supported is told in their status.
+
+use crate::compile::access::fault;
+use crate::world::World;
+use crate::world::route::{RouteKind, read};
+use crate::world::view::Name;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use mesh_api::access::{Operation, Source};
+use mesh_api::{Network, SpiffeId};
+use mesh_manifests::policies::{AccessPolicySpec, GROUP};
+use serde_json::Value;
+
+/// Something that cannot work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Path of the field: `spec.rules[0].from[1].networks[0]`.
+    pub field: String,
+    /// Why.
+    pub why: String,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.field, self.why)
+    }
+}
+
+fn add(faults: &mut Vec<Fault>, field: impl Into<String>, why: impl Into<String>) {
+    faults.push(Fault { field: field.into(), why: why.into() });
+}
+
+/// Everything about an object that cannot work; nothing for kinds that are not ours to judge.
+pub fn faults(object: &Value) -> Vec<Fault> {
+    let (kind, version) =
+        (object["kind"].as_str().unwrap_or_default(), object["apiVersion"].as_str().unwrap_or_default());
+    let group = version.split_once('/').map_or("", |(group, _)| group);
+    let meta: ObjectMeta = serde_json::from_value(object["metadata"].clone()).unwrap_or_default();
+    match (group, kind) {
+        (GROUP, "AccessPolicy") => access(&meta, &object["spec"]),
+        (read::GROUP, _) => match RouteKind::ALL.into_iter().find(|known| known.kind() == kind) {
+            Some(kind) => route(kind, &meta, object),
+            None => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
+}
+
+/// Of a route with a Service as parent; others are none of the mesh's business.
+fn route(kind: RouteKind, meta: &ObjectMeta, object: &Value) -> Vec<Fault> {
+    let view = read::route(kind, meta, object);
+    if view.parents.is_empty() {
+        return Vec::new();
+    }
+    let problems = view.problems.iter().chain(view.rules.iter().flat_map(|rule| &rule.problems));
+    let fault = |text: &str| {
+        let (path, why) = text.split_once(": ").unwrap_or(("spec", text));
+        let field = if path.starts_with("spec") { path.to_owned() } else { format!("spec.{path}") };
+        Fault { field, why: why.to_owned() }
+    };
+    problems.filter(|problem| problem.wrong).map(|problem| fault(&problem.text)).collect()
+}
+
+fn access(meta: &ObjectMeta, spec: &Value) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    // One by one, so that each is told with its path.
+    for (path, network) in below(spec, "networks") {
+        if let Some(Err(why)) = network.as_str().map(str::parse::<Network>) {
+            add(&mut faults, path, why.to_string());
+        }
+    }
+    if !faults.is_empty() {
+        return faults;
+    }
+    let read = match serde_json::from_value::<AccessPolicySpec>(spec.clone()) {
+        Ok(read) => read,
+        Err(error) => {
+            add(&mut faults, "spec", error.to_string());
+            return faults;
+        }
+    };
+    // Without a world every Service is missing; that is no fault of the policy's.
+    if let Some(("Invalid", why)) = fault(&World::default(), &Name::of(meta), &read) {
+        let (field, why) = why.split_once(' ').unwrap_or(("spec.target", &why));
+        add(&mut faults, field, why);
+    }
+    for (number, clause) in read.rules.iter().enumerate() {
+        for (at, from) in clause.from.iter().enumerate() {
+            caller(&mut faults, &format!("spec.rules[{number}].from[{at}]"), from);
+        }
+        for (at, to) in clause.to.iter().enumerate() {
+            called(&mut faults, &format!("spec.rules[{number}].to[{at}]"), to);
+        }
+    }
+    faults
+}
+
+/// Every entry of the lists called `name` in the rules of a spec, with its path.
+fn below<'a>(spec: &'a Value, name: &str) -> Vec<(String, &'a Value)> {
+    let list = |value: &'a Value| value.as_array().into_iter().flatten().enumerate();
+    let mut found = Vec::new();
+    for (rule, clause) in list(&spec["rules"]) {
+        for (at, from) in list(&clause["from"]) {
+            for (index, entry) in list(&from[name]) {
+                found.push((format!("spec.rules[{rule}].from[{at}].{name}[{index}]"), entry));
+            }
+        }
+    }
+    found
+}
+
+/// All conditions on a caller must hold, so those of one entry must be able to hold together.
+fn caller(faults: &mut Vec<Fault>, path: &str, from: &Source) {
+    let mut namespaces = Vec::new();
+    for (index, identity) in from.identities.iter().enumerate() {
+        if identity.contains('*') {
+            continue;
+        }
+        match identity.parse::<SpiffeId>() {
+            Ok(identity) => namespaces.push(identity.namespace),
+            Err(why) => add(faults, format!("{path}.identities[{index}]"), format!("{why}, and no pattern with *")),
+        }
+    }
+    let patterns = from.identities.iter().any(|identity| identity.contains('*'));
+    let contradicts = |of: &[String]| {
+        !of.is_empty() && !from.namespaces.is_empty() && of.iter().all(|one| !from.namespaces.contains(one))
+    };
+    if !patterns && contradicts(&namespaces) {
+        add(
+            faults,
+            format!("{path}.namespaces"),
+            "nobody with one of the identities runs in any of them, and both must hold",
+        );
+    }
+    let of_accounts: Option<Vec<String>> = from
+        .service_accounts
+        .iter()
+        .map(|name| name.split_once('/').map(|(namespace, _)| namespace.to_owned()))
+        .collect();
+    if of_accounts.is_some_and(|of| contradicts(&of)) {
+        add(faults, format!("{path}.namespaces"), "none of the service accounts is in any of them, and both must hold");
+    }
+}
+
+fn called(faults: &mut Vec<Fault>, path: &str, to: &Operation) {
+    for (index, header) in to.headers.iter().enumerate() {
+        if http::HeaderName::from_bytes(header.name.as_bytes()).is_err() {
+            add(
+                faults,
+                format!("{path}.headers[{index}].name"),
+                format!("`{}` is no name of a header field", header.name),
+            );
+        }
+    }
+    for (index, of) in to.paths.iter().enumerate().filter(|(_, of)| of.contains(['?', '#'])) {
+        add(
+            faults,
+            format!("{path}.paths[{index}]"),
+            format!("`{of}`: paths are compared without the query, so this is never one"),
+        );
+    }
+    if !to.grpc_methods.is_empty() && !to.methods.is_empty() && !to.methods.iter().any(|method| method == "POST") {
+        add(faults, format!("{path}.methods"), "calls of gRPC are POST, and both must hold");
+    }
+}
