@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 const NEEDS: &[Need] = &[Need::Namespaces, Need::Program("kubectl")];
-/// Where all of it happens.
+/// Where the findings are.
 const NS: &str = "linted";
+/// Where nothing gets to that cannot work.
+const REFUSES: &str = "refuses";
 /// What is shared between all tests is changed by nobody else; the machine may be busy.
 const SOON: Duration = Duration::from_secs(15);
 
@@ -19,23 +21,23 @@ pub(crate) fn tests() -> Vec<Trial> {
     ]
 }
 
-fn sandbox() -> Result<&'static Sandbox> {
+fn sandbox(namespace: &str) -> Result<&'static Sandbox> {
     let sandbox = SHOP.get()?;
-    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NS}});
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
     sandbox.kubectl_with_input(["apply", "-f", "-"], &namespace.to_string())?.ok()?;
     Ok(sandbox)
 }
 
-fn route(name: &str, rules: Value) -> Value {
+fn route(namespace: &str, name: &str, rules: Value) -> Value {
     json!({
-        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": name, "namespace": NS},
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": name, "namespace": namespace},
         "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "web"}], "rules": rules},
     })
 }
 
 fn policy(rule: Value) -> Value {
     json!({
-        "apiVersion": "meshctl.dev/v1alpha1", "kind": "AccessPolicy", "metadata": {"name": "test", "namespace": NS},
+        "apiVersion": "meshctl.dev/v1alpha1", "kind": "AccessPolicy", "metadata": {"name": "test", "namespace": REFUSES},
         "spec": {"target": {"kind": "Service", "name": "web"}, "rules": [rule]},
     })
 }
@@ -51,12 +53,12 @@ fn findings(ran: Ran) -> Result<Vec<(String, String)>> {
 }
 
 fn finds_in_files_and_on_the_cluster() -> Result<()> {
-    let sandbox = sandbox()?;
+    let sandbox = sandbox(NS)?;
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": NS},
         "spec": {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}]}});
     let to = |name: &str| json!([{"name": name, "port": 80}]);
     let rules = json!([{"backendRefs": to("web")}, {"matches": [{"method": "GET", "path": {"value": "/"}}], "backendRefs": to("nowhere")}, {"backendRefs": to("web")}]);
-    let route = route("web", rules);
+    let route = route(NS, "web", rules);
 
     // The route alone: what it refers to may be anywhere.
     let alone = sandbox.meshctl_with_input(["lint", "-", "-o", "json"], &route.to_string())?.ok()?;
@@ -96,15 +98,15 @@ fn finds_in_files_and_on_the_cluster() -> Result<()> {
 }
 
 fn what_cannot_work_is_refused() -> Result<()> {
-    let sandbox = sandbox()?;
+    let sandbox = sandbox(REFUSES)?;
     let apply = |object: &Value| sandbox.kubectl_with_input(["apply", "-f", "-"], &object.to_string());
     let refused = |field: &str| format!("admission webhook \"validator.meshctl.dev\" denied the request: {field}");
-    let bad = policy(json!({"to": [{"paths": ["/a?b=c"]}]}));
+    let bad = policy(json!({"from": [{"identities": ["spiffe://web"]}]}));
     // Control announces itself soon after it has started.
     eventually(SOON, "the webhook is asked", || {
         apply(&bad)?
             .exits(1)?
-            .complains(&refused("spec.rules[0].to[0].paths[0]: `/a?b=c`: paths are compared without the query"))
+            .complains(&refused("spec.rules[0].from[0].identities[0]: `spiffe://web` is not an identity of the form"))
     })?;
     for (object, complaint) in [
         (
@@ -112,11 +114,11 @@ fn what_cannot_work_is_refused() -> Result<()> {
             refused("spec.rules[0].from[0].networks[1]: "),
         ),
         (
-            policy(json!({"to": [{"grpcMethods": ["a/b"], "methods": ["GET"]}]})),
-            refused("spec.rules[0].to[0].methods: "),
+            policy(json!({"from": [{"serviceAccounts": ["shop/web"], "namespaces": ["other"]}]})),
+            refused("spec.rules[0].from[0].namespaces: none of the service accounts"),
         ),
         (
-            route("bad", json!([{"matches": [{"path": {"type": "RegularExpression", "value": "/("}}]}])),
+            route(REFUSES, "bad", json!([{"matches": [{"path": {"type": "RegularExpression", "value": "/("}}]}])),
             refused("spec.rules[0].matches[0].path.value: `/(`: "),
         ),
         // The definition alone says no, with or without control.
@@ -124,16 +126,24 @@ fn what_cannot_work_is_refused() -> Result<()> {
             policy(json!({"from": [{"unauthenticated": true, "namespaces": ["a"]}]})),
             "a caller without identity has no".to_owned(),
         ),
+        (
+            policy(json!({"to": [{"grpcMethods": ["a/b"], "methods": ["GET"]}]})),
+            "spec.rules[0].to[0]: Invalid value: calls of gRPC are POST".to_owned(),
+        ),
+        (policy(json!({"to": [{"paths": ["/a?b=c"]}]})), "spec.rules[0].to[0].paths[0]".to_owned()),
     ] {
         apply(&object)?.exits(1)?.complains(&complaint).with_context(|| object.to_string())?;
     }
     // What is not known to this release is let in, and told in the status.
-    let newer =
-        route("newer", json!([{"filters": [{"type": "ExternalAuth"}], "backendRefs": [{"name": "web", "port": 80}]}]));
+    let newer = route(
+        REFUSES,
+        "newer",
+        json!([{"filters": [{"type": "ExternalAuth"}], "backendRefs": [{"name": "web", "port": 80}]}]),
+    );
     apply(&newer)?.ok()?;
     apply(&policy(json!({})))?.ok()?;
     for (kind, name) in [("httproute", "newer"), ("accesspolicy", "test")] {
-        sandbox.kubectl(["-n", NS, "delete", kind, name])?.ok()?;
+        sandbox.kubectl(["-n", REFUSES, "delete", kind, name])?.ok()?;
     }
     Ok(())
 }

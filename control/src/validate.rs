@@ -9,7 +9,7 @@ use crate::world::World;
 use crate::world::route::{RouteKind, read};
 use crate::world::view::Name;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use mesh_api::access::{Operation, Source};
+use mesh_api::access::Source;
 use mesh_api::{Network, SpiffeId};
 use mesh_manifests::policies::{AccessPolicySpec, GROUP};
 use serde_json::Value;
@@ -91,9 +91,6 @@ fn access(meta: &ObjectMeta, spec: &Value) -> Vec<Fault> {
         for (at, from) in clause.from.iter().enumerate() {
             caller(&mut faults, &format!("spec.rules[{number}].from[{at}]"), from);
         }
-        for (at, to) in clause.to.iter().enumerate() {
-            called(&mut faults, &format!("spec.rules[{number}].to[{at}]"), to);
-        }
     }
     faults
 }
@@ -142,27 +139,5 @@ fn caller(faults: &mut Vec<Fault>, path: &str, from: &Source) {
         .collect();
     if of_accounts.is_some_and(|of| contradicts(&of)) {
         add(faults, format!("{path}.namespaces"), "none of the service accounts is in any of them, and both must hold");
-    }
-}
-
-fn called(faults: &mut Vec<Fault>, path: &str, to: &Operation) {
-    for (index, header) in to.headers.iter().enumerate() {
-        if http::HeaderName::from_bytes(header.name.as_bytes()).is_err() {
-            add(
-                faults,
-                format!("{path}.headers[{index}].name"),
-                format!("`{}` is no name of a header field", header.name),
-            );
-        }
-    }
-    for (index, of) in to.paths.iter().enumerate().filter(|(_, of)| of.contains(['?', '#'])) {
-        add(
-            faults,
-            format!("{path}.paths[{index}]"),
-            format!("`{of}`: paths are compared without the query, so this is never one"),
-        );
-    }
-    if !to.grpc_methods.is_empty() && !to.methods.is_empty() && !to.methods.iter().any(|method| method == "POST") {
-        add(faults, format!("{path}.methods"), "calls of gRPC are POST, and both must hold");
     }
 }

@@ -69,6 +69,7 @@ const CREATES: &[Creates] = &[
     ("rbac.authorization.k8s.io", "roles", true),
     ("rbac.authorization.k8s.io", "rolebindings", true),
     ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", false),
+    ("admissionregistration.k8s.io", "validatingwebhookconfigurations", false),
     ("apiregistration.k8s.io", "apiservices", false),
 ];
 

@@ -156,17 +156,26 @@ async fn of_files(global: &Global, args: &Lint, printer: &Printer) -> Result<Vec
         // What is on the cluster already is not what was asked about.
         let located = places.get(&(finding.kind.clone(), finding.name.clone()))?;
         let line = located.line(&finding.field);
-        Some(Row::of(finding, Some((&located.source_name, line))))
+        Some(Row::of(finding, Some((located.source_name.as_str(), line))))
     });
     let mut rows: Vec<Row> = rows.collect();
     rows.sort_unstable();
-    rows.dedup_by(|a, b| {
-        // One field is told once: what the API server says comes first by its id.
-        (&a.file, a.line, &a.field) == (&b.file, b.line, &b.field)
-            && b.id == OBJECT_INVALID.id
-            && a.id != OBJECT_INVALID.id
-    });
+    tell_once(&mut rows);
     Ok(rows)
+}
+
+/// What an API server says already need not be told again, in other words, as what the mesh cannot read.
+fn tell_once(rows: &mut Vec<Row>) {
+    let object = |row: &Row| (row.kind.clone(), row.namespace.clone(), row.name.clone());
+    let by_server = |row: &&Row| [OBJECT_INVALID.id, OBJECT_UNKNOWN_FIELD.id].contains(&row.id);
+    let told = rows
+        .iter()
+        .filter(by_server)
+        .flat_map(|row| [(object(row), row.field.clone()), (object(row), "spec".to_owned())]);
+    let told: BTreeSet<_> = told.collect();
+    rows.retain(|row| {
+        by_server(&row) || !row.id.ends_with(".invalid") || !told.contains(&(object(row), row.field.clone()))
+    });
 }
 
 /// What an API server would say of an object, which gets the namespace it would be made in.

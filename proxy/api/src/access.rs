@@ -214,7 +214,10 @@ pub struct Source {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[cfg_attr(feature = "schema", schemars(extend("minProperties" = 1)))]
+#[cfg_attr(feature = "schema", schemars(extend("minProperties" = 1, "x-kubernetes-validations" = [{
+    "rule": "!(has(self.grpcMethods) && has(self.methods)) || self.methods.exists(m, m == 'POST')",
+    "message": "calls of gRPC are POST: leave methods out, or name POST among them"
+}])))]
 pub struct Operation {
     /// Ports the workload listens on (a Service's target ports).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -227,7 +230,7 @@ pub struct Operation {
     /// Paths without query: exact (`/health`), a path and all below it (`/api/*`, which means `/api` too), or a
     /// pattern in which `*` stands for any run of characters, slashes included.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "schema", schemars(extend("maxItems" = 64, "items" = {"type": "string", "maxLength": 1024, "pattern": "^[/*]"})))]
+    #[cfg_attr(feature = "schema", schemars(extend("maxItems" = 64, "items" = {"type": "string", "maxLength": 1024, "pattern": "^[/*][^?#]*$"})))]
     pub paths: Vec<String>,
     /// Header fields of the request; all of them must match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -246,7 +249,8 @@ pub struct Operation {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct HeaderMatch {
     /// Its name, in any case.
-    #[cfg_attr(feature = "schema", schemars(extend("minLength" = 1, "maxLength" = 256)))]
+    #[cfg_attr(feature = "schema", schemars(extend("minLength" = 1, "maxLength" = 256,
+        "pattern" = "^[!#$%&'*+.^_|~0-9A-Za-z`-]+$")))]
     pub name: String,
     /// Values, exact or with `*` for any run of characters: one of them must be one of the field's lines. None: the
     /// field is there.
