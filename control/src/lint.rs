@@ -2,11 +2,13 @@
 //!
 //! Pure: objects in, findings out. It stands on what control itself compiles, so that both have the same idea of which
 //! route comes first and what a policy selects. [`LINTS`] is the one list of what can be found; `control/LINTS.md` is made
-//! from it. [`subject`] makes a world out of objects, [`route`] and [`access`] look at it, [`shadow`] knows which condition
+//! from it. [`subject`] makes a world out of objects, [`route`], [`redirect`], [`access`], [`egress`] and
+//! [`annotation`] look at it, [`shadow`] knows which condition
 //! leaves nothing for another.
 
 mod access;
 mod annotation;
+mod egress;
 mod redirect;
 mod route;
 mod shadow;
@@ -151,6 +153,12 @@ lints! {
     ACCESS_REDUNDANT "access.redundant" Warning
         "A rule that changes nothing: another one with the same action covers it"
         "Take it out, or make the other one narrower";
+    EGRESS_INVALID "egress.invalid" Error
+        "An EgressPolicy that is not in force"
+        "Mend the field";
+    EGRESS_SELECTS_NOTHING "egress.selects-nothing" Warning
+        "An EgressPolicy that selects no workload"
+        "Compare `target` with the names or labels of the workloads in its namespace";
 }
 
 /// Something found in an object.
@@ -175,6 +183,7 @@ pub fn lint(subject: &Subject) -> Vec<Finding> {
     route::look(subject, &mut found);
     redirect::look(subject, &mut found);
     access::look(subject, &mut found);
+    egress::look(subject, &mut found);
     found.sort_by(|a, b| (&a.kind, &a.name, &a.field, a.lint.id).cmp(&(&b.kind, &b.name, &b.field, b.lint.id)));
     found.dedup();
     found

@@ -4,14 +4,14 @@
 //! Definitions refuse what a schema or a rule can tell, also while control is down; here is what needs more than that. Of
 //! routes only values that no release could use are refused. What is not known or not supported is told in their status.
 
-use crate::compile::access::fault;
+use crate::compile::{self, access::fault};
 use crate::world::World;
 use crate::world::route::{RouteKind, read};
 use crate::world::view::Name;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_api::access::Source;
 use mesh_api::{Network, SpiffeId};
-use mesh_manifests::policies::{AccessPolicySpec, GROUP};
+use mesh_manifests::policies::{AccessPolicySpec, EgressPolicySpec, GROUP};
 use serde_json::Value;
 
 /// Something that cannot work.
@@ -41,6 +41,7 @@ pub fn faults(object: &Value) -> Vec<Fault> {
     let meta: ObjectMeta = serde_json::from_value(object["metadata"].clone()).unwrap_or_default();
     match (group, kind) {
         (GROUP, "AccessPolicy") => access(&meta, &object["spec"]),
+        (GROUP, "EgressPolicy") => egress(&object["spec"]),
         (read::GROUP, _) => match RouteKind::ALL.into_iter().find(|known| known.kind() == kind) {
             Some(kind) => route(kind, &meta, object),
             None => Vec::new(),
@@ -65,13 +66,7 @@ fn route(kind: RouteKind, meta: &ObjectMeta, object: &Value) -> Vec<Fault> {
 }
 
 fn access(meta: &ObjectMeta, spec: &Value) -> Vec<Fault> {
-    let mut faults = Vec::new();
-    // One by one, so that each is told with its path.
-    for (path, network) in below(spec, "networks") {
-        if let Some(Err(why)) = network.as_str().map(str::parse::<Network>) {
-            add(&mut faults, path, why.to_string());
-        }
-    }
+    let mut faults = networks(spec);
     if !faults.is_empty() {
         return faults;
     }
@@ -95,18 +90,39 @@ fn access(meta: &ObjectMeta, spec: &Value) -> Vec<Fault> {
     faults
 }
 
-/// Every entry of the lists called `name` in the rules of a spec, with its path.
-fn below<'a>(spec: &'a Value, name: &str) -> Vec<(String, &'a Value)> {
-    let list = |value: &'a Value| value.as_array().into_iter().flatten().enumerate();
-    let mut found = Vec::new();
+fn egress(spec: &Value) -> Vec<Fault> {
+    let mut faults = networks(spec);
+    if !faults.is_empty() {
+        return faults;
+    }
+    match serde_json::from_value::<EgressPolicySpec>(spec.clone()) {
+        Ok(read) => {
+            if let Some((_, why)) = compile::egress::fault(&read) {
+                let (field, why) = why.split_once(' ').unwrap_or(("spec.target", &why));
+                add(&mut faults, field, why);
+            }
+        }
+        Err(error) => add(&mut faults, "spec", error.to_string()),
+    }
+    faults
+}
+
+/// Networks in rules that are none, each with its path.
+fn networks(spec: &Value) -> Vec<Fault> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default().into_iter().enumerate();
+    let mut faults = Vec::new();
     for (rule, clause) in list(&spec["rules"]) {
-        for (at, from) in list(&clause["from"]) {
-            for (index, entry) in list(&from[name]) {
-                found.push((format!("spec.rules[{rule}].from[{at}].{name}[{index}]"), entry));
+        // Those of a destination, and those of each caller.
+        let callers = list(&clause["from"]).map(|(at, from)| (format!("spec.rules[{rule}].from[{at}]"), from));
+        for (path, holder) in callers.chain([(format!("spec.rules[{rule}]"), clause.clone())]) {
+            for (index, network) in list(&holder["networks"]) {
+                if let Some(Err(why)) = network.as_str().map(str::parse::<Network>) {
+                    add(&mut faults, format!("{path}.networks[{index}]"), why.to_string());
+                }
             }
         }
     }
-    found
+    faults
 }
 
 /// All conditions on a caller must hold, so those of one entry must be able to hold together.

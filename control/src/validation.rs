@@ -97,6 +97,11 @@ mod tests {
                 "spec.rules[0].from[0].networks[1]: ",
             ),
             (
+                json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": "EgressPolicy", "metadata": {"name": "a"},
+                    "spec": {"rules": [{"networks": ["192.0.2.0/33"]}]}}),
+                "spec.rules[0].networks[0]: ",
+            ),
+            (
                 policy(json!({"from": [{"identities": ["spiffe://x"]}]})),
                 "spec.rules[0].from[0].identities[0]: `spiffe://x` is not an identity",
             ),

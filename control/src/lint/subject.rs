@@ -6,6 +6,7 @@
 use crate::kinds;
 use crate::world::World;
 use crate::world::access_policy::AccessPolicyView;
+use crate::world::egress_policy::EgressPolicyView;
 use crate::world::route::{RouteKey, RouteKind, read};
 use crate::world::view::{EndpointView, Name, NamespaceView, PodView, PortView, ServiceView, SliceView};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
@@ -14,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use mesh_api::WorkloadRef;
 use mesh_manifests::config::MeshConfig;
-use mesh_manifests::policies::{AccessPolicy, GROUP};
+use mesh_manifests::policies::{AccessPolicy, EgressPolicy, GROUP};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -137,6 +138,11 @@ impl Subject {
             (GROUP, "AccessPolicy") => {
                 if let Some(policy) = typed::<AccessPolicy>(&object) {
                     world.apply(name.clone(), AccessPolicyView::from(&policy));
+                }
+            }
+            (GROUP, "EgressPolicy") => {
+                if let Some(policy) = typed::<EgressPolicy>(&object) {
+                    world.apply(name.clone(), EgressPolicyView::from(&policy));
                 }
             }
             _ => {}

@@ -75,6 +75,10 @@ fn policy(name: &str, spec: &str) -> String {
     )
 }
 
+fn egress(spec: &str) -> String {
+    policy("a", spec).replace("kind: AccessPolicy", "kind: EgressPolicy")
+}
+
 fn pod(annotations: &str) -> String {
     format!(
         "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: p, annotations: {{{annotations}}}}}, spec: {{containers: [{{name: c}}]}}}}\n"
@@ -244,6 +248,18 @@ fn cases() -> Vec<(&'static Lint, &'static str, String, String)> {
                 + &policy("b", "rules: [{from: [{namespaces: [one]}], to: [{methods: [GET]}]}]"),
             policy("a", "rules: [{from: [{namespaces: [one, two]}]}]")
                 + &policy("b", "rules: [{from: [{namespaces: [three]}]}]"),
+        ),
+        (
+            EGRESS_INVALID,
+            "spec.rules[0].networks[0]",
+            egress("rules: [{networks: [192.0.2.0/33]}]"),
+            egress("rules: [{networks: [192.0.2.0/24]}]"),
+        ),
+        (
+            EGRESS_SELECTS_NOTHING,
+            "spec.target",
+            egress("target: {kind: Deployment, name: wbe}, rules: [{hosts: [a.example]}]"),
+            egress("target: {kind: Deployment, name: web}, rules: [{hosts: [a.example]}]"),
         ),
     ]
 }
