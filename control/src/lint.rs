@@ -2,8 +2,8 @@
 //!
 //! Pure: objects in, findings out. It stands on what control itself compiles, so that both have the same idea of which
 //! route comes first and what a policy selects. [`LINTS`] is the one list of what can be found; `control/LINTS.md` is made
-//! from it. [`subject`] makes a world out of objects, [`route`], [`redirect`], [`access`], [`egress`] and
-//! [`annotation`] look at it, [`shadow`] knows which condition
+//! from it. [`subject`] makes a world out of objects, [`route`], [`redirect`], [`access`], [`egress`], [`traffic`]
+//! and [`annotation`] look at it, [`shadow`] knows which condition
 //! leaves nothing for another.
 
 mod access;
@@ -13,6 +13,7 @@ mod redirect;
 mod route;
 mod shadow;
 mod subject;
+mod traffic;
 
 #[cfg(test)]
 mod tests;
@@ -159,6 +160,18 @@ lints! {
     EGRESS_SELECTS_NOTHING "egress.selects-nothing" Warning
         "An EgressPolicy that selects no workload"
         "Compare `target` with the names or labels of the workloads in its namespace";
+    TRAFFIC_INVALID "traffic.invalid" Error
+        "A TrafficPolicy that cannot be run: it is not in force"
+        "Mend the field";
+    TRAFFIC_TARGET_MISSING "traffic.target-missing" Error
+        "A TrafficPolicy about a Service, a port, a route or a rule that is not there"
+        "Mend `targetRefs`, or make what they name";
+    TRAFFIC_CONFLICTED "traffic.conflicted" Warning
+        "A TrafficPolicy about what an older one has its say of already: that field of it does nothing"
+        "Say it in one of the two";
+    FAULT_EVERYTHING "fault.everything" Warning
+        "A fault that is made for every single request"
+        "Give it a `percent` or a condition, or take it out once it has done its work";
 }
 
 /// Something found in an object.
@@ -184,6 +197,7 @@ pub fn lint(subject: &Subject) -> Vec<Finding> {
     redirect::look(subject, &mut found);
     access::look(subject, &mut found);
     egress::look(subject, &mut found);
+    traffic::look(subject, &mut found);
     found.sort_by(|a, b| (&a.kind, &a.name, &a.field, a.lint.id).cmp(&(&b.kind, &b.name, &b.field, b.lint.id)));
     found.dedup();
     found

@@ -7,11 +7,12 @@
 use crate::compile::{self, access::fault};
 use crate::world::World;
 use crate::world::route::{RouteKind, read};
+use crate::world::traffic_policy::TrafficPolicyView;
 use crate::world::view::Name;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_api::access::Source;
 use mesh_api::{Network, SpiffeId};
-use mesh_manifests::policies::{AccessPolicySpec, EgressPolicySpec, GROUP};
+use mesh_manifests::policies::{AccessPolicySpec, EgressPolicySpec, GROUP, TrafficPolicy};
 use serde_json::Value;
 
 /// Something that cannot work.
@@ -41,6 +42,7 @@ pub fn faults(object: &Value) -> Vec<Fault> {
     let meta: ObjectMeta = serde_json::from_value(object["metadata"].clone()).unwrap_or_default();
     match (group, kind) {
         (GROUP, "AccessPolicy") => access(&meta, &object["spec"]),
+        (GROUP, "TrafficPolicy") => traffic(&meta, object),
         (GROUP, "EgressPolicy") => egress(&object["spec"]),
         (read::GROUP, _) => match RouteKind::ALL.into_iter().find(|known| known.kind() == kind) {
             Some(kind) => route(kind, &meta, object),
@@ -100,6 +102,22 @@ fn egress(spec: &Value) -> Vec<Fault> {
             if let Some((_, why)) = compile::egress::fault(&read) {
                 let (field, why) = why.split_once(' ').unwrap_or(("spec.target", &why));
                 add(&mut faults, field, why);
+            }
+        }
+        Err(error) => add(&mut faults, "spec", error.to_string()),
+    }
+    faults
+}
+
+fn traffic(meta: &ObjectMeta, object: &Value) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    match serde_json::from_value::<TrafficPolicy>(object.clone()) {
+        Ok(policy) => {
+            // Without a world no target is there; that is no fault of the policy's.
+            let found = compile::traffic::fault(&World::default(), &Name::of(meta), &TrafficPolicyView::from(&policy));
+            if let Some(("Invalid", why)) = found {
+                let (path, why) = why.split_once(": ").unwrap_or(("", &why));
+                add(&mut faults, format!("spec.{path}"), why);
             }
         }
         Err(error) => add(&mut faults, "spec", error.to_string()),

@@ -97,6 +97,11 @@ mod tests {
                 "spec.rules[0].from[0].networks[1]: ",
             ),
             (
+                json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": "TrafficPolicy", "metadata": {"name": "a"}, "spec": {
+                    "targetRefs": [{"kind": "Service", "name": "web"}], "breaker": {"ejection": "1m", "maxEjection": "1s"}}}),
+                "spec.breaker.maxEjection: shorter than ejection",
+            ),
+            (
                 json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": "EgressPolicy", "metadata": {"name": "a"},
                     "spec": {"rules": [{"networks": ["192.0.2.0/33"]}]}}),
                 "spec.rules[0].networks[0]: ",

@@ -8,6 +8,7 @@ use crate::world::World;
 use crate::world::access_policy::AccessPolicyView;
 use crate::world::egress_policy::EgressPolicyView;
 use crate::world::route::{RouteKey, RouteKind, read};
+use crate::world::traffic_policy::TrafficPolicyView;
 use crate::world::view::{EndpointView, Name, NamespaceView, PodView, PortView, ServiceView, SliceView};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -15,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use mesh_api::WorkloadRef;
 use mesh_manifests::config::MeshConfig;
-use mesh_manifests::policies::{AccessPolicy, EgressPolicy, GROUP};
+use mesh_manifests::policies::{AccessPolicy, EgressPolicy, GROUP, TrafficPolicy};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -140,6 +141,11 @@ impl Subject {
                     world.apply(name.clone(), AccessPolicyView::from(&policy));
                 }
             }
+            (GROUP, "TrafficPolicy") => {
+                if let Some(policy) = typed::<TrafficPolicy>(&object) {
+                    world.apply(name.clone(), TrafficPolicyView::from(&policy));
+                }
+            }
             (GROUP, "EgressPolicy") => {
                 if let Some(policy) = typed::<EgressPolicy>(&object) {
                     world.apply(name.clone(), EgressPolicyView::from(&policy));
@@ -182,6 +188,11 @@ impl Subject {
             self.with_pods.insert(name.namespace.clone());
             self.world.apply(name, view);
         }
+    }
+
+    /// True if nothing is there but the objects.
+    pub(super) fn sees_all(&self) -> bool {
+        self.seen == Seen::All
     }
 
     /// True if a Service that is not among the objects is not there.

@@ -75,6 +75,11 @@ fn policy(name: &str, spec: &str) -> String {
     )
 }
 
+fn traffic(name: &str, spec: &str) -> String {
+    policy(name, &format!("targetRefs: [{{kind: Service, name: web}}], {spec}"))
+        .replace("kind: AccessPolicy", "kind: TrafficPolicy")
+}
+
 fn egress(spec: &str) -> String {
     policy("a", spec).replace("kind: AccessPolicy", "kind: EgressPolicy")
 }
@@ -260,6 +265,42 @@ fn cases() -> Vec<(&'static Lint, &'static str, String, String)> {
             "spec.target",
             egress("target: {kind: Deployment, name: wbe}, rules: [{hosts: [a.example]}]"),
             egress("target: {kind: Deployment, name: web}, rules: [{hosts: [a.example]}]"),
+        ),
+        (
+            TRAFFIC_INVALID,
+            "spec.limits.requests",
+            traffic("a", "limits: {requests: 0}"),
+            traffic("a", "limits: {requests: 1}"),
+        ),
+        (
+            TRAFFIC_TARGET_MISSING,
+            "spec.targetRefs",
+            traffic("a", "limits: {requests: 1}").replace("name: web", "name: wbe"),
+            traffic("a", "limits: {requests: 1}"),
+        ),
+        (
+            TRAFFIC_CONFLICTED,
+            "spec.targetRefs",
+            traffic("a", "limits: {requests: 1}") + &traffic("b", "limits: {requests: 2}"),
+            traffic("a", "limits: {requests: 1}") + &traffic("b", "timeouts: {request: 1s}"),
+        ),
+        (
+            FAULT_EVERYTHING,
+            "spec.faults[0]",
+            traffic("a", "faults: [{delay: 1s}]"),
+            traffic("a", "faults: [{delay: 1s, percent: 5}]"),
+        ),
+        (
+            RETRY_UNSAFE_METHODS,
+            "spec.retry.unsafeMethods",
+            traffic("a", "retry: {unsafeMethods: true}"),
+            traffic("a", "retry: {attempts: 2}"),
+        ),
+        (
+            TIMEOUT_SHORTER_THAN_TRIES,
+            "spec.timeouts.request",
+            traffic("a", "retry: {attempts: 1, perTryTimeout: 1s}, timeouts: {request: 1s}"),
+            traffic("a", "retry: {attempts: 1, perTryTimeout: 1s}, timeouts: {request: 2s}"),
         ),
     ]
 }
