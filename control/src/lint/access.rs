@@ -10,7 +10,7 @@ use crate::validate::{Fault, faults};
 use crate::world::access_policy::AccessPolicyView;
 use crate::world::view::Name;
 use mesh_api::access::Action;
-use mesh_manifests::policies::access_policy::AccessClause;
+use mesh_manifests::policies::access_policy::{AccessClause, TargetKind};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -100,7 +100,14 @@ fn covered(
     number: usize,
     clause: &AccessClause,
 ) -> Option<(&'static Lint, String)> {
-    for (other, wide) in policies.iter().filter(|(other, _)| reach[*other].covers(&reach[name])) {
+    // A policy that asks for more than its rules say, or is about the requests of a route, leaves something for others.
+    let is_plain = |view: &AccessPolicyView| {
+        let of_route = view.spec.target.as_ref().and_then(|target| target.kind);
+        let of_route = matches!(of_route, Some(TargetKind::HttpRoute | TargetKind::GrpcRoute));
+        view.spec.jwt.is_none() && view.spec.external.is_none() && !of_route
+    };
+    let wider = policies.iter().filter(|(other, wide)| is_plain(wide) && reach[*other].covers(&reach[name]));
+    for (other, wide) in wider {
         let lint = match (wide.spec.action, view.spec.action) {
             (Action::Deny, Action::Allow) => ACCESS_SHADOWED,
             (wide, narrow) if wide == narrow => ACCESS_REDUNDANT,
