@@ -74,7 +74,7 @@ fn proxies_know_what_the_api_knows() -> Result<()> {
     let identity =
         |row: &Value| row["identity"].as_str().is_some_and(|id| id.starts_with("spiffe://cluster.local/ns/"));
     ensure!(known.as_array().into_iter().flatten().all(identity), "{known}");
-    let config = json(s, "diagnostics proxy-config deploy/web -n shop")?;
+    let config = json(s, "diagnostics proxy-config deploy/web -n shop -o json")?;
     ensure!(config[0]["config"]["control_connected"] == true, "{config}");
     let metrics = ["diagnostics", "proxy-metrics", "deploy/web", "-n", "shop"];
     s.meshctl(metrics)?.ok()?.says("mesh_requests_total{direction=\"inbound\",tls=\"mutual\"")?;

@@ -14,9 +14,9 @@ use crate::retry::Retries;
 use crate::session;
 use crate::timeout::or;
 use crate::weight::Split;
-use matcher::{Asked, Hit, Matcher};
+use matcher::{Asked, Hit, Matcher, Miss};
 use mesh_api::ServiceRef;
-use mesh_api::route::{RouteBackend, RuleName, SessionPersistence};
+use mesh_api::route::{HttpMatch, RouteBackend, RuleName, SessionPersistence};
 use mesh_api::{route, timeout::Timeouts};
 use std::sync::Arc;
 use text::Hosts;
@@ -60,6 +60,15 @@ pub struct Share {
     pub service: Option<usize>,
     /// What is done to them besides.
     pub filters: Filters,
+}
+
+/// What came of one condition for a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Judged<'a> {
+    /// The condition.
+    pub condition: &'a HttpMatch,
+    /// The first thing that the request does not meet.
+    pub miss: Option<Miss<'a>>,
 }
 
 /// The services that rules lead to, each with its number.
@@ -125,6 +134,17 @@ impl Table {
         let matcher = if grpc && !self.grpc.is_empty() { &self.grpc } else { &self.http };
         let hit = matcher.find(asked)?;
         Some((self.rules.get(hit.rule)?, hit))
+    }
+
+    /// How each condition judges a request, in order of precedence: its number among those of `routes`, which are what
+    /// this table was compiled from, and what is not met. The first that misses nothing takes the request.
+    pub fn judge<'a>(&'a self, routes: &'a route::Routes, asked: &Asked<'_>, grpc: bool) -> Vec<Judged<'a>> {
+        let (matcher, conditions) = match grpc && !self.grpc.is_empty() {
+            true => (&self.grpc, &routes.grpc),
+            false => (&self.http, &routes.http),
+        };
+        let judged = conditions.iter().zip(matcher.judge(asked));
+        judged.map(|(condition, miss)| Judged { condition, miss }).collect()
     }
 
     /// A rule by its number.
@@ -201,7 +221,7 @@ impl Rule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mesh_api::route::{HttpMatch, TlsMatch};
+    use mesh_api::route::TlsMatch;
 
     fn rule(name: &str, part: &str) -> route::Rule {
         let name = RuleName {

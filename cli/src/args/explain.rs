@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  \
     meshctl explain request --from deploy/web --to catalog:80 GET /products/7 -n shop\n  \
+    meshctl explain request --from deploy/web --to catalog:80 GET '/products?q=7' --header version=v2 -n shop\n  \
     meshctl explain pod web-6f7d -n shop\n  \
     meshctl explain error no-endpoints")]
 pub struct Explain {
@@ -42,9 +43,15 @@ pub struct ExplainRequest {
     /// Method of the request
     #[arg(value_name = "METHOD", default_value = "GET")]
     pub method: String,
-    /// Path of the request
+    /// Path of the request, with its query if it has one
     #[arg(value_name = "PATH", default_value = "/")]
     pub path: String,
+    /// A header field of the request; may be given several times (content-type=application/grpc makes it a gRPC call)
+    #[arg(short = 'H', long, value_name = "NAME=VALUE")]
+    pub header: Vec<String>,
+    /// Host that the request names; that of --to unless given
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
     /// Namespace of the caller; the context's own unless given
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
@@ -93,8 +100,10 @@ pub struct Diagnostics {
 /// What can be looked at.
 #[derive(Debug, Subcommand)]
 pub enum DiagnosticsWhat {
-    /// Settings and knowledge of proxies, as JSON
-    ProxyConfig(Proxies),
+    /// What proxies know of where their traffic goes: destinations, rules and backends
+    ///
+    /// A row for each rule of each destination, in order; with -o json everything, with the proxies' settings.
+    ProxyConfig(ProxyRows),
     /// Metrics of proxies, as Prometheus reads them
     ProxyMetrics(Proxies),
     /// Endpoints that proxies know, compared with the API's

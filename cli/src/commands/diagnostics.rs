@@ -1,5 +1,6 @@
 //! `meshctl diagnostics`: what proxies and control plane know and count, asked of them directly.
 
+use super::explain_route;
 use crate::args::{Diagnostics, DiagnosticsWhat, Global, Proxies, ProxyRows};
 use crate::cluster::Cluster;
 use crate::error::{Context, Error, Outcome, Result};
@@ -13,7 +14,8 @@ use kube::Api;
 use kube::api::ListParams;
 use mesh_api::breaker::Standing;
 use mesh_api::names::{CONTROL_ADMIN_PORT, CONTROL_NAME};
-use mesh_api::{Access, Destination, Egress, Endpoint, InboundPolicy, Protocol};
+use mesh_api::route::{RouteBackend, Routes};
+use mesh_api::{Access, Destination, Egress, Endpoint, InboundPolicy, Protocol, ServiceRef};
 use mesh_control::compile;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -45,6 +47,15 @@ pub(super) struct ProxyConfig {
 struct KnownDestination {
     address: SocketAddr,
     destination: Destination,
+    endpoints: Vec<KnownEndpoint>,
+    /// Services that its routes lead to.
+    #[serde(default)]
+    backends: Vec<KnownBackend>,
+}
+
+#[derive(Debug, Deserialize)]
+struct KnownBackend {
+    service: Option<ServiceRef>,
     endpoints: Vec<KnownEndpoint>,
 }
 
@@ -112,18 +123,64 @@ fn told_of_silent<'a, T: 'a>(answers: impl IntoIterator<Item = &'a Answer<T>>, p
     outcome
 }
 
-async fn proxy_config(cluster: &Cluster, args: &Proxies, printer: &Printer) -> Result<Outcome> {
-    let answers = ask(cluster, args, "/config").await?;
-    let all: Vec<Value> = answers
-        .iter()
-        .filter_map(|(proxy, answer)| Some((proxy, answer.as_ref().ok()?)))
-        .map(|(proxy, text)| {
+async fn proxy_config(cluster: &Cluster, args: &ProxyRows, printer: &Printer) -> Result<Outcome> {
+    let answers = ask(cluster, &args.proxies, "/config").await?;
+    let known = answers.iter().filter_map(|(proxy, answer)| Some((proxy, answer.as_ref().ok()?)));
+    if matches!(args.output, RowFormat::Json | RowFormat::Yaml) {
+        let config = |(proxy, text): (&Proxy, &String)| {
             let config: Value = serde_json::from_str(text).during(|| "understand the proxy's answer")?;
             Ok(serde_json::json!({"namespace": proxy.namespace, "pod": proxy.pod, "config": config}))
-        })
-        .collect::<Result<_>>()?;
-    printer.json(&all)?;
+        };
+        let all: Vec<Value> = known.map(config).collect::<Result<_>>()?;
+        if args.output == RowFormat::Json { printer.json(&all)? } else { printer.yaml(&all)? }
+    } else {
+        let mut rows = Vec::new();
+        for (proxy, text) in known {
+            rows.extend(read(text)?.destinations.iter().flat_map(|known| config_rows(proxy, known)));
+        }
+        let columns = ["POD", "DESTINATION", "PROTOCOL", "RULE", "ASKS", "BACKENDS"].map(words);
+        printer.table(&columns, rows.into_iter().map(|row| row.map(Cell::new).to_vec()).collect())?;
+    }
     Ok(told_of_silent(&answers, printer))
+}
+
+/// A row for each rule of a destination, or one if it has none: pod, destination, protocol, rule, what it asks for, and
+/// where it leads.
+fn config_rows(proxy: &Proxy, known: &KnownDestination) -> Vec<[String; 6]> {
+    let KnownDestination { address, destination, endpoints, backends } = known;
+    let name = destination.service.as_ref().map_or(address.to_string(), ToString::to_string);
+    // Plain data, which can always be written.
+    let protocol = serde_json::to_value(destination.protocol).unwrap_or_default();
+    let protocol = protocol.as_str().unwrap_or_default();
+    let row = |rule: &str, asks: String, to: String| {
+        [proxy.pod.clone(), name.clone(), protocol.to_owned(), rule.to_owned(), asks, to]
+    };
+    let Some(routes) = destination.routes.as_deref().filter(|routes| !routes.rules.is_empty()) else {
+        let what = if destination.external { "outside".to_owned() } else { format!("{} endpoints", endpoints.len()) };
+        return vec![row("-", String::new(), what)];
+    };
+    let ready = |service: &ServiceRef| {
+        let own = destination.service.as_ref() == Some(service);
+        let found = backends.iter().find(|backend| backend.service.as_ref() == Some(service));
+        found.map_or(if own { endpoints.len() } else { 0 }, |backend| backend.endpoints.len())
+    };
+    let backend = |RouteBackend { service, weight, .. }: &RouteBackend| match service {
+        Some(service) => format!("{service} weight {weight} ({} endpoints)", ready(service)),
+        None => format!("nothing that is there, weight {weight}"),
+    };
+    let rows = routes.rules.iter().enumerate().map(|(at, rule)| {
+        let to: Vec<String> = rule.backends.iter().map(backend).collect();
+        row(&rule.name.to_string(), asked_by(routes, at), if to.is_empty() { "none".to_owned() } else { to.join(", ") })
+    });
+    rows.collect()
+}
+
+/// What leads to a rule, in order of precedence.
+fn asked_by(routes: &Routes, rule: usize) -> String {
+    let requests = routes.http.iter().chain(&routes.grpc).filter(|of| of.rule == rule).map(explain_route::asks);
+    let names = routes.tls.iter().filter(|of| of.rule == rule).map(|of| format!("TLS {}", of.hosts.join(" or ")));
+    let connections = (routes.tcp == Some(rule)).then(|| "connections".to_owned());
+    requests.chain(names).chain(connections).collect::<Vec<_>>().join("; ")
 }
 
 async fn proxy_metrics(cluster: &Cluster, args: &Proxies, printer: &Printer) -> Result<Outcome> {
@@ -478,6 +535,32 @@ mod tests {
         let mut failing = config();
         failing.destinations[0].endpoints[0].failing = true;
         assert_eq!(compare(&proxy, &failing, &shown())[0].state, State::Failing);
+    }
+
+    #[test]
+    fn rules_and_backends_have_a_row_each() {
+        let mut destination = config().destinations.remove(0);
+        let proxy = Proxy { namespace: "shop".into(), pod: "web-1".into() };
+        let row = config_rows(&proxy, &destination).remove(0);
+        assert_eq!(row, ["web-1", "shop/catalog:80", "detect", "-", "", "2 endpoints"].map(str::to_owned));
+        let to = |name: &str| json!({"namespace": "shop", "name": name, "port": 80});
+        let rule = |part: &str, backends: Value| json!({"name": {"kind": "httproute", "namespace": "shop", "name": "r", "rule": part}, "backends": backends});
+        let routes = json!({
+            "rules": [
+                rule("split", json!([{"service": to("catalog"), "weight": 9}, {"service": to("new"), "weight": 1}])),
+                rule("none", json!([])),
+            ],
+            "http": [{"rule": 0, "path": {"prefix": "/a"}, "method": "GET"}, {"rule": 1}],
+        });
+        destination.destination.routes = Some(serde_json::from_value(routes).unwrap());
+        destination.backends = vec![serde_json::from_value(json!({"service": to("new"), "endpoints": []})).unwrap()];
+        let rows = config_rows(&proxy, &destination);
+        assert_eq!(
+            rows[0][3..].join(" | "),
+            "httproute/shop/r/split | GET, path /a and below | \
+             shop/catalog:80 weight 9 (2 endpoints), shop/new:80 weight 1 (0 endpoints)"
+        );
+        assert_eq!(rows[1][3..].join(" | "), "httproute/shop/r/none | everything | none");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! API shows, and what they say is told in order.
 
 use super::explain_request;
+use super::explain_route::Considered;
 use crate::args::{Explain, ExplainError, ExplainPod, ExplainWhat, Global, TextFormat};
 use crate::check::INJECTOR;
 use crate::cluster::Cluster;
@@ -41,6 +42,9 @@ pub(super) struct Explanation {
     pub subject: String,
     /// In order.
     pub steps: Vec<Step>,
+    /// Conditions of routes, in order of precedence.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Considered>,
     /// What it comes to.
     pub verdict: String,
     /// What to do, if anything.
@@ -50,7 +54,7 @@ pub(super) struct Explanation {
 
 impl Explanation {
     pub(super) fn of(subject: String) -> Self {
-        Self { subject, steps: Vec::new(), verdict: String::new(), hint: None }
+        Self { subject, steps: Vec::new(), routes: Vec::new(), verdict: String::new(), hint: None }
     }
 
     /// Adds a step after which things go on.

@@ -1,25 +1,29 @@
 //! `meshctl explain request`: what would happen to a request that nobody sends.
 //!
 //! The world is read from the API as control reads it, [`compile`] says what the caller's proxy would be told and how
-//! the callee's proxy would treat the request, and the proxy's own [`learned`] names it.
+//! the callee's proxy would treat the request, the proxy's own table of routes judges it ([`explain_route`]), and the
+//! proxy's own [`learned`] names it where no rule does.
 
 use super::explain::Explanation;
+use super::explain_route::{self, Judgement, Taken};
 use crate::args::ExplainRequest;
 use crate::cluster::Cluster;
 use crate::error::{Error, Hint, Result};
 use crate::resource::{Kind, Resource};
 use crate::shown::Shown;
-use http::HeaderMap;
+use http::header::{CONTENT_TYPE, HOST};
+use http::{HeaderName, HeaderValue, Request, Version};
 use mesh_api::access::{Asked, Caller, Head, What, decide};
 use mesh_api::egress::{self, Leaving, Seen};
 use mesh_api::names::SKIP_OUTBOUND_PORTS;
-use mesh_api::{Endpoint, Protocol, SpiffeId};
-use mesh_control::compile;
+use mesh_api::route::Rule;
+use mesh_api::{Endpoint, Protocol, SpiffeId, TrafficPolicy};
+use mesh_control::compile::{self, Compiled};
 use mesh_control::world::World;
 use mesh_control::world::view::{Name, PodView};
 use mesh_proxy::access::evidence::Checks;
-use mesh_proxy::learned;
 use mesh_proxy::route::matcher;
+use mesh_proxy::{grpc, learned};
 use std::net::{IpAddr, SocketAddr};
 
 /// At most this many endpoints are written out.
@@ -35,8 +39,8 @@ struct Question<'a> {
     from: Resource,
     namespace: &'a str,
     to: &'a str,
-    method: &'a str,
-    path: &'a str,
+    /// The request as the caller's proxy would see it.
+    request: Request<()>,
 }
 
 /// Explains a request.
@@ -45,15 +49,49 @@ pub(super) async fn run(cluster: &Cluster, args: &ExplainRequest) -> Result<Expl
         from: Resource::read_one(&args.from)?,
         namespace: args.namespace.as_deref().unwrap_or(&cluster.namespace),
         to: &args.to,
-        method: &args.method,
-        path: &args.path,
+        request: request(args)?,
     };
     judge(&Shown::read(cluster).await?, &question)
 }
 
+/// The request that is asked about.
+fn request(args: &ExplainRequest) -> Result<Request<()>> {
+    let wrong = |what: &str, text: &str| Error::new(format!("`{text}` is no {what}"));
+    let mut request = Request::new(());
+    *request.method_mut() = args.method.to_ascii_uppercase().parse().map_err(|_| wrong("method", &args.method))?;
+    *request.uri_mut() = match args.path.starts_with('/') {
+        true => args.path.parse().map_err(|_| wrong("path", &args.path))?,
+        false => return Err(wrong("path", &args.path).hint("a path begins with a slash: GET /products/7")),
+    };
+    let bare = args.to.strip_prefix("svc/").or(args.to.strip_prefix("service/")).unwrap_or(&args.to);
+    let host = args.host.as_deref().unwrap_or(bare);
+    request.headers_mut().insert(HOST, HeaderValue::from_str(host).map_err(|_| wrong("host", host))?);
+    for given in &args.header {
+        let fault = || wrong("header field", given).hint("write NAME=VALUE: --header version=v2");
+        let (name, value) = given.split_once('=').ok_or_else(fault)?;
+        let name: HeaderName = name.trim().parse().map_err(|_| fault())?;
+        request.headers_mut().append(name, HeaderValue::from_str(value.trim()).map_err(|_| fault())?);
+    }
+    if request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+        *request.version_mut() = Version::HTTP_2;
+    }
+    Ok(request)
+}
+
+/// The request, which is a gRPC call if that is what the callee declares to speak.
+fn as_declared(question: &Question<'_>, protocol: Protocol) -> Request<()> {
+    let mut request = question.request.clone();
+    if protocol == Protocol::Grpc {
+        *request.version_mut() = Version::HTTP_2;
+        request.headers_mut().entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/grpc"));
+    }
+    request
+}
+
 fn judge(shown: &Shown, question: &Question<'_>) -> Result<Explanation> {
-    let Question { from, namespace, to, method, path } = question;
-    let mut told = Explanation::of(format!("{method} {path} from {from} in {namespace} to {to}"));
+    let Question { from, namespace, to, request } = question;
+    let mut told =
+        Explanation::of(format!("{} {} from {from} in {namespace} to {to}", request.method(), request.uri()));
 
     // The caller.
     let (caller, pod) = find_caller(&shown.world, from, namespace)?;
@@ -104,11 +142,17 @@ fn judge(shown: &Shown, question: &Question<'_>) -> Result<Explanation> {
         let leaving = Leaving { address: Some(address.ip()), port: address.port(), seen };
         return Ok(leave(told, shown, caller, &leaving, &verdict));
     }
-    if !opaque {
-        told.step("route", format!("counted as {}", template(path)));
+    let request = as_declared(question, compiled.destination.protocol);
+    let (rule, endpoints) = match course(shown, &mut told, &compiled, &request, caller) {
+        Ok(course) => course,
+        Err(Ends { step, says, verdict, hint }) => return Ok(told.end(step, says, &verdict, &hint)),
+    };
+    let services: Vec<(String, Option<&TrafficPolicy>)> =
+        endpoints.iter().map(|to| (to.name.clone(), to.policy)).collect();
+    if let Some(carried) = explain_route::carried(rule, &services) {
+        told.step("carried", carried);
     }
-    let endpoints = &compiled.endpoints;
-    if endpoints.is_empty() {
+    if endpoints.iter().all(|to| to.endpoints.is_empty()) {
         return Ok(told.end(
             "endpoints",
             "none is ready",
@@ -116,41 +160,146 @@ fn judge(shown: &Shown, question: &Question<'_>) -> Result<Explanation> {
             "meshctl explain error no-endpoints",
         ));
     }
-    told.step("endpoints", list(endpoints));
-    told.step("balancing", balancing(endpoints.len(), opaque));
+    told.step("endpoints", each(&endpoints, |to| Some(list(to.endpoints))));
+    told.step(
+        "balancing",
+        each(&endpoints, |to| Some(explain_route::balancing(to.endpoints.len(), opaque, to.policy))),
+    );
 
     // The callee.
-    let plain = endpoints.iter().filter(|endpoint| endpoint.identity.is_none()).count();
-    told.step("callee", callee(shown, endpoints));
-    match access(shown, question, (caller, pod), opaque, endpoints) {
-        Some((false, says)) => {
-            let verdict = match opaque {
-                true => "the callee's proxy resets the connection (access-denied)",
-                false => "answered by the callee's proxy with 403 and mesh-error: access-denied",
-            };
-            return Ok(told.end("access", says, verdict, "meshctl explain error access-denied"));
-        }
-        Some((true, says)) => told.step("access", says),
-        None => {}
+    told.step("callee", each(&endpoints, |to| Some(callee(shown, to.endpoints))));
+    let decided = |to: &Eligible<'_>| access(shown, &request, (caller, pod), opaque, to.endpoints);
+    let says = each(&endpoints, |to| decided(to).map(|(_, says)| says));
+    let refused = |to: &Eligible<'_>| decided(to).is_some_and(|(allowed, _)| !allowed);
+    if endpoints.iter().filter(|to| !to.endpoints.is_empty()).all(refused) {
+        let verdict = match opaque {
+            true => "the callee's proxy resets the connection (access-denied)",
+            false => "answered by the callee's proxy with 403 and mesh-error: access-denied",
+        };
+        return Ok(told.end("access", says, verdict, "meshctl explain error access-denied"));
     }
-    Ok(match plain {
-        0 => told.verdict(format!("sent to one of {} over mutual TLS 1.3", count(endpoints.len())), ""),
-        n if n == endpoints.len() => told.verdict(
+    if !says.is_empty() {
+        told.step("access", says);
+    }
+    Ok(sent(told, &endpoints))
+}
+
+/// The verdict on a request that gets through.
+fn sent(told: Explanation, endpoints: &[Eligible<'_>]) -> Explanation {
+    let all: Vec<&Endpoint> = endpoints.iter().flat_map(|to| to.endpoints).collect();
+    let plain = all.iter().filter(|endpoint| endpoint.identity.is_none()).count();
+    match plain {
+        0 => told.verdict(format!("sent to one of {} over mutual TLS 1.3", count(all.len())), ""),
+        n if n == all.len() => told.verdict(
             format!("sent to one of {} in plain text", count(n)),
             "the callee has no proxy: meshctl explain pod NAME says why",
         ),
         n => told.verdict(
-            format!("sent to one of {}: {n} in plain text, the others over mutual TLS 1.3", count(endpoints.len())),
+            format!("sent to one of {}: {n} in plain text, the others over mutual TLS 1.3", count(all.len())),
             "pods without a proxy: meshctl explain pod NAME says why",
         ),
-    })
+    }
+}
+
+/// Endpoints that may answer: those of the destination, or of one of the services that a rule leads to.
+struct Eligible<'a> {
+    name: String,
+    endpoints: &'a [Endpoint],
+    policy: Option<&'a TrafficPolicy>,
+}
+
+/// Something about each service, under its name where there are several.
+fn each(services: &[Eligible<'_>], says: impl Fn(&Eligible<'_>) -> Option<String>) -> String {
+    let line = |to: &Eligible<'_>| {
+        let says = if to.endpoints.is_empty() { Some("none is ready".to_owned()) } else { says(to) };
+        Some(if services.len() == 1 { says? } else { format!("{}: {}", to.name, says?.replace('\n', "\n  ")) })
+    };
+    services.iter().filter_map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Where a request ends.
+struct Ends {
+    step: &'static str,
+    says: String,
+    verdict: String,
+    hint: String,
+}
+
+/// What routes make of a request: the rule that takes it, if there are any, and who may answer.
+fn course<'a>(
+    shown: &Shown,
+    told: &mut Explanation,
+    compiled: &'a Compiled,
+    request: &Request<()>,
+    caller: &Name,
+) -> std::result::Result<(Option<&'a Rule>, Vec<Eligible<'a>>), Ends> {
+    let Compiled { destination, endpoints, backends } = compiled;
+    let opaque = destination.protocol == Protocol::Opaque;
+    let own = || {
+        let name = destination.service.as_ref().map(ToString::to_string).unwrap_or_default();
+        vec![Eligible { name, endpoints, policy: destination.policy.as_deref() }]
+    };
+    let Judgement { mut considered, taken } = explain_route::judge(destination, request, opaque);
+    considered.extend(explain_route::others(&shown.world, destination, &caller.namespace));
+    told.routes.clone_from(&considered);
+    let counted = || format!("counted as {}", template(request.uri().path()));
+    let rule = match taken {
+        Taken::Unjudged => {
+            if !opaque {
+                told.step("route", explain_route::told(&considered, &counted()));
+            }
+            return Ok((None, own()));
+        }
+        Taken::Unusable(why) => {
+            told.step("route", format!("proxies cannot use the routes and go on with what they had: {why}"));
+            return Ok((None, own()));
+        }
+        Taken::ByNone => {
+            let verdict = match (opaque, grpc::is_call(request)) {
+                (true, _) => "the caller's proxy resets the connection (no-route)",
+                (false, true) => "answered by the caller's proxy with status Unimplemented and mesh-error: no-route",
+                (false, false) => "answered by the caller's proxy with 404 and mesh-error: no-route",
+            };
+            let says = explain_route::told(&considered, "no rule takes it");
+            let hint = "meshctl explain error no-route".to_owned();
+            return Err(Ends { step: "route", says, verdict: verdict.to_owned(), hint });
+        }
+        Taken::By(rule) => destination.routes.as_ref().and_then(|routes| routes.rules.get(rule)),
+    };
+    let Some(rule) = rule else { return Ok((None, own())) };
+    told.step("route", explain_route::told(&considered, &explain_route::taker(&considered, rule)));
+    if let Some(filters) = explain_route::filters(rule) {
+        told.step("filters", filters);
+    }
+    if let Some(status) = explain_route::redirects(rule) {
+        let verdict = format!("answered by the caller's proxy with {status}, a redirect");
+        return Err(Ends { step: "backends", says: "none is asked".to_owned(), verdict, hint: String::new() });
+    }
+    let leads: Vec<_> = rule.backends.iter().filter(|to| to.weight > 0).filter_map(|to| to.service.as_ref()).collect();
+    let Some(shares) = explain_route::shares(rule).filter(|_| !leads.is_empty()) else {
+        return Err(Ends {
+            step: "backends",
+            says: "the rule leads to nothing that is there".to_owned(),
+            verdict: "answered by the caller's proxy with 500 and mesh-error: no-backend".to_owned(),
+            hint: "meshctl explain error no-backend".to_owned(),
+        });
+    };
+    told.step("backends", shares);
+    let eligible = leads.into_iter().map(|service| match backends.get(service) {
+        Some(to) => Eligible { name: service.to_string(), endpoints: &to.endpoints, policy: to.policy.as_deref() },
+        None if destination.service.as_ref() == Some(service) => {
+            Eligible { name: service.to_string(), endpoints, policy: destination.policy.as_deref() }
+        }
+        None => Eligible { name: service.to_string(), endpoints: &[], policy: None },
+    });
+    Ok((Some(rule), eligible.collect()))
 }
 
 /// What the callee's proxy decides about the caller, by its own decider: whether it is let in, and why. `None` without
 /// a proxy, or if everybody is let in.
 fn access(
     shown: &Shown,
-    question: &Question<'_>,
+    request: &Request<()>,
     (name, pod): (&Name, &PodView),
     opaque: bool,
     endpoints: &[Endpoint],
@@ -165,13 +314,13 @@ fn access(
     }
     let id = SpiffeId::new(&shown.config.trust_domain, &name.namespace, &pod.service_account);
     let address = pod.ips.first().copied().unwrap_or(IpAddr::from([0, 0, 0, 0]));
-    let no_fields = |_: &str, _: &dyn Fn(&[u8]) -> bool| false;
-    let path = question.path.split('?').next().unwrap_or_default();
-    let (checks, fields) = (Checks::compile(&access).unwrap_or_default(), HeaderMap::new());
-    let query = question.path.split_once('?').map_or("", |(_, query)| query);
-    let asked = matcher::Asked::new(question.method, host(question.to), path, query, &fields);
-    let evidence = checks.of(asked, false, 0);
-    let head = Head { method: question.method, path, grpc: false, header: &no_fields, evidence: &evidence };
+    let fields = |name: &str, judge: &dyn Fn(&[u8]) -> bool| {
+        request.headers().get_all(name).iter().any(|line| judge(line.as_bytes()))
+    };
+    let (method, path, grpc) = (request.method().as_str(), request.uri().path(), grpc::is_call(request));
+    let checks = Checks::compile(&access).unwrap_or_default();
+    let evidence = checks.of(matcher::Asked::of(request), grpc, 0);
+    let head = Head { method, path, grpc, header: &fields, evidence: &evidence };
     let what = if opaque { What::Opaque } else { What::Request(head) };
     let decision = decide(&access, &Caller::new(address, Some(&id)), &Asked { port, what });
     let mut says = format!("{}: {}", if decision.allowed { "let in" } else { "refused" }, decision.why);
@@ -343,14 +492,6 @@ fn list(endpoints: &[Endpoint]) -> String {
     lines.join("\n")
 }
 
-fn balancing(endpoints: usize, opaque: bool) -> String {
-    let what = if opaque { "connection" } else { "request" };
-    match endpoints {
-        1 => "nothing to choose".to_owned(),
-        _ => format!("each {what} goes to the less loaded of two endpoints picked at random (peak EWMA of latency)"),
-    }
-}
-
 fn callee(shown: &Shown, endpoints: &[Endpoint]) -> String {
     // All endpoints of a service listen alike, but for rollouts; the first stands for them.
     let Some(endpoint) = endpoints.first() else { return String::new() };
@@ -375,6 +516,7 @@ mod tests {
     use k8s_openapi::api::core::v1::{Pod, Service};
     use k8s_openapi::api::discovery::v1::EndpointSlice;
     use mesh_control::world::egress_policy::EgressPolicyView;
+    use mesh_control::world::route::{RouteKey, RouteKind, read};
     use mesh_manifests::config::MeshConfig;
     use serde::de::DeserializeOwned;
     use serde_json::{Value, json};
@@ -429,10 +571,76 @@ mod tests {
         )
     }
 
-    fn asked(from: &str, to: &str) -> Explanation {
+    fn question<'a>(from: &str, to: &'a str, path: &str, header: &[&str]) -> Question<'a> {
+        let args = ExplainRequest {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            method: "get".to_owned(),
+            path: path.to_owned(),
+            header: header.iter().map(|header| (*header).to_owned()).collect(),
+            host: None,
+            namespace: None,
+            output: crate::args::TextFormat::Json,
+        };
         let from = Resource::read_one(from).unwrap();
-        let question = Question { from, namespace: "shop", to, method: "GET", path: "/products/7" };
-        judge(&shop(), &question).unwrap()
+        Question { from, namespace: "shop", to, request: request(&args).unwrap() }
+    }
+
+    fn asked(from: &str, to: &str) -> Explanation {
+        judge(&shop(), &question(from, to, "/products/7", &[])).unwrap()
+    }
+
+    /// The shop with a route of catalog: `version: old` goes elsewhere, `/away` is redirected, `/none` leads nowhere.
+    fn routed(path: &str, header: &[&str]) -> Explanation {
+        let mut shop = shop();
+        let meta = |name: &str| serde_json::from_value(json!({"namespace": "shop", "name": name})).unwrap();
+        let mut put = |name: &str, spec: Value| {
+            let view = read::route(RouteKind::Http, &meta(name), &json!({"spec": spec}));
+            shop.world.apply(RouteKey { kind: RouteKind::Http, name: Name::new("shop", name) }, view);
+        };
+        let parent = |port: u16| json!([{"group": "", "kind": "Service", "name": "catalog", "port": port}]);
+        let below = |path: &str| json!([{"path": {"type": "PathPrefix", "value": path}}]);
+        let to = |name: &str, weight: u32| json!({"name": name, "port": 80, "weight": weight});
+        put("other-port", json!({"parentRefs": parent(81), "rules": [{"backendRefs": [to("old", 1)]}]}));
+        put(
+            "catalog",
+            json!({"parentRefs": parent(80), "rules": [
+                {"name": "old", "matches": [{"headers": [{"name": "version", "value": "old"}]}],
+                 "backendRefs": [to("old", 1), to("empty", 1)], "timeouts": {"request": "2s"}},
+                {"name": "away", "matches": below("/away"),
+                 "filters": [{"type": "RequestRedirect", "requestRedirect": {"hostname": "example.org", "statusCode": 301}}]},
+                {"name": "none", "matches": below("/none"), "backendRefs": [to("nothing", 1)]},
+                {"name": "products", "matches": below("/products"), "backendRefs": [to("catalog", 1)]},
+            ]}),
+        );
+        judge(&shop, &question("po/web", "catalog:80", path, header)).unwrap()
+    }
+
+    #[test]
+    fn routes_say_who_takes_a_request_and_why_the_others_do_not() {
+        let says = |told: &Explanation, step: &str| {
+            let found = told.steps.iter().find(|found| found.step == step);
+            found.map(|found| found.says.clone()).unwrap_or_else(|| panic!("no {step}: {told:?}"))
+        };
+        let told = routed("/products/7", &[]);
+        let route = says(&told, "route");
+        assert!(route.starts_with("httproute/shop/catalog/products takes it (path /products and below)"), "{route}");
+        assert!(route.contains("old (header version: old): the header field version is missing, not `old`"), "{route}");
+        assert!(route.contains("httproute/shop/other-port: it is about other ports of the service"), "{route}");
+        assert_eq!(says(&told, "backends"), "100 % to shop/catalog:80");
+        assert_eq!(told.routes.iter().filter(|one| one.takes).count(), 1);
+        assert!(told.verdict.starts_with("sent to one of 2 endpoints over mutual"), "{}", told.verdict);
+
+        let told = routed("/any", &["version=old"]);
+        assert_eq!(says(&told, "backends"), "50 % to shop/old:80\n50 % to shop/empty:80");
+        assert!(says(&told, "endpoints").contains("shop/empty:80: none is ready"), "{told:?}");
+        assert!(says(&told, "carried").contains("2s"), "{told:?}");
+        assert!(told.verdict.contains("1 endpoint in plain text"), "{}", told.verdict);
+
+        for (path, verdict) in [("/away/x", "with 301, a redirect"), ("/none", "no-backend"), ("/x", "no-route")] {
+            let told = routed(path, &[]);
+            assert!(told.verdict.contains(verdict) && !told.steps.last().unwrap().goes_on, "{path}: {told:?}");
+        }
     }
 
     #[test]
@@ -489,9 +697,7 @@ mod tests {
         let policy = EgressPolicyView { spec: typed(spec), ..EgressPolicyView::default() };
         shown.world.apply(Name::new("shop", "out"), policy);
         let check = |to: &str, says: &str, verdict: &str| {
-            let from = Resource::read_one("po/web").unwrap();
-            let question = Question { from, namespace: "shop", to, method: "GET", path: "/" };
-            let told = judge(&shown, &question).unwrap();
+            let told = judge(&shown, &question("po/web", to, "/", &[])).unwrap();
             let last = told.steps.last().unwrap();
             assert!(last.step == "egress" && last.says.contains(says), "{to}: {told:?}");
             assert!(told.verdict.contains(verdict), "{to}: {told:?}");
@@ -505,15 +711,8 @@ mod tests {
 
     #[test]
     fn a_caller_that_is_not_there_is_an_error() {
-        let question = Question {
-            from: Resource::read_one("deploy/none").unwrap(),
-            namespace: "shop",
-            to: "catalog",
-            method: "GET",
-            path: "/",
-        };
         assert_eq!(
-            judge(&shop(), &question).unwrap_err().to_string(),
+            judge(&shop(), &question("deploy/none", "catalog", "/", &[])).unwrap_err().to_string(),
             "there is no deployment/none with pods in namespace shop"
         );
     }

@@ -8,6 +8,7 @@ pub mod diagnostics;
 pub mod edges;
 pub mod explain;
 pub mod explain_request;
+mod explain_route;
 pub mod identity;
 pub mod inject;
 pub mod install;

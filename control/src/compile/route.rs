@@ -28,17 +28,54 @@ pub fn is_consumer(world: &World, ip: IpAddr, namespace: &str) -> bool {
 
 /// The routes of a service's port for clients in the namespace `consumer`; `None`: there are none.
 pub fn routes(world: &World, service: &Name, port: &PortView, consumer: Option<&str>) -> Option<Routes> {
+    flatten(world, &chosen(world, service, port, consumer).0)
+}
+
+/// Routes of a service that say nothing to clients in the namespace `consumer` about one of its ports, and why.
+pub fn left_out<'a>(
+    world: &'a World,
+    service: &Name,
+    port: &PortView,
+    consumer: Option<&str>,
+) -> Vec<(&'a RouteKey, &'static str)> {
+    let (chosen, by_consumer) = chosen(world, service, port, consumer);
+    let why = |key: &RouteKey, route: &RouteView| {
+        if !takes_port(route, service, port) {
+            return Some("it is about other ports of the service");
+        }
+        if chosen.iter().any(|(other, _)| *other == key) {
+            let invalid = route.rules.iter().all(|rule| rule.matches.is_empty());
+            return invalid.then_some("none of its rules can be used: its status says why");
+        }
+        Some(match by_consumer {
+            _ if key.name.namespace != service.namespace => "it is for clients in its own namespace only",
+            true => "routes in the client's own namespace replace it",
+            false => "it is not in use",
+        })
+    };
+    let mut left: Vec<_> = world.routes_of(service).filter_map(|(key, route)| Some((key, why(key, route)?))).collect();
+    left.sort_by_key(|(key, _)| *key);
+    left
+}
+
+/// The routes that apply, in the order that is left when nothing else decides, and whether they are the clients' own.
+fn chosen<'a>(
+    world: &'a World,
+    service: &Name,
+    port: &PortView,
+    consumer: Option<&str>,
+) -> (Vec<(&'a RouteKey, &'a RouteView)>, bool) {
     let all: Vec<(&RouteKey, &RouteView)> =
         world.routes_of(service).filter(|(_, route)| takes_port(route, service, port)).collect();
     let of =
         |namespace: &str| all.iter().filter(|(key, _)| key.name.namespace == namespace).copied().collect::<Vec<_>>();
     let consumers = consumer.filter(|consumer| *consumer != service.namespace).map(of).unwrap_or_default();
-    let mut chosen = if consumers.is_empty() { of(&service.namespace) } else { consumers };
-    // The order among routes that is left when nothing else decides.
+    let by_consumer = !consumers.is_empty();
+    let mut chosen = if by_consumer { consumers } else { of(&service.namespace) };
     chosen.sort_by(|(a, first), (b, second)| {
         first.created.cmp(&second.created).then_with(|| a.name.cmp(&b.name)).then(a.kind.cmp(&b.kind))
     });
-    flatten(world, &chosen)
+    (chosen, by_consumer)
 }
 
 fn takes_port(route: &RouteView, service: &Name, port: &PortView) -> bool {

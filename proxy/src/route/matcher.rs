@@ -92,6 +92,21 @@ pub struct Hit {
     pub prefix: usize,
 }
 
+/// The first thing that a request does not meet of a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss<'a> {
+    /// The host is none of those that are asked for.
+    Host,
+    /// The path is another.
+    Path,
+    /// The method is another.
+    Method,
+    /// This header field is missing or has another value.
+    Header(&'a str),
+    /// This query parameter is missing or has another value.
+    Parameter(&'a str),
+}
+
 /// Conditions in order of precedence.
 #[derive(Debug, Default)]
 pub struct Matcher {
@@ -176,35 +191,51 @@ impl Matcher {
     /// The first condition that a request meets.
     pub fn find(&self, asked: &Asked<'_>) -> Option<Hit> {
         let mut best = self.conditions.len();
-        self.any.search(&self.conditions, asked, &mut best);
-        if !self.exact.is_empty()
-            && let Some(bucket) = self.exact.get(asked.path)
-        {
-            bucket.search(&self.conditions, asked, &mut best);
-        }
-        if !self.prefixes.is_empty() {
-            self.find_prefix(asked, &mut best);
-        }
+        self.each_bucket(asked.path, |bucket| bucket.search(&self.conditions, asked, &mut best));
         if !self.expressed.is_empty() {
-            let held = self.expressions.matches(asked.path.as_bytes());
-            self.first(held.iter().filter_map(|at| self.expressed.get(at)), asked, &mut best);
+            first(&self.conditions, self.held(asked.path), asked, &mut best);
         }
         let condition = self.conditions.get(best)?;
         Some(Hit { at: best, rule: condition.rule, prefix: condition.prefix })
     }
 
-    fn find_prefix(&self, asked: &Asked<'_>, best: &mut usize) {
-        let path = asked.path.as_bytes();
-        let ends = memchr::memchr_iter(b'/', path).chain([path.len()]);
+    /// What a request does not meet of each condition, in order of precedence; the first without anything is the one
+    /// that [`Matcher::find`] finds.
+    pub fn judge(&self, asked: &Asked<'_>) -> Vec<Option<Miss<'_>>> {
+        let mut on_path = vec![false; self.conditions.len()];
+        let mut mark = |id: &u32| on_path.get_mut(*id as usize).into_iter().for_each(|on_path| *on_path = true);
+        self.each_bucket(asked.path, |bucket| bucket.ids().for_each(&mut mark));
+        self.held(asked.path).for_each(&mut mark);
+        let missed = self.conditions.iter().zip(on_path).map(|(condition, on_path)| match condition.missed(asked) {
+            Some(Miss::Host) => Some(Miss::Host),
+            _ if !on_path => Some(Miss::Path),
+            missed => missed,
+        });
+        missed.collect()
+    }
+
+    /// The buckets of conditions whose paths, but for regular expressions, a path meets.
+    fn each_bucket(&self, path: &str, mut see: impl FnMut(&Bucket)) {
+        see(&self.any);
+        if !self.exact.is_empty()
+            && let Some(bucket) = self.exact.get(path)
+        {
+            see(bucket);
+        }
+        if self.prefixes.is_empty() {
+            return;
+        }
+        let ends = memchr::memchr_iter(b'/', path.as_bytes()).chain([path.len()]);
         for end in ends.take(self.deepest + 1) {
-            if let Some(bucket) = asked.path.get(..end).and_then(|prefix| self.prefixes.get(prefix)) {
-                bucket.search(&self.conditions, asked, best);
+            if let Some(bucket) = path.get(..end).and_then(|prefix| self.prefixes.get(prefix)) {
+                see(bucket);
             }
         }
     }
 
-    fn first<'a>(&self, ids: impl Iterator<Item = &'a u32>, asked: &Asked<'_>, best: &mut usize) {
-        first(&self.conditions, ids, asked, best);
+    /// The conditions whose regular expressions take a path.
+    fn held(&self, path: &str) -> impl Iterator<Item = &u32> {
+        self.expressions.matches(path.as_bytes()).into_iter().filter_map(|at| self.expressed.get(at))
     }
 }
 
@@ -238,6 +269,13 @@ impl Bucket {
         } else {
             self.others.push(id);
         }
+    }
+
+    /// All conditions in it.
+    fn ids(&self) -> impl Iterator<Item = &u32> {
+        let by_header = self.by_header.iter().flat_map(|(_, by_value)| by_value.values());
+        let by_query = self.by_query.iter().flat_map(|(_, by_value)| by_value.values());
+        by_header.chain(by_query).chain([&self.others]).flatten()
     }
 
     fn search(&self, conditions: &[Condition], asked: &Asked<'_>, best: &mut usize) {
@@ -296,10 +334,24 @@ impl Condition {
     }
 
     fn holds(&self, asked: &Asked<'_>) -> bool {
-        self.method.as_ref().is_none_or(|method| method.as_str() == asked.method)
-            && self.headers.iter().all(|(name, text)| joined(asked.headers, name).is_some_and(|value| text.is(&value)))
-            && self.query.iter().all(|(name, text)| asked.parameter(name).is_some_and(|v| text.is(v.as_bytes())))
-            && self.hosts.have(asked.host)
+        self.missed(asked).is_none()
+    }
+
+    /// The first thing that a request does not meet, but for the path.
+    fn missed(&self, asked: &Asked<'_>) -> Option<Miss<'_>> {
+        if !self.hosts.have(asked.host) {
+            return Some(Miss::Host);
+        }
+        if self.method.as_ref().is_some_and(|method| method.as_str() != asked.method) {
+            return Some(Miss::Method);
+        }
+        let is = |(name, text): &&(HeaderName, Text)| joined(asked.headers, name).is_some_and(|value| text.is(&value));
+        if let Some((name, _)) = self.headers.iter().find(|header| !is(header)) {
+            return Some(Miss::Header(name.as_str()));
+        }
+        let is = |(name, text): &&(Box<str>, Text)| asked.parameter(name).is_some_and(|v| text.is(v.as_bytes()));
+        let parameter = self.query.iter().find(|parameter| !is(parameter))?;
+        Some(Miss::Parameter(&parameter.0))
     }
 }
 

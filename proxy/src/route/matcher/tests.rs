@@ -26,43 +26,43 @@ impl Question {
 
 /// The first condition that holds, found the slow way.
 fn slowly(matches: &[HttpMatch], question: &Question) -> Option<usize> {
-    matches.iter().position(|of| {
-        let path = match &of.path {
-            None => true,
-            Some(PathMatch::Exact(path)) => *path == question.path,
-            Some(PathMatch::Prefix(prefix)) => {
-                let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
-                question.path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    matches.iter().position(|of| missed_slowly(of, question).is_none())
+}
+
+/// What is not met of a condition, in words.
+fn missed_slowly(of: &HttpMatch, question: &Question) -> Option<&'static str> {
+    let path = match &of.path {
+        None => true,
+        Some(PathMatch::Exact(path)) => *path == question.path,
+        Some(PathMatch::Prefix(prefix)) => {
+            let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+            question.path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        }
+        Some(PathMatch::Regex(expression)) => takes(expression, &question.path),
+    };
+    let method = of.method.as_ref().is_none_or(|method| *method == question.method);
+    let host = of.hosts.is_empty()
+        || of.hosts.iter().any(|host| match host.strip_prefix("*.") {
+            Some(suffix) => {
+                question.host.strip_suffix(suffix).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
             }
-            Some(PathMatch::Regex(expression)) => takes(expression, &question.path),
-        };
-        let method = of.method.as_ref().is_none_or(|method| *method == question.method);
-        let host = of.hosts.is_empty()
-            || of.hosts.iter().any(|host| match host.strip_prefix("*.") {
-                Some(suffix) => {
-                    question.host.strip_suffix(suffix).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
-                }
-                None => *host == question.host,
-            });
-        let headers = of.headers.iter().all(|wanted| {
-            let values: Vec<&str> = question
-                .headers
-                .iter()
-                .filter(|(name, _)| *name == wanted.name)
-                .map(|(_, value)| value.as_str())
-                .collect();
-            !values.is_empty() && is(&wanted.value, &values.join(","))
+            None => *host == question.host,
         });
-        let query = of.query.iter().all(|wanted| {
-            let mut pairs = question.query.split('&').filter(|_| !question.query.is_empty());
-            let value = pairs.find_map(|pair| {
-                let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-                (name == wanted.name).then_some(value)
-            });
-            value.is_some_and(|value| is(&wanted.value, value))
+    let headers = of.headers.iter().all(|wanted| {
+        let values: Vec<&str> =
+            question.headers.iter().filter(|(name, _)| *name == wanted.name).map(|(_, value)| value.as_str()).collect();
+        !values.is_empty() && is(&wanted.value, &values.join(","))
+    });
+    let query = of.query.iter().all(|wanted| {
+        let mut pairs = question.query.split('&').filter(|_| !question.query.is_empty());
+        let value = pairs.find_map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (name == wanted.name).then_some(value)
         });
-        path && method && host && headers && query
-    })
+        value.is_some_and(|value| is(&wanted.value, value))
+    });
+    let all = [(host, "host"), (path, "path"), (method, "method"), (headers, "headers"), (query, "query")];
+    all.into_iter().find(|(holds, _)| !holds).map(|(_, what)| what)
 }
 
 fn is(text: &TextMatch, value: &str) -> bool {
@@ -81,6 +81,25 @@ fn find(matches: &[HttpMatch], question: &Question) -> Option<usize> {
     let headers = question.headers();
     let Question { method, host, path, query, .. } = question;
     matcher.find(&Asked::new(method, host, path, query, &headers)).map(|hit| hit.at)
+}
+
+/// What is not met of each condition, in words.
+fn judge(matches: &[HttpMatch], question: &Question) -> Vec<Option<&'static str>> {
+    let matcher = Matcher::compile(matches, 1).unwrap();
+    let headers = question.headers();
+    let Question { method, host, path, query, .. } = question;
+    let word = |miss: Miss<'_>| match miss {
+        Miss::Host => "host",
+        Miss::Path => "path",
+        Miss::Method => "method",
+        Miss::Header(_) => "headers",
+        Miss::Parameter(_) => "query",
+    };
+    matcher.judge(&Asked::new(method, host, path, query, &headers)).into_iter().map(|miss| miss.map(word)).collect()
+}
+
+fn judge_slowly(matches: &[HttpMatch], question: &Question) -> Vec<Option<&'static str>> {
+    matches.iter().map(|of| missed_slowly(of, question)).collect()
 }
 
 fn path() -> impl Strategy<Value = String> {
@@ -145,6 +164,7 @@ proptest! {
     ) {
         for question in questions {
             prop_assert_eq!(find(&matches, &question), slowly(&matches, &question), "{:?}", question);
+            prop_assert_eq!(judge(&matches, &question), judge_slowly(&matches, &question), "{:?}", question);
         }
     }
 
