@@ -44,6 +44,8 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("mistakes_are_refused", mistakes_are_refused),
         test("a_change_under_load_fails_nothing_both_allow", a_change_under_load_fails_nothing_both_allow),
         test("explain_shows_the_decision", explain_shows_the_decision),
+        test("policy_test_says_what_would_change", policy_test_says_what_would_change),
+        test("policy_suggest_lets_in_what_was_seen_and_nobody_else", policy_suggest_lets_in_what_was_seen),
         test("a_cluster_without_the_kind_works", a_cluster_without_the_kind_works),
     ]
 }
@@ -592,6 +594,70 @@ fn mistakes_are_refused() -> Result<()> {
         g.policy("test", spec.clone())?.exits(1)?.complains(complaint).with_context(|| spec.to_string())?;
     }
     g.expect(&[(ALICE, GET, 200)])
+}
+
+/// Held against what proxies have seen and against a recording of it, a policy that is not applied says whom it would
+/// refuse.
+fn policy_test_says_what_would_change() -> Result<()> {
+    let g = Gate::open()?;
+    let policy = json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": "AccessPolicy", "metadata": {"name": "new"},
+        "spec": {"target": {"kind": "Deployment", "name": "origin"}, "rules": [{"from": [{"serviceAccounts": ["alice"]}]}]}});
+    let recording = tempfile::NamedTempFile::new()?;
+    let path = "/apis/observe.meshctl.dev/v1alpha1/namespaces/gate/workloads/all/golden?window=300&frames=1";
+    let frame = eventually(SOON, "bob's calls are seen", || {
+        g.expect(&[(ALICE, GET, 200), (BOB, GET, 200)])?;
+        let frame = g.sandbox.kubectl(["get", "--raw", path])?.ok()?.stdout;
+        ensure!(frame.contains("\"bob\"") && frame.contains("\"alice\""), "{frame}");
+        Ok(frame)
+    })?;
+    record(recording.path(), &frame)?;
+    let recorded = recording.path().to_str().context("path")?;
+    for seen in [&[][..], &["--recording", recorded]] {
+        let command = ["policy", "test", "-f", "-", "-n", NS, "-o", "json"].iter().chain(seen);
+        let ran = g.sandbox.meshctl_with_input(command, &policy.to_string())?.exits(1)?;
+        let changes: Value = serde_json::from_str(&ran.stdout)?;
+        let changes = changes.as_array().context("no list")?;
+        let of = |caller: &str| -> Vec<&Value> {
+            changes.iter().filter(|change| change["src"].as_str().is_some_and(|src| src.ends_with(caller))).collect()
+        };
+        ensure!(!of("/bob").is_empty() && of("/alice").is_empty(), "{seen:?}: {}", ran.stdout);
+        for change in of("/bob") {
+            let verdicts = (&change["allowed_now"], &change["allowed_then"]);
+            ensure!(verdicts == (&json!(true), &json!(false)), "{change}");
+            ensure!(change["why"].as_str().is_some_and(|why| why.contains("gate/new")), "{change}");
+        }
+    }
+    // Nothing was applied.
+    g.expect(&[(ALICE, GET, 200), (BOB, GET, 200)])?;
+    let all = json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": "AccessPolicy", "metadata": {"name": "new"},
+        "spec": {"rules": [{}]}});
+    g.sandbox.meshctl_with_input(["policy", "test", "-f", "-", "-n", NS], &all.to_string())?.ok()?;
+    Ok(())
+}
+
+/// A recording with one frame.
+fn record(path: &std::path::Path, frame: &str) -> Result<()> {
+    use meshctl::golden::Query;
+    use meshctl::top::recording::{Entry, Header, Writer};
+    let frame: mesh_api::golden::GoldenFrame = serde_json::from_str(frame)?;
+    let mut writer = Writer::create(path, &Header::of("test", &Query::default(), 10))?;
+    writer.add(Entry { at_ms: frame.at_ms, golden: Some(Box::new(frame)), ..Entry::default() })?;
+    writer.finish()?;
+    Ok(())
+}
+
+/// What is suggested after a while in which only one has called, once applied, lets that one in and refuses others.
+fn policy_suggest_lets_in_what_was_seen() -> Result<()> {
+    let g = Gate::open()?;
+    let suggest = ["policy", "suggest", "-n", NS, "-w", "2s"];
+    let suggested = eventually(SOON, "only alice has called", || {
+        g.expect(&[(ALICE, GET, 200)])?;
+        let yaml = g.sandbox.meshctl(suggest)?.ok()?.stdout;
+        ensure!(yaml.contains("- alice") && !yaml.contains("- bob") && !yaml.contains("networks"), "{yaml}");
+        Ok(yaml)
+    })?;
+    g.sandbox.kubectl_with_input(["apply", "-f", "-"], &suggested)?.ok()?;
+    g.expect(&[(ALICE, GET, 200), (BOB, GET, 403), (CAROL, GET, 403), (OUTSIDER, GET, 403)])
 }
 
 fn a_change_under_load_fails_nothing_both_allow() -> Result<()> {

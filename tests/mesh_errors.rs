@@ -13,7 +13,6 @@ use libtest_mimic::Trial;
 use mesh_api::tap::TapOrder;
 use mesh_api::wire::ProxyMessage;
 use mesh_api::{FileConfig, MeshError};
-use mesh_proxy::access_log::Form;
 use mesh_proxy::proxy::{Settings, Source};
 use mesh_proxy::run::{self, Listeners};
 use mesh_proxy::{limits, listen};
@@ -22,7 +21,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ExitCode, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Patience for what should come at once.
@@ -53,11 +52,18 @@ fn every_code_is_the_same_everywhere() -> Result<()> {
                  that starts a proxy, has a request fail with it, and returns both"
             )
         })?;
-        let answered = provoke().with_context(|| format!("provoking `{error}`"))?;
-        check(*error, &answered).with_context(|| format!("`{error}` is not the same everywhere"))?;
+        for form in ["json", "apache"] {
+            *FORM.lock().unwrap_or_else(PoisonError::into_inner) = form;
+            let answered = provoke().with_context(|| format!("provoking `{error}` with a log in the form {form}"))?;
+            let checked = if form == "json" { check(*error, &answered) } else { check_text(*error, &answered) };
+            checked.with_context(|| format!("`{error}` is not the same everywhere"))?;
+        }
     }
     Ok(())
 }
+
+/// In what form the proxies that are started log.
+static FORM: Mutex<&str> = Mutex::new("json");
 
 /// The source of the proxy.
 fn sources() -> Result<Vec<(PathBuf, String)>> {
@@ -124,6 +130,19 @@ fn check(error: MeshError, answered: &Answered) -> Result<()> {
     Ok(())
 }
 
+/// The same code stands at the end of a line in Apache's form, and no line has another.
+fn check_text(error: MeshError, answered: &Answered) -> Result<()> {
+    let Answered { proxy, code, .. } = answered;
+    ensure!(code.as_deref() == Some(error.code()), "the answer says {code:?}");
+    eventually(SOON, "the access log", || {
+        let lines: Vec<String> = proxy.lines("").into_iter().filter(|line| !line.starts_with("tap ")).collect();
+        let codes: Vec<&str> = lines.iter().filter_map(|line| line.rsplit_once(' ').map(|(_, code)| code)).collect();
+        ensure!(codes.contains(&error.code()), "{lines:?}");
+        ensure!(codes.iter().all(|code| ["-", error.code()].contains(code)), "other errors are logged too: {lines:?}");
+        Ok(())
+    })
+}
+
 /// A proxy in a process of its own; gone when dropped.
 struct Meshed {
     child: Child,
@@ -142,7 +161,8 @@ impl Meshed {
         let mut file = tempfile::NamedTempFile::new()?;
         file.write_all(serde_json::to_string(config)?.as_bytes())?;
         let mut command = ourselves("mesh-errors")?;
-        command.arg(file.path()).arg(connections.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let form = *FORM.lock().unwrap_or_else(PoisonError::into_inner);
+        command.arg(file.path()).arg(connections.to_string()).arg(form).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("no stdout")?);
         let mut ready = String::new();
@@ -198,7 +218,7 @@ impl Drop for Meshed {
     }
 }
 
-/// `mesh-errors CONFIG CONNECTIONS`: a proxy that ends when its standard input does.
+/// `mesh-errors CONFIG CONNECTIONS FORM`: a proxy that logs in this form and ends when its standard input does.
 pub(crate) fn main() -> ExitCode {
     match proxy() {
         Ok(()) => ExitCode::SUCCESS,
@@ -213,6 +233,7 @@ fn proxy() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let config = arguments.next().context("no configuration")?;
     let max_connections = arguments.next().context("no limit of connections")?.parse()?;
+    let access_log = arguments.next().context("no form of the access log")?.parse().map_err(anyhow::Error::msg)?;
     let bind = || listen::bind(SocketAddr::from(([127, 0, 0, 1], 0)));
     let listeners = Listeners { inbound: bind()?, outbound: bind()?, admin: bind()? };
     let settings = Settings {
@@ -223,7 +244,7 @@ fn proxy() -> Result<()> {
         workers: 1,
         max_connections,
         max_handshakes: limits::MAX_HANDSHAKES,
-        access_log: Form::Json,
+        access_log,
         tracing: Default::default(),
     };
     let proxy = run::prepare(settings, &listeners)?;

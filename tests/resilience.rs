@@ -15,12 +15,16 @@ pub(crate) fn tests() -> Vec<Trial> {
     vec![
         test("resilience::control_killed_under_load_loses_nothing", NEEDS, control_killed_under_load_loses_nothing),
         test("resilience::a_rolling_restart_loses_nothing", NEEDS, a_rolling_restart_loses_nothing),
+        test("resilience::replicas_answer_for_each_other", NEEDS, replicas_answer_for_each_other),
     ]
 }
 
 /// A shop of the test's own, since it is going to be hurt, with a meshed pod to call from.
 fn shop(name: &str) -> Result<Sandbox> {
-    let s = Sandbox::meshed(name)?;
+    shop_in(Sandbox::meshed(name)?)
+}
+
+fn shop_in(s: Sandbox) -> Result<Sandbox> {
     s.meshctl(["sandbox", "image", "add", "--name", &s.name, "sh", "/bin/sh"])?.ok()?;
     let injected = s.meshctl_with_input(["inject", "-"], mesh_sandbox::apps::SHOP_YAML)?.ok()?.stdout;
     s.kubectl_with_input(["apply", "-f", "-"], &injected)?.ok()?;
@@ -123,4 +127,31 @@ fn a_rolling_restart_loses_nothing() -> Result<()> {
         Ok(())
     })?;
     all_well(&statuses)
+}
+
+/// Proxies are connected to one of several replicas each; whichever is asked knows of all of them, also after one of
+/// them is gone.
+fn replicas_answer_for_each_other() -> Result<()> {
+    let s = Sandbox::up("replicas")?;
+    s.meshctl(["install", "--apply", "--set", "control.replicas=2"])?.ok()?;
+    s.meshctl(["check", "--wait"])?.ok()?;
+    let s = shop_in(s)?;
+    let all_connected = || {
+        eventually(Duration::from_secs(30), "every proxy is known of", || {
+            for _ in 0..4 {
+                let said = s.meshctl(["check", "--only", "proxy.connected", "-n", "shop", "-o", "json"])?.stdout;
+                let said: serde_json::Value = serde_json::from_str(&said)?;
+                ensure!(said["checks"][0]["status"] == "ok", "{said}");
+            }
+            Ok(())
+        })
+    };
+    all_connected()?;
+    let name = "jsonpath={.items[*].metadata.name}";
+    let label = "app.kubernetes.io/name=mesh-control";
+    let replicas = s.kubectl(["-n", "mesh-system", "get", "pods", "-l", label, "-o", name])?.ok()?.stdout;
+    let replicas: Vec<&str> = replicas.split_whitespace().collect();
+    ensure!(replicas.len() == 2, "{replicas:?}");
+    s.kubectl(["-n", "mesh-system", "delete", "pod", replicas[0], "--grace-period=0", "--force"])?.ok()?;
+    all_connected()
 }

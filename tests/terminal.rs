@@ -254,6 +254,7 @@ fn recording(path: &Path, seconds: u64) -> Result<()> {
             silent_proxies: 0,
             senseless: Vec::new(),
             endpoints: Vec::new(),
+            unreachable: Vec::new(),
         };
         writer.add(Entry { at_ms: second * 1000, golden: Some(Box::new(frame)), ..Entry::default() })?;
     }

@@ -12,10 +12,11 @@ use mesh_control::world::World;
 use mesh_control::world::access_policy::AccessPolicyView;
 use mesh_control::world::egress_policy::EgressPolicyView;
 use mesh_control::world::route::{RouteKey, RouteKind, read};
+use mesh_control::world::traffic_policy::TrafficPolicyView;
 use mesh_control::world::view::{Name, NamespaceView, PodView, ServiceView, SliceView};
 use mesh_manifests::config::{CONFIG_KEY, MeshConfig};
 use mesh_manifests::install::CONFIG_MAP;
-use mesh_manifests::policies::{AccessPolicy, EgressPolicy};
+use mesh_manifests::policies::{AccessPolicy, EgressPolicy, TrafficPolicy};
 use mesh_manifests::ports::PortSet;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
@@ -53,6 +54,9 @@ impl Shown {
         let mut shown = Self::of(config, &namespaces.items, &services.items, &slices.items, &pods.items);
         for policy in &policies::<AccessPolicy>(cluster, "list access policies").await? {
             shown.world.apply(Name::of(&policy.metadata), AccessPolicyView::from(policy));
+        }
+        for policy in &policies::<TrafficPolicy>(cluster, "list traffic policies").await? {
+            shown.world.apply(Name::of(&policy.metadata), TrafficPolicyView::from(policy));
         }
         for policy in &policies::<EgressPolicy>(cluster, "list egress policies").await? {
             shown.world.apply(Name::of(&policy.metadata), EgressPolicyView::from(policy));

@@ -47,6 +47,21 @@ impl Scope {
     }
 }
 
+/// How a watcher looks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// At what.
+    pub scope: Scope,
+    /// How far back, seconds.
+    pub window_s: u16,
+    /// A row for each pod.
+    pub pods: bool,
+    /// Other replicas are asked at the same time. Proxies go from one to another, and must not tell anything twice.
+    pub among: bool,
+    /// The watcher has been looking at other replicas for a while: only what nobody was told is missing.
+    pub joins: bool,
+}
+
 /// Connected proxies and those who watch them.
 #[derive(Debug)]
 pub struct Golden {
@@ -79,10 +94,22 @@ struct Linked {
 #[derive(Debug)]
 struct Watching {
     scope: Scope,
+    /// Other replicas tell the same watcher of other proxies.
+    among: bool,
     feeds: HashMap<FeedId, Feed>,
     /// Until when the counts of each pod are known, Unix milliseconds by its own clock.
     told: HashMap<Name, u64>,
     complete: Arc<Notify>,
+}
+
+/// The part of a proxy's past that a watcher wants: the last `backfill_s` seconds that ended after `since_ms` and by
+/// `until_ms`; if `untold`, only what the proxy has told nobody.
+#[derive(Clone, Copy, Debug)]
+struct Past {
+    backfill_s: u16,
+    since_ms: u64,
+    until_ms: u64,
+    untold: bool,
 }
 
 /// A pod, and which of its connections.
@@ -147,7 +174,10 @@ impl Golden {
             // Of one that was away for a while, what it counted meanwhile. Of a new one nothing is old.
             let since_ms = watching.told.get(pod).copied();
             let backfill_s = if since_ms.is_some() { limits::WINDOW_S } else { limits::NEW_PROXY_S };
-            linked.ask(*watch, backfill_s, since_ms.unwrap_or_default(), 0);
+            linked.ask(
+                *watch,
+                Past { backfill_s, since_ms: since_ms.unwrap_or_default(), until_ms: 0, untold: watching.among },
+            );
             watching.feeds.insert((pod.clone(), id), Feed::waiting(now));
         }
         inner.links.insert(pod.clone(), linked);
@@ -165,6 +195,12 @@ impl Golden {
         now: Instant,
         unix_ms: u64,
     ) -> Option<Watch> {
+        self.look(Look { scope, window_s, pods, among: false, joins: false }, now, unix_ms)
+    }
+
+    /// Begins to watch, perhaps as one of several replicas that are asked; see [`Golden::watch`].
+    pub fn look(self: &Arc<Self>, look: Look, now: Instant, unix_ms: u64) -> Option<Watch> {
+        let Look { scope, window_s, pods, among, joins } = look;
         let until_ms = unix_ms.saturating_sub(limits::CLOSE_WAIT_MS) / 1000 * 1000;
         let window_s = window_s.clamp(1, limits::WINDOW_S);
         let window = Duration::from_secs(window_s.into());
@@ -174,18 +210,24 @@ impl Golden {
         }
         let id = inner.new_id();
         let complete = Arc::new(Notify::new());
-        let mut watching =
-            Watching { scope: scope.clone(), feeds: HashMap::new(), told: HashMap::new(), complete: complete.clone() };
+        let mut watching = Watching {
+            scope: scope.clone(),
+            among,
+            feeds: HashMap::new(),
+            told: HashMap::new(),
+            complete: complete.clone(),
+        };
         let Inner { next, links, watches, departed, .. } = &mut *inner;
         departed.forget(now);
         for (pod, workload, past) in departed.past(until_ms.saturating_sub(u64::from(window_s) * 1000), until_ms) {
-            if scope.has(workload) {
+            if scope.has(workload) && !joins {
                 *next += 1;
                 watching.feeds.insert((pod.clone(), *next), Feed::of_departed(workload, past, now));
             }
         }
         for (pod, linked) in links.iter_mut().filter(|(pod, _)| scope.has_pod(pod)) {
-            linked.ask(id, window_s, 0, until_ms);
+            let until_ms = if joins { 0 } else { until_ms };
+            linked.ask(id, Past { backfill_s: window_s, since_ms: 0, until_ms, untold: joins });
             watching.feeds.insert((pod.clone(), linked.id), Feed::waiting(now));
         }
         watching.tell_if_complete();
@@ -316,14 +358,14 @@ impl Inner {
 }
 
 impl Linked {
-    /// Asks for the sum of the last `backfill_s` seconds that ended after `since_ms` and by `until_ms`, and for every
-    /// second from then on.
-    fn ask(&mut self, watch: u64, backfill_s: u16, since_ms: u64, until_ms: u64) {
+    /// Asks for the sum of some of its past, and for every second from then on.
+    fn ask(&mut self, watch: u64, past: Past) {
+        let Past { backfill_s, since_ms, until_ms, untold } = past;
         if self.asked.len() >= limits::ASKED {
             return; // it has not answered for very long, and counts as silent
         }
         self.asked.push_back(watch);
-        self.todo.add(|due| due.orders.push(ControlMessage::Observe { backfill_s, since_ms, until_ms }));
+        self.todo.add(|due| due.orders.push(ControlMessage::Observe { backfill_s, since_ms, until_ms, untold }));
     }
 
     /// Nobody looks any more. Sums still on their way are nobody's: their askers are gone.
@@ -420,6 +462,18 @@ impl Drop for Watch {
 }
 
 impl Watch {
+    /// From now on other replicas are asked, too.
+    pub fn is_among_others(&self) {
+        if let Some(watching) = self.golden.inner.lock().watches.get_mut(&self.id) {
+            watching.among = true;
+        }
+    }
+
+    /// True until the first frame has been given out.
+    pub fn is_new(&self) -> bool {
+        self.emitted.is_none()
+    }
+
     /// The next frame: at once (as soon as the proxies have answered) the first, then one a second.
     pub async fn next(
         &mut self,

@@ -7,7 +7,7 @@ use crate::tls;
 use arc_swap::ArcSwapOption;
 use k8s_openapi::api::core::v1::Secret;
 use mesh_api::SpiffeId;
-use rustls::ServerConfig;
+use rustls::{ClientConfig, ServerConfig};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,6 +23,8 @@ pub struct IssuerKeeper {
     pub authority: Arc<ArcSwapOption<Authority>>,
     /// What proxies are served with.
     pub tls: Arc<ArcSwapOption<ServerConfig>>,
+    /// What other replicas are called with.
+    pub client: Arc<ArcSwapOption<ClientConfig>>,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -56,13 +58,14 @@ impl IssuerKeeper {
         let retry = Duration::from_secs(30);
         let Some(authority) = self.authority.load_full() else { return retry };
         let now = SystemTime::now();
-        let made = authority
-            .own(&self.identity, now)
-            .map_err(anyhow::Error::from)
-            .and_then(|(chain, key, end)| Ok((tls::server(chain, key, Some(&authority.anchors_pem))?, end)));
+        let made = authority.own(&self.identity, now).map_err(anyhow::Error::from).and_then(|(chain, key, end)| {
+            let client = tls::client(chain.clone(), key.clone_key(), &authority.anchors_pem)?;
+            Ok((tls::server(chain, key, Some(&authority.anchors_pem))?, client, end))
+        });
         match made {
-            Ok((config, end)) => {
-                self.tls.store(Some(Arc::new(config)));
+            Ok((server, client, end)) => {
+                self.tls.store(Some(Arc::new(server)));
+                self.client.store(Some(Arc::new(client)));
                 let now_s = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
                 Duration::from_secs(end.saturating_sub(now_s) / 2).max(retry)
             }

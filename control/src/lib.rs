@@ -7,9 +7,10 @@
 //! ([`stream`], [`lines`]). [`webhook`] injects, [`webhook_cert`] keeps its certificate, [`lease`] decides who writes:
 //! [`status`] what is said of policies and routes ([`kinds`] finds them in the cluster, [`rejections`] says what proxies
 //! could not use).
-//! [`observe`] is the aggregated API ([`requestheader`] says who asks), [`golden`] merges what proxies count. [`listen`]
-//! accepts connections ([`tls`]), [`admin`] and [`metrics`] tell how we are. [`validate`] knows what
-//! cannot work, [`validation`] refuses it, and [`lint`] finds what is legal and wrong. Every bound is in [`limits`].
+//! [`observe`] is the aggregated API ([`requestheader`] says who asks), [`golden`] merges what proxies count, [`peers`]
+//! asks the other replicas for what theirs do. [`listen`] accepts connections ([`tls`]), [`admin`] and [`metrics`] tell
+//! how we are. [`validate`] knows what cannot work, [`validation`] refuses it, and [`lint`] finds what is legal and wrong.
+//! Every bound is in [`limits`].
 //!
 //! # Permissions
 //!
@@ -60,6 +61,7 @@ pub mod lint;
 pub mod listen;
 pub mod metrics;
 pub mod observe;
+pub mod peers;
 pub mod protocol;
 pub mod rate_limit;
 pub mod rejections;

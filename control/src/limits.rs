@@ -118,6 +118,23 @@ pub const SUSPECTS: usize = 256;
 /// How long they are remembered.
 pub const SUSPECT_MEMORY: Duration = Duration::from_secs(600);
 
+// Other replicas.
+
+/// Replicas that are asked at once.
+pub const PEERS: usize = 16;
+/// To connect to a replica, with TLS, until its answer begins.
+pub const PEER_CONNECT: Duration = Duration::from_secs(2);
+/// Silence after which a replica is asked anew: it sends a frame a second.
+pub const PEER_SILENCE: Duration = Duration::from_secs(5);
+/// Pause before a replica that failed is asked again.
+pub const PEER_RETRY: Duration = Duration::from_secs(1);
+/// How much longer than our own proxies a replica may take for its first frame.
+pub const PEER_WAIT: Duration = Duration::from_millis(1_500);
+/// Frames of a replica waiting to be merged; further ones are added to the last.
+pub const PEER_FRAMES: usize = 3;
+/// One line of a replica: a frame of everything.
+pub const PEER_LINE_BYTES: usize = 64 * 1024 * 1024;
+
 // Taps.
 
 /// Taps at once.
@@ -161,6 +178,8 @@ pub const STATUS_PAUSE: Duration = Duration::from_millis(100);
 pub const KEY_SETS_EVERY: Duration = Duration::from_secs(20);
 /// Interval at which all statuses are looked at without a change.
 pub const STATUS_CHECK: Duration = Duration::from_secs(60);
+/// The same where other replicas have to be asked what their proxies could not use.
+pub const STATUS_PEERS: Duration = Duration::from_secs(5);
 /// The same after one could not be written.
 pub const STATUS_RETRY: Duration = Duration::from_secs(2);
 /// One call to the API.

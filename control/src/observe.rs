@@ -3,11 +3,12 @@
 //! The API server authenticates the user and forwards the request; whether the user may look is asked of the cluster
 //! (SubjectAccessReview on `workloads/golden`, `workloads/tap` and so on), so that its RBAC decides.
 
-mod tap;
+pub(crate) mod tap;
 
-use crate::golden::{Golden, Scope, Watch};
+use crate::golden::{Golden, Look, Scope};
 use crate::limits;
 use crate::listen::{self, Body, Peer};
+use crate::peers::{PEER_PATH, Peers, Together};
 use crate::requestheader::{RequestHeader, Unauthenticated, User};
 use crate::subscriptions::Subscriptions;
 use crate::tap::Taps;
@@ -38,6 +39,8 @@ pub struct Observe {
     pub golden: Arc<Golden>,
     /// Single requests and connections.
     pub taps: Arc<Taps>,
+    /// The other replicas, which know other proxies.
+    pub peers: Arc<Peers>,
     /// The world.
     pub subscriptions: Arc<Subscriptions>,
     /// Ends every stream.
@@ -125,22 +128,26 @@ impl Observe {
         }
         let answer = match uri.path().ends_with("/tap") {
             true => self.open_tap(peer, uri, headers).await,
-            false => self.open(peer, uri, headers).await.map(|(watch, frames)| self.stream(watch, frames)),
+            false => self
+                .open(peer, uri, headers)
+                .await
+                .map(|(watch, frames)| stream(watch, frames, self.subscriptions.clone(), self.stop.clone())),
         };
         answer.unwrap_or_else(|failure| failure.response())
     }
 
-    async fn open(&self, peer: &Peer, uri: &Uri, headers: &HeaderMap) -> Result<(Watch, Option<u32>), Failure> {
+    async fn open(&self, peer: &Peer, uri: &Uri, headers: &HeaderMap) -> Result<(Together, Option<u32>), Failure> {
         let question = parse(uri.path(), uri.query().unwrap_or_default())?;
         let user = self.who(peer, headers)?;
         self.authorize(&user, question.namespace.as_deref(), &question.name, ("get", "golden")).await?;
-        let scope = Scope { namespace: question.namespace, workload: question.workload };
-        let watch = self.golden.watch(scope, question.window_s, question.pods, Instant::now(), unix_ms());
+        let path = format!("{PEER_PATH}{}?window={}&pods={}", uri.path(), question.window_s, question.pods);
+        let frames = question.frames;
+        let watch = self.golden.look(question.look(), Instant::now(), unix_ms());
         let watch = watch.ok_or_else(|| {
             let message = format!("{} observers look already", limits::WATCHES);
             Failure::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message)
         })?;
-        Ok((watch, question.frames))
+        Ok((Together::new(watch, self.peers.clone(), path), frames))
     }
 
     fn who(&self, peer: &Peer, headers: &HeaderMap) -> Result<User, Failure> {
@@ -183,29 +190,33 @@ impl Observe {
         );
         Err(Failure::new(StatusCode::FORBIDDEN, "Forbidden", message))
     }
+}
 
-    /// Frames as lines. A reader that is slow gets fewer of them, each over a longer span; nothing is lost.
-    fn stream(&self, watch: Watch, frames: Option<u32>) -> Response<Body> {
-        let (subscriptions, stop) = (self.subscriptions.clone(), self.stop.clone());
-        let lines = futures::stream::unfold((watch, frames), move |(mut watch, left)| {
-            let (subscriptions, stop) = (subscriptions.clone(), stop.clone());
-            async move {
-                if left == Some(0) {
-                    return None;
-                }
-                let frame = tokio::select! {
-                    () = stop.cancelled() => return None,
-                    frame = watch.next(|look| subscriptions.read(|world| look(world)), unix_ms) => frame,
-                };
-                let line = serde_json::to_vec(&frame).map(|mut line| {
-                    line.push(b'\n');
-                    Frame::data(Bytes::from(line))
-                });
-                Some((line.map_err(std::io::Error::other), (watch, left.map(|left| left - 1))))
+/// Frames as lines. A reader that is slow gets fewer of them, each over a longer span; nothing is lost.
+pub(crate) fn stream(
+    watch: Together,
+    frames: Option<u32>,
+    subscriptions: Arc<Subscriptions>,
+    stop: CancellationToken,
+) -> Response<Body> {
+    let lines = futures::stream::unfold((watch, frames), move |(mut watch, left)| {
+        let (subscriptions, stop) = (subscriptions.clone(), stop.clone());
+        async move {
+            if left == Some(0) {
+                return None;
             }
-        });
-        stream_of(lines)
-    }
+            let frame = tokio::select! {
+                () = stop.cancelled() => return None,
+                frame = watch.next(|look| subscriptions.read(|world| look(world)), unix_ms) => frame,
+            };
+            let line = serde_json::to_vec(&frame).map(|mut line| {
+                line.push(b'\n');
+                Frame::data(Bytes::from(line))
+            });
+            Some((line.map_err(std::io::Error::other), (watch, left.map(|left| left - 1))))
+        }
+    });
+    stream_of(lines)
 }
 
 fn stream_of(
@@ -221,6 +232,18 @@ fn stream_of(
 pub fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Question {
+    fn look(self) -> Look {
+        let scope = Scope { namespace: self.namespace, workload: self.workload };
+        Look { scope, window_s: self.window_s, pods: self.pods, ..Look::default() }
+    }
+}
+
+/// Reads a question about golden metrics; an error says what is wrong with it.
+pub(crate) fn look(path: &str, query: &str) -> Result<Look, String> {
+    parse(path, query).map(Question::look).map_err(|failure| failure.message)
 }
 
 /// What to ask the cluster about a user.

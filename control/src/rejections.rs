@@ -6,12 +6,13 @@
 use crate::limits;
 use crate::world::view::Name;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
 /// What a proxy was told about.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Subject {
     /// What a service comes to at one of its addresses: its endpoints, its routes and how its traffic is carried.
     Service(Name, SocketAddr),
@@ -20,6 +21,9 @@ pub enum Subject {
     /// What may leave the cluster from the proxy's own pod.
     Egress,
 }
+
+/// One case, as replicas tell each other: what, whose proxy, why.
+pub type Told = (Subject, Name, String);
 
 /// Why whose proxies do not use what.
 #[derive(Debug, Default)]
@@ -69,6 +73,21 @@ impl Rejections {
         let before = all.len();
         all.retain(|(_, by), _| by != pod);
         all.len() != before
+    }
+
+    /// Everything, for another replica.
+    pub fn all(&self) -> Vec<Told> {
+        let all = self.0.lock();
+        all.iter().map(|((subject, pod), reason)| (subject.clone(), pod.clone(), reason.clone())).collect()
+    }
+
+    /// Our own and what other replicas tell, as far as there is room.
+    pub fn with(&self, others: Vec<Told>) -> Self {
+        let sum = Self(Mutex::new(self.0.lock().clone()));
+        for (subject, pod, reason) in others {
+            sum.add(subject, &pod, reason);
+        }
+        sum
     }
 
     /// Who does not use what a service comes to.
@@ -127,6 +146,12 @@ mod tests {
             all.of_pods(&Subject::Inbound, |pod| *pod == b).is_some()
                 && all.of_pods(&Subject::Inbound, |pod| *pod == a).is_none()
         );
+        let elsewhere = Rejections::default();
+        elsewhere.add(Subject::Service(web.clone(), http), &Name::new("shop", "c"), "too much".to_owned());
+        let told: Vec<Told> = serde_json::from_str(&serde_json::to_string(&elsewhere.all()).unwrap()).unwrap();
+        let sum = all.with(told);
+        assert!(sum.of_service(&web).is_some() && sum.of_pods(&Subject::Inbound, |pod| *pod == b).is_some());
+        assert_eq!(all.of_service(&web), None, "ours stay as they are");
         assert!(all.forget(&b) && !all.forget(&b));
         assert_eq!((all.of_service(&web), all.of_pods(&Subject::Inbound, |_| true)), (None, None));
     }

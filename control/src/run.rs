@@ -11,6 +11,7 @@ use crate::limits;
 use crate::listen::{self, Port};
 use crate::metrics::Metrics;
 use crate::observe::{Observe, Observers};
+use crate::peers::{self, Peers};
 use crate::serve;
 use crate::status;
 use crate::stream::Streams;
@@ -46,6 +47,7 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
         identity: config.control_identity(),
         authority: Arc::default(),
         tls: Arc::default(),
+        client: Arc::default(),
         metrics: metrics.clone(),
     });
     let webhook_tls = Arc::new(WebhookTls::new(observers.clone()));
@@ -58,11 +60,13 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
         stop: stop.clone(),
     });
     let certifier = Certifier::new(client.clone(), &config.trust_domain, issuer.authority.clone(), metrics.clone());
+    let peers = peers(args, &config, &subscriptions, &issuer);
     let observe = Observe {
         reviews: Api::all(client.clone()),
         observers: observers.clone(),
         golden,
         taps,
+        peers: peers.clone(),
         subscriptions: subscriptions.clone(),
         stop: stop.clone(),
     };
@@ -87,7 +91,7 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
             webhook_tls.follow_observers(),
             keeper.keep(leads.subscribe()),
             key_set::follow(client.clone(), subscriptions.clone()),
-            status::keep(client.clone(), subscriptions.clone(), leads.subscribe()),
+            status::keep(client.clone(), subscriptions.clone(), peers.clone(), leads.subscribe()),
         );
     };
     // These end, in their own time, after `stop`.
@@ -105,6 +109,19 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
         () = say_when_ready(&ready, &stop) => {}
     }
     Ok(())
+}
+
+/// The other replicas, as the Service of the control plane names them.
+fn peers(
+    args: &Args,
+    config: &Arc<MeshConfig>,
+    subscriptions: &Arc<Subscriptions>,
+    issuer: &Arc<IssuerKeeper>,
+) -> Arc<Peers> {
+    let (config, subscriptions, me) = (config.clone(), subscriptions.clone(), args.holder());
+    Peers::new(config.control_identity(), issuer.client.clone(), move || {
+        subscriptions.read(|world| peers::replicas(world, &config.system_namespace, &me))
+    })
 }
 
 fn keeper(client: &kube::Client, config: &MeshConfig, tls: &Arc<WebhookTls>) -> Keeper {

@@ -3,6 +3,7 @@
 use crate::certify::Certifier;
 use crate::limits;
 use crate::listen::{self, Port};
+use crate::peers::{self, PEER_PATH};
 use crate::stream::Streams;
 use arc_swap::ArcSwapOption;
 use http::StatusCode;
@@ -26,6 +27,9 @@ pub async fn serve(
             match request.uri().path() {
                 CERTIFY_PATH => certifier.answer(&peer, request).await,
                 PROXY_STREAM_PATH => streams.answer(peer, request).await,
+                path if path.starts_with(PEER_PATH) => {
+                    peers::answer(&streams, &peer, (request.method(), request.uri()))
+                }
                 _ => listen::text(StatusCode::NOT_FOUND, &format!("there are {CERTIFY_PATH} and {PROXY_STREAM_PATH}")),
             }
         }

@@ -8,6 +8,7 @@ pub mod route;
 
 use crate::kinds::CustomKind;
 use crate::limits;
+use crate::peers::Peers;
 use crate::rejections::Rejections;
 use crate::subscriptions::Subscriptions;
 use crate::world::World;
@@ -100,17 +101,23 @@ pub fn due(seen: &Seen<'_>) -> Vec<Due> {
 }
 
 /// Keeps all statuses current while we hold the lease, for ever.
-pub async fn keep(client: kube::Client, subscriptions: Arc<Subscriptions>, mut leads: watch::Receiver<bool>) {
+pub async fn keep(
+    client: kube::Client,
+    subscriptions: Arc<Subscriptions>,
+    peers: Arc<Peers>,
+    mut leads: watch::Receiver<bool>,
+) {
     let mut changes = subscriptions.changes();
     // The senders live as long as the process, so waiting cannot fail.
     loop {
         let _ = leads.wait_for(|mine| *mine).await;
         subscriptions.synced().await;
         changes.mark_unchanged();
-        let rejections = subscriptions.rejections();
+        // Whoever leads has only some of the proxies.
+        let rejections = &subscriptions.rejections().with(peers.rejections().await);
         let due = subscriptions.read(|world| due(&Seen { world, rejections, now: Timestamp::now() }));
         let mut writer = Writer { client: &client, served: Vec::new() };
-        let mut wait = limits::STATUS_CHECK;
+        let mut wait = if peers.list().is_empty() { limits::STATUS_CHECK } else { limits::STATUS_PEERS };
         for due in due {
             if !*leads.borrow() {
                 break;

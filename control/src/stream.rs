@@ -428,4 +428,4 @@ fn backend_changes(before: &BTreeMap<ServiceRef, Backend>, new: &BTreeMap<Servic
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -104,6 +104,11 @@ impl Subscriptions {
         })
     }
 
+    /// The mesh's configuration.
+    pub fn config(&self) -> &MeshConfig {
+        &self.config
+    }
+
     /// Reads the world.
     pub fn read<T>(&self, read: impl FnOnce(&World) -> T) -> T {
         read(&self.world.read())

@@ -4,10 +4,12 @@
 //! for its own part, control once more for the sum; whatever matched and was not told is counted on the way. A tap
 //! ends when its [`Watch`] is dropped.
 
+mod relay;
 pub mod target;
 
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::peers::Peers;
 use crate::subscriptions::{Subscriptions, Todo};
 use crate::world::World;
 use crate::world::view::Name;
@@ -16,13 +18,15 @@ use mesh_api::tap::bucket::Bucket;
 use mesh_api::tap::filter::TapFilter;
 use mesh_api::tap::{TapEnd, TapEvent, TapLeftOut, TapMessage, TapOrder, TapStatus};
 use parking_lot::Mutex;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use relay::Elsewhere;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use target::Target;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 /// What somebody wants to see.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,6 +82,8 @@ struct Watching {
     bucket: Bucket,
     events: VecDeque<TapEvent>,
     left_out: TapLeftOut,
+    /// The same tap at other replicas, by their names.
+    others: BTreeMap<String, Elsewhere>,
     wake: Arc<Notify>,
 }
 
@@ -109,6 +115,8 @@ pub struct Watch {
     /// What was told last, and when.
     told: (TapStatus, Instant),
     shown: u64,
+    /// Asks other replicas.
+    _relay: Option<AbortOnDropHandle<()>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -157,13 +165,14 @@ impl Taps {
             bucket: Bucket::new(wish.max_rps, now.into_std()),
             events: VecDeque::new(),
             left_out: TapLeftOut::default(),
+            others: BTreeMap::new(),
             wake: wake.clone(),
             wish,
         };
         inner.watches.insert(id, watching);
         self.metrics.taps.inc();
         let told = (TapStatus::default(), now);
-        Some(Watch { taps: self.clone(), id, phase: Phase::Begins, wake, looked: now, told, shown: 0 })
+        Some(Watch { taps: self.clone(), id, phase: Phase::Begins, wake, looked: now, told, shown: 0, _relay: None })
     }
 
     /// Looks whose proxies a tap means by now, and gives the orders that are missing.
@@ -210,8 +219,9 @@ impl Taps {
         }
     }
 
-    fn settled(&self, id: u64, is: impl Fn(&Asked) -> bool) -> bool {
-        self.inner.lock().watches.get(&id).is_none_or(|watching| watching.asked.values().all(is))
+    fn settled(&self, id: u64, is: impl Fn(&Asked) -> bool, others: fn(&Elsewhere) -> bool) -> bool {
+        let settled = |watching: &Watching| watching.asked.values().all(is) && watching.others.values().all(others);
+        self.inner.lock().watches.get(&id).is_none_or(settled)
     }
 
     fn take(&self, id: u64) -> Vec<TapEvent> {
@@ -265,16 +275,18 @@ impl Watching {
     }
 
     fn status(&self, shown: u64) -> TapStatus {
-        let refusals: BTreeSet<&String> = self
-            .asked
-            .values()
-            .filter_map(|asked| if let Asked::Refused(why) = asked { Some(why) } else { None })
-            .collect();
+        let own = self.asked.values().filter_map(|asked| match asked {
+            Asked::Refused(why) => Some(why.clone()),
+            _ => None,
+        });
+        let others = self.others.iter().flat_map(|(replica, elsewhere)| elsewhere.refusals(replica));
+        let refusals: BTreeSet<String> = own.chain(others).collect();
+        let elsewhere: u32 = self.others.values().map(Elsewhere::proxies).sum();
         TapStatus {
             pods: self.pods,
             meshed_pods: self.meshed_pods,
-            proxies: count(self.asked.values().filter(|asked| **asked == Asked::On).count()),
-            refusals: refusals.into_iter().take(limits::TAP_REFUSALS).cloned().collect(),
+            proxies: count(self.asked.values().filter(|asked| **asked == Asked::On).count()) + elsewhere,
+            refusals: refusals.into_iter().take(limits::TAP_REFUSALS).collect(),
             shown,
             left_out: self.left_out,
             last: false,
@@ -336,6 +348,12 @@ impl Drop for Watch {
 }
 
 impl Watch {
+    /// Lets other replicas, too, tell of what their proxies see; `path` is where they answer the same question.
+    pub fn with(mut self, peers: Arc<Peers>, path: String) -> Self {
+        self._relay = Some(relay::relay(self.taps.clone(), self.id, peers, path));
+        self
+    }
+
     /// The next lines; `None` after the last. The first says who taps, as soon as proxies have answered.
     pub async fn next(&mut self, subscriptions: &Subscriptions) -> Option<Vec<TapMessage>> {
         loop {
@@ -343,7 +361,7 @@ impl Watch {
             match self.phase {
                 Phase::Begins => {
                     let duration = subscriptions.read(|world| self.begin(world));
-                    self.wait(now + limits::TAP_WAIT, |asked| *asked != Asked::Waiting).await;
+                    self.wait(now + limits::TAP_WAIT, |asked| *asked != Asked::Waiting, Elsewhere::is_known).await;
                     self.phase = Phase::Runs(duration.map(|duration| now + duration));
                     return Some(vec![self.status(Instant::now())]);
                 }
@@ -366,7 +384,7 @@ impl Watch {
                 }
                 Phase::Ends(until) => {
                     let over = |asked: &Asked| matches!(asked, Asked::Over | Asked::Refused(_));
-                    self.wait(until, over).await;
+                    self.wait(until, over, Elsewhere::is_over).await;
                     let events = self.events();
                     if !events.is_empty() {
                         return Some(events);
@@ -390,8 +408,8 @@ impl Watch {
         self.taps.inner.lock().watches.get(&self.id).and_then(|watching| watching.wish.duration)
     }
 
-    async fn wait(&self, until: Instant, is: impl Fn(&Asked) -> bool) {
-        while !self.taps.settled(self.id, &is) {
+    async fn wait(&self, until: Instant, is: impl Fn(&Asked) -> bool, others: fn(&Elsewhere) -> bool) {
+        while !self.taps.settled(self.id, &is, others) {
             if tokio::time::timeout_at(until, self.wake.notified()).await.is_err() {
                 return; // whoever has not answered by then shows in the count of proxies
             }

@@ -303,7 +303,8 @@ fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFr
             shared::set_shares(&proxy.state, shares);
             None
         }
-        ControlMessage::Observe { backfill_s, since_ms, until_ms } => {
+        ControlMessage::Observe { backfill_s, since_ms, until_ms, untold } => {
+            let since_ms = if untold { since_ms.max(proxy.golden.told_ms()) } else { since_ms };
             *proxy.observer.lock() = Some(observer.clone());
             let (past, later) = proxy.golden.backfill(backfill_s, since_ms, until_ms);
             let later = later.into_iter().map(|frame| ProxyMessage::Golden { frame, backfill: false });

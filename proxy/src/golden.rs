@@ -143,6 +143,8 @@ struct Inner {
     series: HashMap<SeriesId, Arc<Cell>>,
     ring: Ring<Cell>,
     ticked_at_ms: u64,
+    /// End of the last second that somebody was told of.
+    told_ms: u64,
 }
 
 /// A scope is interned, so its address identifies it.
@@ -313,6 +315,7 @@ impl Golden {
             series: HashMap::new(),
             ring: Ring::default(),
             ticked_at_ms: now_ms,
+            told_ms: 0,
         };
         Self { inner: Mutex::new(inner) }
     }
@@ -369,6 +372,9 @@ impl Golden {
         let inner = &mut *inner;
         let span_ms = now_ms.saturating_sub(inner.ticked_at_ms);
         inner.ticked_at_ms = now_ms;
+        if looking {
+            inner.told_ms = now_ms;
+        }
         let mut frame = ProxyFrame { at_ms: now_ms, span_ms, ..ProxyFrame::default() };
         let mut remembered = Past { at_ms: now_ms, span_ms, series: Vec::new() };
         inner.series.retain(|_, cell| {
@@ -403,7 +409,8 @@ impl Golden {
     /// The sum of `seconds` up to `until_ms` (0: the last tick), as far as remembered and later than `since_ms`, and the
     /// frames that ended after it.
     pub fn backfill(&self, seconds: u16, since_ms: u64, until_ms: u64) -> (ProxyFrame, Vec<ProxyFrame>) {
-        let inner = self.inner.lock();
+        let mut inner = self.inner.lock();
+        inner.told_ms = inner.ticked_at_ms;
         let at_ms = if until_ms == 0 { inner.ticked_at_ms } else { until_ms.min(inner.ticked_at_ms) };
         let since_ms = since_ms.max(at_ms.saturating_sub(u64::from(seconds) * 1000));
         let (span_ms, mut sums) = inner.ring.sum(since_ms, at_ms);
@@ -415,6 +422,11 @@ impl Golden {
         }
         let series = sums.into_values().map(|(cell, series)| (cell.key(), series)).collect();
         (ProxyFrame { at_ms, span_ms, series, endpoints: Vec::new() }, inner.ring.after(at_ms, Cell::key))
+    }
+
+    /// End of the last second that somebody was told of, Unix milliseconds; 0: nobody ever was.
+    pub fn told_ms(&self) -> u64 {
+        self.inner.lock().told_ms
     }
 
     /// All that is remembered, oldest first and without what was open, in at most

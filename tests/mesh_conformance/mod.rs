@@ -1,6 +1,7 @@
 //! The Gateway API's conformance tests for meshes, each under its own name: what a route of that shape does to requests
 //! between pods, and what its status says. Written from the specification.
 
+mod change;
 mod ground;
 mod grpc;
 mod http;
@@ -11,5 +12,8 @@ mod status;
 use libtest_mimic::Trial;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [http::tests(), redirects::tests(), scope::tests(), grpc::tests(), status::tests()].into_iter().flatten().collect()
+    [http::tests(), redirects::tests(), scope::tests(), grpc::tests(), status::tests(), change::tests()]
+        .into_iter()
+        .flatten()
+        .collect()
 }

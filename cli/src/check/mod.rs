@@ -222,6 +222,9 @@ pub const CHECKS: &[Check] = {
         check("routes.accepted", "every route is accepted and leads somewhere", Warning, 15, &[Default], |s| {
             Box::pin(routes::accepted(s))
         }),
+        check("policies.accepted", "every policy of the mesh is in force", Warning, 15, &[Default], |s| {
+            Box::pin(routes::policies(s))
+        }),
     ]
 };
 

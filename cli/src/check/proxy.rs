@@ -8,7 +8,7 @@ use crate::observe::{self, Ask};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
-use mesh_api::golden::{GoldenFrame, Senseless};
+use mesh_api::golden::{GoldenFrame, Senseless, Unreachable};
 use mesh_api::names::{PROXY_CONTAINER, PROXY_VERSION};
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,6 +109,16 @@ fn judge_connected(frame: &GoldenFrame) -> Finding {
     if meshed == 0 {
         return Finding::skipped("no pod has a proxy yet");
     }
+    if let Some(Unreachable { replica, why }) = frame.unreachable.first() {
+        let replicas = frame.unreachable.iter().map(|one| one.replica.clone()).collect();
+        return Finding::failed(
+            format!(
+                "not every proxy can be asked after: no answer from the control plane's {}; {replica}: {why}",
+                list(replicas)
+            ),
+            format!("look at the replica's log: kubectl logs {replica} in the namespace of the control plane"),
+        );
+    }
     let lost: Vec<_> = frame.workloads.iter().filter(|status| status.connected < status.meshed_pods).collect();
     match lost.first() {
         None if frame.silent_proxies == 0 => Finding::ok(format!("{meshed} of {meshed} connected")),
@@ -208,6 +218,10 @@ mod tests {
         let mut frame = frame(SHOP, 0, 1000);
         assert_eq!(judge_connected(&frame), Finding::ok("5 of 5 connected"));
         frame.workloads[0].connected = 0;
+        let away = Unreachable { replica: "mesh-control-b".into(), why: "cannot connect to 10.0.0.9:8086".into() };
+        let missing = GoldenFrame { unreachable: vec![away], ..frame.clone() };
+        let seen = judge_connected(&missing).seen;
+        assert!(seen.contains("mesh-control-b: cannot connect to 10.0.0.9:8086"), "{seen}");
         assert_eq!(judge_connected(&frame).seen, "no connection from shop/deployment/cart");
     }
 

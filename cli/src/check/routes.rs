@@ -1,4 +1,4 @@
-//! Routes: does the cluster have their kinds, and has the control plane anything to say against one.
+//! Routes and policies: does the cluster have their kinds, and has the control plane anything to say against one.
 
 use super::{Finding, Subject};
 use crate::error::{Context, Error};
@@ -7,6 +7,7 @@ use kube::api::{DynamicObject, ListParams};
 use mesh_control::kinds;
 use mesh_control::status::route::CONTROLLER;
 use mesh_control::world::route::RouteKind;
+use mesh_manifests::policies;
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -61,14 +62,42 @@ pub(super) async fn accepted(subject: Arc<Subject>) -> Result<Finding, Error> {
             routes += 1;
         }
     }
-    Ok(judge_accepted(routes, &objections))
+    Ok(judge_accepted("route", routes, &objections))
+}
+
+/// Is every policy of ours in force?
+pub(super) async fn policies(subject: Arc<Subject>) -> Result<Finding, Error> {
+    let (mut policies, mut objections) = (0, Vec::new());
+    for kind in policies::KINDS.iter().filter_map(|known| kinds::of_policies(known.kind)) {
+        let tried = || format!("list objects of the kind {}", kind.kind);
+        let client = &subject.cluster.client;
+        let Some(resource) = kind.find(client).await.during(tried)? else { continue };
+        let api: Api<DynamicObject> = match &subject.namespace {
+            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+            None => Api::all_with(client.clone(), &resource),
+        };
+        for object in api.list(&ListParams::default()).await.during(tried)? {
+            let metadata = &object.metadata;
+            let namespace = metadata.namespace.as_deref().unwrap_or_default();
+            let name = format!("{} {namespace}/{}", kind.kind, metadata.name.as_deref().unwrap_or_default());
+            let conditions = object.data["status"]["conditions"].as_array().into_iter().flatten();
+            objections.extend(first_bad(conditions).map(|found| format!("{name}: {found}")));
+            policies += 1;
+        }
+    }
+    Ok(judge_accepted("policy", policies, &objections))
 }
 
 /// The first thing that the control plane has against a route.
 fn objection(status: &Value) -> Option<String> {
     let parents = status["parents"].as_array().into_iter().flatten();
     let ours = parents.filter(|parent| parent["controllerName"] == CONTROLLER);
-    let bad = ours.flat_map(|parent| parent["conditions"].as_array().into_iter().flatten()).find(|condition| {
+    first_bad(ours.flat_map(|parent| parent["conditions"].as_array().into_iter().flatten()))
+}
+
+/// What the first condition says that is not as it should be.
+fn first_bad<'a>(mut conditions: impl Iterator<Item = &'a Value>) -> Option<String> {
+    let bad = conditions.find(|condition| {
         let wanted = if condition["type"] == "PartiallyInvalid" { "False" } else { "True" };
         condition["status"] != wanted
     })?;
@@ -76,19 +105,20 @@ fn objection(status: &Value) -> Option<String> {
     Some(format!("{} ({})", text("message"), text("reason")))
 }
 
-fn judge_accepted(routes: usize, objections: &[String]) -> Finding {
+fn judge_accepted(what: &str, count: usize, objections: &[String]) -> Finding {
     if objections.is_empty() {
-        return Finding::ok(match routes {
-            0 => "there are none".to_owned(),
-            1 => "1 route".to_owned(),
-            routes => format!("{routes} routes"),
+        return Finding::ok(match (what, count) {
+            (_, 0) => "there are none".to_owned(),
+            (what, 1) => format!("1 {what}"),
+            ("policy", count) => format!("{count} policies"),
+            (what, count) => format!("{count} {what}s"),
         });
     }
     let mut told = objections.iter().take(TOLD).cloned().collect::<Vec<_>>().join("; ");
     if objections.len() > TOLD {
         told.push_str(&format!("; and {} more", objections.len() - TOLD));
     }
-    Finding::warning(told, "look at the route's status: kubectl describe it, and mend what it names")
+    Finding::warning(told, format!("look at the {what}'s status: kubectl describe it, and mend what it names"))
 }
 
 #[cfg(test)]
@@ -117,6 +147,10 @@ mod tests {
         check(status(CONTROLLER, &[condition("Accepted", "True"), condition("ResolvedRefs", "False")]), Some("m (R)"));
         check(status(CONTROLLER, &[condition("PartiallyInvalid", "True")]), Some("m (R)"));
         check(status("example.com/other", &[condition("Accepted", "False")]), None);
-        assert_eq!(judge_accepted(2, &["a".to_owned()]).status, Status::Warning);
+        assert_eq!(judge_accepted("route", 2, &["a".to_owned()]).status, Status::Warning);
+        assert_eq!(judge_accepted("route", 2, &[]).seen, "2 routes");
+        assert_eq!(judge_accepted("policy", 2, &[]).seen, "2 policies");
+        let refused = [condition("Accepted", "True"), condition("Programmed", "False")];
+        assert_eq!(first_bad(refused.iter()).as_deref(), Some("m (R)"));
     }
 }

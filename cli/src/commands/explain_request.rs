@@ -21,6 +21,7 @@ use mesh_api::{Endpoint, Protocol, SpiffeId, TrafficPolicy};
 use mesh_control::compile::{self, Compiled};
 use mesh_control::world::World;
 use mesh_control::world::view::{Name, PodView};
+use mesh_manifests::policies::traffic_policy::TrafficTargetKind;
 use mesh_proxy::access::evidence::Checks;
 use mesh_proxy::route::matcher;
 use mesh_proxy::{grpc, learned};
@@ -148,7 +149,7 @@ fn judge(shown: &Shown, question: &Question<'_>) -> Result<Explanation> {
         Err(Ends { step, says, verdict, hint }) => return Ok(told.end(step, says, &verdict, &hint)),
     };
     let services: Vec<(String, Option<&TrafficPolicy>)> =
-        endpoints.iter().map(|to| (to.name.clone(), to.policy)).collect();
+        endpoints.iter().map(|to| (to.name.clone() + &policies_about(shown, &to.name), to.policy)).collect();
     if let Some(carried) = explain_route::carried(rule, &services) {
         told.step("carried", carried);
     }
@@ -206,6 +207,22 @@ struct Eligible<'a> {
     name: String,
     endpoints: &'a [Endpoint],
     policy: Option<&'a TrafficPolicy>,
+}
+
+/// Names of the TrafficPolicies about a service, `namespace/name:port`, in brackets; the first has its say first.
+fn policies_about(shown: &Shown, service: &str) -> String {
+    let Some((namespace, (name, port))) =
+        service.split_once('/').and_then(|(namespace, rest)| Some((namespace, rest.rsplit_once(':')?)))
+    else {
+        return String::new();
+    };
+    let service = Name::new(namespace, name);
+    let ports = shown.world.service(&service).into_iter().flat_map(|service| &service.ports);
+    let named = ports.filter(|known| known.port.to_string() == port).map(|known| known.name.as_str()).next();
+    let in_section = |section: &str| section == port || Some(section) == named;
+    let policies = shown.world.traffic_policies_of(&(TrafficTargetKind::Service, service), in_section);
+    let names: Vec<String> = policies.iter().map(|(name, _)| name.to_string()).collect();
+    if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) }
 }
 
 /// Something about each service, under its name where there are several.
@@ -334,11 +351,6 @@ fn access(
         says.push_str(&format!("\ncounted and logged by AccessPolicy {}", rule.policy));
     }
     Some((decision.allowed, says))
-}
-
-/// The host of what a request is sent to.
-fn host(to: &str) -> &str {
-    to.strip_prefix("svc/").unwrap_or(to).split(':').next().unwrap_or_default()
 }
 
 fn is_skipped(shown: &Shown, caller: &Name, port: u16) -> bool {

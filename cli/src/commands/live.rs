@@ -6,7 +6,7 @@ use crate::golden::Window;
 use crate::observe::{self, Ask};
 use crate::output::{Printer, RowFormat};
 use futures::StreamExt;
-use mesh_api::golden::GoldenFrame;
+use mesh_api::golden::{GoldenFrame, Unreachable};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -95,6 +95,10 @@ pub fn write_data<T: Serialize>(
 pub fn warn_of_silent(frames: &VecDeque<GoldenFrame>, printer: &Printer) {
     if let Some(silent) = frames.back().map(|frame| frame.silent_proxies).filter(|silent| *silent > 0) {
         printer.warn(&format!("{silent} proxies did not answer in time; their numbers are missing"));
+    }
+    for Unreachable { replica, why } in frames.back().iter().flat_map(|frame| &frame.unreachable) {
+        printer
+            .warn(&format!("the control plane's replica {replica} cannot be asked ({why}); its proxies are missing"));
     }
 }
 

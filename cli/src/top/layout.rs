@@ -67,7 +67,7 @@ fn has_notice(state: &State) -> bool {
     let wrong = state.typing.as_ref().is_some_and(|typing| typing.wrong.is_some());
     let lost = matches!(state.link, Link::Lost { .. });
     let ended = state.replay.as_ref().is_some_and(|replay| replay.damage.is_some() && replay.at_end(state.now_ms));
-    wrong || lost || ended || state.silent_proxies() > 0
+    wrong || lost || ended || state.silent_proxies() > 0 || !state.unreachable().is_empty()
 }
 
 /// Columns of numbers: the least width of the screen at which they are shown, and their own width.

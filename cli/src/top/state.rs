@@ -8,7 +8,7 @@ use crate::top::filter::{Facts, Filter, Wrong};
 use crate::top::tap::Tap;
 use crate::top::theme::Theme;
 use mesh_api::WorkloadRef;
-use mesh_api::golden::GoldenFrame;
+use mesh_api::golden::{GoldenFrame, Unreachable};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -370,6 +370,11 @@ impl State {
     /// Proxies of the scope that are connected but silent, as of the last frame.
     pub fn silent_proxies(&self) -> u32 {
         self.shown_account().window.frames().back().map_or(0, |frame: &GoldenFrame| frame.silent_proxies)
+    }
+
+    /// Replicas of the control plane whose proxies are missing, as of the last frame.
+    pub fn unreachable(&self) -> &[Unreachable] {
+        self.shown_account().window.frames().back().map_or(&[], |frame: &GoldenFrame| &frame.unreachable)
     }
 
     /// Makes the lines anew: after a frame, and after whatever changes their choice or order.

@@ -151,7 +151,7 @@ async fn proxies_are_asked_only_while_somebody_looks() {
     assert_eq!(web.orders(), []);
     web.second(5);
     let watch = golden.watch(all(), 10, false, Instant::now(), UNIX_MS);
-    let observe = |backfill_s| ControlMessage::Observe { backfill_s, since_ms: 0, until_ms: 100_000 };
+    let observe = |backfill_s| ControlMessage::Observe { backfill_s, since_ms: 0, until_ms: 100_000, untold: false };
     assert_eq!(web.orders(), [observe(10)]);
     let second = golden.watch(Scope::default(), 30, false, Instant::now(), UNIX_MS);
     assert_eq!(web.orders(), [observe(30)], "each asks for its own past");

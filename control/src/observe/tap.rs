@@ -7,9 +7,10 @@
 use super::{Failure, Observe, stream_of};
 use crate::limits;
 use crate::listen::{Body, Peer};
+use crate::peers::PEER_PATH;
 use crate::subscriptions::Subscriptions;
 use crate::tap::target::Target;
-use crate::tap::{Watch, Wish};
+use crate::tap::{Taps, Watch, Wish};
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, Uri};
 use hyper::body::Frame;
@@ -20,6 +21,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,31 +70,55 @@ impl Observe {
         })?;
         let (filter, bodies, secrets) = said;
         tracing::info!(user = user.name, groups = ?user.groups, namespace, workload = name, filter, bodies, secrets, "a tap begins");
+        let path = format!("{PEER_PATH}{}?{}", uri.path(), uri.query().unwrap_or_default());
+        let watch = watch.with(self.peers.clone(), path);
         let logged = Logged { watch, user: user.name, name, namespace, begun };
-        Ok(self.stream_tap(logged))
+        Ok(stream(logged, self.subscriptions.clone(), self.stop.clone()))
     }
+}
 
-    fn stream_tap(&self, logged: Logged) -> Response<Body> {
-        let (subscriptions, stop) = (self.subscriptions.clone(), self.stop.clone());
-        let lines = futures::stream::unfold(logged, move |mut logged| {
-            let (subscriptions, stop): (Arc<Subscriptions>, _) = (subscriptions.clone(), stop.clone());
-            async move {
-                let messages = tokio::select! {
-                    () = stop.cancelled() => return None,
-                    messages = logged.watch.next(&subscriptions) => messages?,
-                };
-                let mut text = Vec::new();
-                for message in messages {
-                    if let Err(error) = serde_json::to_writer(&mut text, &message) {
-                        return Some((Err(std::io::Error::other(error)), logged));
-                    }
-                    text.push(b'\n');
-                }
-                Some((Ok(Frame::data(Bytes::from(text))), logged))
-            }
-        });
-        stream_of(lines)
+/// Answers another replica, which has made sure that somebody may see what it asks for.
+pub(crate) fn answer(
+    taps: &Arc<Taps>,
+    (path, query): (&str, &str),
+    asker: String,
+    subscriptions: Arc<Subscriptions>,
+    stop: CancellationToken,
+) -> Response<Body> {
+    let Question { name, verb: _, wish } = match parse(path, query) {
+        Ok(question) => question,
+        Err(failure) => return failure.response(),
+    };
+    let namespace = wish.target.namespace.clone().unwrap_or_default();
+    let begun = Instant::now();
+    match taps.watch(wish, begun) {
+        Some(watch) => stream(Logged { watch, user: asker, name, namespace, begun }, subscriptions, stop),
+        None => {
+            let message = format!("{} taps are on already", limits::TAPS);
+            Failure::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message).response()
+        }
     }
+}
+
+fn stream(logged: Logged, subscriptions: Arc<Subscriptions>, stop: CancellationToken) -> Response<Body> {
+    let lines = futures::stream::unfold(logged, move |mut logged| {
+        let (subscriptions, stop) = (subscriptions.clone(), stop.clone());
+        async move {
+            let messages = tokio::select! {
+                () = stop.cancelled() => return None,
+                messages = logged.watch.next(&subscriptions) => messages?,
+            };
+            let mut text = Vec::new();
+            for message in messages {
+                if let Err(error) = serde_json::to_writer(&mut text, &message) {
+                    return Some((Err(std::io::Error::other(error)), logged));
+                }
+                text.push(b'\n');
+            }
+            Some((Ok(Frame::data(Bytes::from(text))), logged))
+        }
+    });
+    stream_of(lines)
 }
 
 impl Drop for Logged {

@@ -50,6 +50,7 @@ pub(super) fn observe() -> Observe {
         observers: Arc::new(observers),
         golden: Golden::new(metrics.clone(), "cluster.local"),
         taps: Taps::new(metrics),
+        peers: crate::peers::Peers::none(),
         subscriptions: Subscriptions::new(Arc::new(MeshConfig::default())),
         stop: CancellationToken::new(),
     }

@@ -26,20 +26,31 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
 /// A control plane that listens, and its parts.
-struct Control {
-    address: SocketAddr,
+pub(crate) struct Control {
+    pub(crate) address: SocketAddr,
     authority: Arc<Authority>,
-    streams: Arc<Streams>,
+    pub(crate) streams: Arc<Streams>,
+    /// How it calls other replicas.
+    pub(crate) client: Arc<ArcSwapOption<ClientConfig>>,
 }
 
 impl Control {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
+        Self::with(Arc::new(authority())).await
+    }
+
+    /// A further replica of the same mesh.
+    pub(crate) async fn beside(&self) -> Self {
+        Self::with(self.authority.clone()).await
+    }
+
+    async fn with(authority: Arc<Authority>) -> Self {
         let metrics = Arc::new(Metrics::new());
-        let authority = Arc::new(authority());
         let issuer = IssuerKeeper {
             identity: SpiffeId::new("cluster.local", "mesh-system", "mesh-control"),
             authority: Arc::new(ArcSwapOption::from(Some(authority.clone()))),
             tls: Arc::default(),
+            client: Arc::default(),
             metrics: metrics.clone(),
         };
         issuer.renew();
@@ -59,7 +70,7 @@ impl Control {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve::serve(listener, issuer.tls.clone(), Arc::new(certifier), streams.clone()));
-        let control = Self { address, authority, streams };
+        let control = Self { address, authority, streams, client: issuer.client.clone() };
         control.put_service(json!([{"name": "http", "port": 80}]));
         control.put_slice(json!([{"addresses": ["10.244.0.5"]}, {"addresses": ["10.244.0.6"]}]));
         control.put_pod("web-1", "10.244.0.5");
@@ -77,13 +88,18 @@ impl Control {
         self.streams.subscriptions.apply(Name::of(&object.metadata), SliceView::from(&object));
     }
 
-    fn put_pod(&self, name: &str, ip: &str) {
+    pub(crate) fn put_pod(&self, name: &str, ip: &str) {
         let object: Pod = serde_json::from_value(pod(name, "web", ip, true)).unwrap();
         self.streams.subscriptions.apply(Name::of(&object.metadata), PodView::from(&object));
     }
 
     /// Opens a stream with a certificate for `proven` (or none) and says Hello.
-    async fn hello(&self, proven: Option<&SpiffeId>, claimed: &SpiffeId, pod: &str) -> Result<Proxy, (u16, String)> {
+    pub(crate) async fn hello(
+        &self,
+        proven: Option<&SpiffeId>,
+        claimed: &SpiffeId,
+        pod: &str,
+    ) -> Result<Proxy, (u16, String)> {
         let mut sender = self.connect(proven).await;
         let (lines, queue) = mpsc::channel::<Bytes>(16);
         let hello = ProxyMessage::Hello {
@@ -104,6 +120,13 @@ impl Control {
             return Err((status, String::from_utf8_lossy(&body).into_owned()));
         }
         Ok(Proxy { lines, heard: Lines::new(response.into_body(), limits::LINE_BYTES), _sender: sender })
+    }
+
+    /// The status of the answer to a GET with a certificate for `proven` (or none).
+    pub(crate) async fn get(&self, proven: Option<&SpiffeId>, path: &str) -> StatusCode {
+        let request = Request::get(format!("https://control{path}"));
+        let body = http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync();
+        self.connect(proven).await.send_request(request.body(body).unwrap()).await.unwrap().status()
     }
 
     async fn connect(&self, proven: Option<&SpiffeId>) -> http2::SendRequest<Body> {
@@ -130,7 +153,7 @@ impl Control {
 }
 
 /// The proxy's side of a conversation.
-struct Proxy {
+pub(crate) struct Proxy {
     lines: mpsc::Sender<Bytes>,
     heard: Lines<Incoming>,
     _sender: http2::SendRequest<Body>,
@@ -143,12 +166,12 @@ async fn say(lines: &mpsc::Sender<Bytes>, message: &ProxyMessage) {
 }
 
 impl Proxy {
-    async fn say(&self, message: ProxyMessage) {
+    pub(crate) async fn say(&self, message: ProxyMessage) {
         say(&self.lines, &message).await;
     }
 
     /// The next message, but for those about egress, which every proxy hears first.
-    async fn hear(&mut self) -> ControlMessage {
+    pub(crate) async fn hear(&mut self) -> ControlMessage {
         loop {
             match self.hear_any().await {
                 ControlMessage::Egress { .. } => {}
@@ -206,7 +229,7 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-fn web() -> SpiffeId {
+pub(crate) fn web() -> SpiffeId {
     SpiffeId::new("cluster.local", "shop", "web")
 }
 
@@ -289,7 +312,8 @@ async fn golden_frames_come_from_whoever_is_watched() {
     assert!(matches!(proxy.hear().await, ControlMessage::Inbound { .. }));
     let scope = crate::golden::Scope { namespace: Some("shop".to_owned()), workload: None };
     let mut watch = control.streams.golden.watch(scope, 60, false, Instant::now(), 100_321).unwrap();
-    assert_eq!(proxy.hear().await, ControlMessage::Observe { backfill_s: 60, since_ms: 0, until_ms: 100_000 });
+    let observe = ControlMessage::Observe { backfill_s: 60, since_ms: 0, until_ms: 100_000, untold: false };
+    assert_eq!(proxy.hear().await, observe);
     let frame = ProxyFrame { at_ms: 5, span_ms: 4_000, series: vec![], endpoints: vec![] };
     proxy.say(ProxyMessage::Golden { frame, backfill: true }).await;
     let subscriptions = control.streams.subscriptions.clone();
@@ -317,8 +341,8 @@ async fn a_proxy_speaks_only_for_its_own_pod() {
 #[tokio::test]
 async fn a_certificate_of_another_authority_gets_nowhere() {
     let control = Control::start().await;
-    let other =
-        Control { authority: Arc::new(authority()), address: control.address, streams: control.streams.clone() };
+    let (address, streams, client) = (control.address, control.streams.clone(), control.client.clone());
+    let other = Control { authority: Arc::new(authority()), address, streams, client };
     let attempt = tokio::spawn(async move {
         let proxy = other.hello(Some(&web()), &web(), "web-1").await;
         proxy.map(|_| ()).map_err(|_| ())

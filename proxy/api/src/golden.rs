@@ -417,6 +417,18 @@ pub struct GoldenFrame {
     /// Proxies of the scope's namespace that sent what made no sense in the last ten minutes; it was left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub senseless: Vec<Senseless>,
+    /// Replicas of the control plane that could not be asked: what their proxies count is missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreachable: Vec<Unreachable>,
+}
+
+/// A replica of the control plane that does not answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreachable {
+    /// Its pod.
+    pub replica: String,
+    /// What was tried, and what came of it.
+    pub why: String,
 }
 
 /// A proxy whose figures cannot be true.

@@ -149,6 +149,9 @@ pub enum ControlMessage {
         /// follows second by second. 0: as late as possible.
         #[serde(default)]
         until_ms: u64,
+        /// True: what an earlier stream has been told, perhaps one to another replica of control, is not told again.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        untold: bool,
     },
     /// Stop sending golden frames.
     StopObserve {},

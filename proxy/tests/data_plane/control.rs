@@ -238,7 +238,7 @@ async fn a_destination_is_asked_about_answered_updated_and_observed() {
     session.say(ControlMessage::Heartbeat {});
     assert_eq!(session.hear().await, ProxyMessage::Heartbeat {});
 
-    session.say(ControlMessage::Observe { backfill_s: 10, since_ms: 0, until_ms: 0 });
+    session.say(ControlMessage::Observe { backfill_s: 10, since_ms: 0, until_ms: 0, untold: false });
     for _ in 0..2 {
         assert!(matches!(session.hear().await, ProxyMessage::Golden { .. }));
     }

@@ -300,6 +300,11 @@ fn draw_notice(state: &State, sheet: &mut Sheet, y: u16) {
             (format!("{cross} connection lost {since} ago: {why}{then}"), Color::Red)
         }
         (.., Some(Replay { damage: Some(damage), .. })) => (format!("{cross} {damage}"), Color::Red),
+        _ if !state.unreachable().is_empty() => {
+            let names: Vec<&str> = state.unreachable().iter().map(|one| one.replica.as_str()).collect();
+            let text = format!("{cross} {} cannot be asked: its proxies' numbers are missing", names.join(", "));
+            (text, Color::Yellow)
+        }
         _ => match state.silent_proxies() {
             0 => return,
             1 => (format!("{cross} a proxy does not answer: its numbers are missing"), Color::Yellow),

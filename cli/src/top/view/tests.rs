@@ -7,7 +7,7 @@ use crate::top::tap::tests::event;
 use crate::top::theme::Theme;
 use crate::top::update::{Msg, update};
 use crossterm::event::{KeyCode, KeyEvent};
-use mesh_api::golden::{Direction, EndpointView, GoldenFrame};
+use mesh_api::golden::{Direction, EndpointView, GoldenFrame, Unreachable};
 use mesh_api::tap::{TapLeftOut, TapMessage, TapStatus};
 use mesh_api::{MeshError, WorkloadRef};
 use std::time::{Duration, Instant};
@@ -227,6 +227,15 @@ fn silent_proxies() {
     insta::assert_snapshot!(screens(|state| {
         let silent = GoldenFrame { silent_proxies: 2, ..shop(21) };
         update(state, Msg::Frame(Box::new(silent)));
+    }));
+}
+
+#[test]
+fn replicas_that_cannot_be_asked() {
+    insta::assert_snapshot!(screens(|state| {
+        let unreachable =
+            vec![Unreachable { replica: "mesh-control-7d9f".into(), why: "cannot connect to 10.0.0.9:8086".into() }];
+        update(state, Msg::Frame(Box::new(GoldenFrame { unreachable, ..shop(21) })));
     }));
 }
 
