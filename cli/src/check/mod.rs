@@ -421,7 +421,7 @@ mod tests {
         check("proxy.ready", "", &["proxy.ready"]);
         check(
             "",
-            "api permissions install control webhook observe identity routes",
+            "api permissions install control webhook observe identity routes policies",
             &["proxy.ready", "proxy.connected", "proxy.sense", "proxy.version"],
         );
         let error = Chosen::read(&words("proxy.redy"), &[]).unwrap_err();

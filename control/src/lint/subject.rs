@@ -20,7 +20,7 @@ use mesh_manifests::policies::{AccessPolicy, EgressPolicy, GROUP, TrafficPolicy}
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 /// How much of what there is was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,12 +246,7 @@ fn slices(name: &Name, service: &Service, pods: &[(Name, PodView, Pod)]) -> Vec<
             let name = port.name.clone().unwrap_or_default();
             Some(PortView { name, port: u16::try_from(number).ok()?, app_protocol: port.app_protocol.clone() })
         });
-        let endpoint = EndpointView {
-            addresses: view.ips.iter().copied().map(IpAddr::from).collect(),
-            ready: true,
-            serving: true,
-            zone: None,
-        };
+        let endpoint = EndpointView { addresses: view.ips.clone(), ready: true, serving: true, zone: None };
         SliceView { service: Some(name.name.clone()), ports: ports.collect(), endpoints: vec![endpoint] }
     };
     selected.map(slice).collect()

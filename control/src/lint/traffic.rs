@@ -24,15 +24,13 @@ pub(super) fn look(subject: &Subject, found: &mut Vec<Finding>) {
             found.push(Finding { lint, kind, name, field: format!("spec.{field}"), message });
         };
         let of_services = view.spec.target_refs.iter().all(|target| target.kind == TrafficTargetKind::Service);
+        // Routes are not missed in files: they may be anywhere.
+        let looked = subject.sees_all() || (of_services && subject.knows_services(&name.namespace));
         match fault(&subject.world, name, view) {
             // Told above.
             Some(("Invalid", _)) => continue,
-            Some(("TargetNotFound", why)) => {
-                // Routes are not missed in files: they may be anywhere.
-                if subject.sees_all() || (of_services && subject.knows_services(&name.namespace)) {
-                    say(TRAFFIC_TARGET_MISSING, "targetRefs", why);
-                }
-            }
+            Some(("TargetNotFound", why)) if looked => say(TRAFFIC_TARGET_MISSING, "targetRefs", why),
+            Some(("TargetNotFound", _)) => {}
             Some((_, why)) => say(TRAFFIC_CONFLICTED, "targetRefs", why),
             None => {}
         }
