@@ -62,7 +62,7 @@ fn finds_in_files_and_on_the_cluster() -> Result<()> {
 
     // The route alone: what it refers to may be anywhere.
     let alone = sandbox.meshctl_with_input(["lint", "-", "-o", "json"], &route.to_string())?.ok()?;
-    ensure!(findings(alone)? == [], "files alone");
+    ensure!(findings(alone)?.is_empty(), "files alone");
     let files = format!("{service}\n---\n{route}\n");
     let expect = |found: &[(String, String)], wanted: &[(&str, &str)]| {
         let found: Vec<(&str, &str)> = found.iter().map(|(id, field)| (id.as_str(), field.as_str())).collect();

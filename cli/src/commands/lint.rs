@@ -95,7 +95,7 @@ impl<'a> Chosen<'a> {
     fn read(only: &'a [String], skip: &'a [String]) -> Result<Self> {
         let ids = || LINTS.iter().map(|lint| lint.id);
         let known: BTreeSet<&str> = ids().chain(ids().filter_map(|id| id.split('.').next())).collect();
-        for word in only.iter().chain(skip).filter(|word| !known.contains(word.as_str())) {
+        if let Some(word) = only.iter().chain(skip).find(|word| !known.contains(word.as_str())) {
             let error = Error::new(format!("there is no finding `{word}`"));
             return Err(match nearest(word, known.iter().copied()) {
                 Some(near) => error.hint(format!("did you mean {near}?")),
