@@ -17,7 +17,7 @@ use crate::metrics::count;
 use crate::mirror;
 use crate::proxy::Proxy;
 use crate::record::{ConnectionRecord, Record, method_label};
-use crate::retry::{self, Retries, Tries, Withheld};
+use crate::retry::{self, Tries, Withheld};
 use crate::state::{Backend, Group, Known, Target};
 use crate::story::{self, Story};
 use crate::tap::witness::{self, Onlooker};
@@ -297,7 +297,7 @@ impl<'a> Exchange<'a> {
             }
             let began = Instant::now();
             let outcome = {
-                let head = timeout::of_head(&self.times, tries.left().and_then(Retries::per_try));
+                let head = timeout::of_head(&self.times, tries.per_try());
                 let attempt = pin!(attempt(client, course, &backend, request, &tries, &tried, head));
                 timeout::within(&mut self.deadline, attempt).await
             };

@@ -75,7 +75,7 @@ impl Retries {
     }
 
     /// Time for one try's response head.
-    pub fn per_try(&self) -> Option<Duration> {
+    fn per_try(&self) -> Option<Duration> {
         self.retry.per_try_timeout.filter(|limit| !limit.is_zero()).map(|limit| limit.duration())
     }
 
@@ -119,6 +119,11 @@ impl<'a> Tries<'a> {
             retries.budget.lock().request(now);
         }
         Self { retries: retries.filter(|retries| retries.allows(method, grpc)), made: 0 }
+    }
+
+    /// Time for the response head of each try, the last one too.
+    pub fn per_try(&self) -> Option<Duration> {
+        self.retries.and_then(Retries::per_try)
     }
 
     /// What is said of retries, as long as there may be another try.
@@ -264,8 +269,9 @@ mod tests {
     #[test]
     fn tries_end_with_their_number_and_say_what_withholds_them() {
         let now = Instant::now();
-        let said = retries(|_| {});
+        let said = retries(|retry| retry.per_try_timeout = Some(Millis(7000)));
         let mut tries = Tries::begin(Some(&said), &Method::GET, false, now);
+        assert_eq!(tries.per_try(), Some(Duration::from_secs(7)));
         assert_eq!(tries.again(&outcome(200), true, now, 0), Ok(None));
         assert_eq!(tries.again(&outcome(503), false, now, 0), Err(Withheld::Body));
         let slow = Outcome { retry_after: Some(Duration::from_secs(1)), ..outcome(503) };
@@ -273,6 +279,8 @@ mod tests {
         assert_eq!(tries.again(&outcome(503), true, now, 0), Ok(Some(BACKOFF)));
         assert!(tries.again(&outcome(503), true, now, u64::MAX).unwrap().unwrap() <= BACKOFF * 4);
         assert_eq!(tries.again(&outcome(503), true, now, 0), Ok(None));
+        assert!(tries.left().is_none());
+        assert_eq!(tries.per_try(), Some(Duration::from_secs(7)), "the last try has no more time than the others");
         let poor = retries(|retry| retry.budget = Some(budget(0, 10_000, 0)));
         let mut tries = Tries::begin(Some(&poor), &Method::GET, false, now);
         assert_eq!(tries.again(&outcome(503), true, now, 0), Err(Withheld::Budget));
