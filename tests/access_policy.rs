@@ -602,7 +602,8 @@ fn policy_test_says_what_would_change() -> Result<()> {
     let g = Gate::open()?;
     let policy = json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": "AccessPolicy", "metadata": {"name": "new"},
         "spec": {"target": {"kind": "Deployment", "name": "origin"}, "rules": [{"from": [{"serviceAccounts": ["alice"]}]}]}});
-    let recording = tempfile::NamedTempFile::new()?;
+    let folder = tempfile::tempdir()?;
+    let recording = folder.path().join("seen.rec");
     let path = "/apis/observe.meshctl.dev/v1alpha1/namespaces/gate/workloads/all/golden?window=300&frames=1";
     let frame = eventually(SOON, "bob's calls are seen", || {
         g.expect(&[(ALICE, GET, 200), (BOB, GET, 200)])?;
@@ -610,8 +611,8 @@ fn policy_test_says_what_would_change() -> Result<()> {
         ensure!(frame.contains("\"bob\"") && frame.contains("\"alice\""), "{frame}");
         Ok(frame)
     })?;
-    record(recording.path(), &frame)?;
-    let recorded = recording.path().to_str().context("path")?;
+    record(&recording, &frame)?;
+    let recorded = recording.to_str().context("path")?;
     for seen in [&[][..], &["--recording", recorded]] {
         let command = ["policy", "test", "-f", "-", "-n", NS, "-o", "json"].iter().chain(seen);
         let ran = g.sandbox.meshctl_with_input(command, &policy.to_string())?.exits(1)?;
