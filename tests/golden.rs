@@ -13,7 +13,7 @@ use std::time::Duration;
 
 const NEEDS: &[Need] = &[Need::Namespaces, Need::Program("kubectl")];
 /// Length of the load: more than the longest window, and time to kill a pod before it.
-const SECONDS: u64 = 80;
+const SECONDS: u64 = 84;
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![test("golden::what_is_counted_is_what_was_sent", NEEDS, what_is_counted_is_what_was_sent)]
@@ -45,9 +45,15 @@ fn what_is_counted_is_what_was_sent() -> Result<()> {
     let mut looks = Vec::new();
     sleep_until(begin + 70);
     for window in [1, 10, 60] {
-        sleep_until(unix().as_secs() + 1);
-        std::thread::sleep(Duration::from_millis(250));
-        looks.push((window, Look::at(&s, window)?));
+        let mut look = Look::of_a_second_just_ended(&s, window)?;
+        for _ in 0..3 {
+            // A machine that is busy elsewhere may have been told two seconds in one.
+            if [&look.stat, &look.routes].iter().all(|update| update.span_ms == window * 1000) {
+                break;
+            }
+            look = Look::of_a_second_just_ended(&s, window)?;
+        }
+        looks.push((window, look));
     }
     let top = top(&s)?;
     let sent = eventually(Duration::from_secs(60), "the load ends", || {
@@ -138,6 +144,12 @@ struct Update {
 }
 
 impl Look {
+    fn of_a_second_just_ended(s: &Sandbox, window: u64) -> Result<Self> {
+        sleep_until(unix().as_secs() + 1);
+        std::thread::sleep(Duration::from_millis(250));
+        Self::at(s, window)
+    }
+
     fn at(s: &Sandbox, window: u64) -> Result<Self> {
         let window = format!("{window}s");
         let stat = ["stat", "deploy/golden", "-n", "golden", "--routes", "--watch", "-o", "json", "-w", &window];
