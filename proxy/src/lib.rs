@@ -12,6 +12,7 @@ pub mod access;
 pub mod access_log;
 pub mod admin;
 pub mod args;
+pub mod away;
 pub mod balance;
 pub mod body;
 pub mod breaker;

@@ -1,14 +1,14 @@
 //! The straight line: what happens to one HTTP request, arriving or leaving, from its head to the end of its response.
 
 use crate::access;
+use crate::away::{Away, ERROR_HEADER};
 use crate::balance;
 use crate::body::{Download, Received};
-use crate::carriage::{Carriage, Held, Stop};
+use crate::carriage::{Carriage, Held};
 use crate::course::{Course, Taken};
 use crate::drain::Phase;
 use crate::egress;
 use crate::error::{Delivered, Failure};
-use crate::fault::Reset;
 use crate::golden::{Scope, Subject};
 use crate::grpc;
 use crate::headers::{ambiguity, authority, response_ambiguity, strip_hop_by_hop, wants_upgrade};
@@ -26,8 +26,7 @@ use crate::timeout::{self, Deadline};
 use crate::traffic::Traffic;
 use crate::upload::{Upload, listen_for_continue};
 use crate::upstream::{self, Flight, Lease, Outgoing, Unanswered};
-use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::Body;
@@ -41,8 +40,6 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-const ERROR_HEADER: HeaderName = HeaderName::from_static(mesh_api::names::ERROR_HEADER);
 
 /// What all requests of one client connection have in common.
 #[derive(Debug)]
@@ -93,7 +90,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
         Ok(None) => {}
         Ok(Some(open)) => {
             if let Some((error, why)) = Box::pin(access::ask(&client, *open, request.headers_mut())).await {
-                return refuse(record, error, &why);
+                return Away::Refused(error, why.into()).answer(record);
             }
         }
     }
@@ -133,7 +130,7 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
 
     // Answer: pass the response on, if it can be read in one way only; the account closes with its end.
     if let Some(why) = response_ambiguity(&response, upgrade.is_some()) {
-        return refuse(record, MeshError::InvalidResponse, why);
+        return Away::Refused(MeshError::InvalidResponse, why.into()).answer(record);
     }
     let unwanted = gate.filter(|gate| gate.answered(response.status()));
     let lease = lease.filter(|_| unwanted.is_none());
@@ -146,38 +143,6 @@ pub async fn serve(client: Arc<Client>, mut request: Request<Received>) -> Respo
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
-}
-
-/// Why a request goes no further, and what its client is told instead.
-enum Away {
-    /// An error, with details.
-    Refused(MeshError, Cow<'static, str>),
-    /// An error in the way that a policy asks for.
-    Stopped(MeshError, Stop),
-    /// To ask elsewhere.
-    Redirected(StatusCode, HeaderValue),
-}
-
-impl Away {
-    fn answer(self, record: Record) -> Response<Download> {
-        match self {
-            Away::Refused(error, detail) => refuse(record, error, &detail),
-            Away::Stopped(error, stop) => refuse_as(record, error, stop),
-            Away::Redirected(status, location) => send_elsewhere(record, (status, location)),
-        }
-    }
-}
-
-impl From<MeshError> for Away {
-    fn from(error: MeshError) -> Self {
-        Away::Refused(error, Cow::Borrowed(""))
-    }
-}
-
-impl From<(MeshError, Stop)> for Away {
-    fn from((error, stop): (MeshError, Stop)) -> Self {
-        Away::Stopped(error, stop)
-    }
 }
 
 /// Refuses what must not be forwarded; what somebody else has to be asked about is given back.
@@ -611,59 +576,4 @@ pub fn malformed(client: &Client) {
     witness::tell_malformed(client, &subject, MeshError::InvalidRequest);
     story::log_malformed(client, &subject, MeshError::InvalidRequest);
     Record::open(&client.proxy.golden, &client.scope, subject).failed(MeshError::InvalidRequest);
-}
-
-/// Answers with a redirect.
-fn send_elsewhere(mut record: Record, (status, location): (StatusCode, HeaderValue)) -> Response<Download> {
-    record.answered(status.as_u16());
-    record.completed();
-    let mut response = Response::new(Download::Text(Bytes::new()));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::LOCATION, location);
-    response
-}
-
-/// Answers in place of an endpoint; says what is wrong and what to do about it.
-fn refuse(mut record: Record, error: MeshError, detail: &str) -> Response<Download> {
-    record.failed(error);
-    if record.is_grpc() {
-        let mut response = Response::new(Download::Text(Bytes::new()));
-        *response.headers_mut() = grpc::trailers_only(error, detail);
-        return response;
-    }
-    let text = format!("{}: {}\n", error.code(), error.sentence(detail));
-    let mut response = Response::new(Download::Text(Bytes::from(text)));
-    *response.status_mut() = StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::BAD_GATEWAY);
-    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, plain);
-    response.headers_mut().insert(ERROR_HEADER, HeaderValue::from_static(error.code()));
-    // What 401 must have (RFC 9110, section 11.6.1), in the words of RFC 6750, section 3.
-    let challenge = match error {
-        MeshError::JwtMissing => "Bearer",
-        MeshError::JwtInvalid => r#"Bearer error="invalid_token""#,
-        _ => return response,
-    };
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
-    response
-}
-
-/// [`refuse`], in the way that a policy asks for.
-fn refuse_as(mut record: Record, error: MeshError, stop: Stop) -> Response<Download> {
-    let grpc = record.is_grpc();
-    record.refused_with(stop.status);
-    let mut response = refuse(record, error, "");
-    if let Some((http, in_grpc)) = stop.status {
-        if grpc {
-            grpc::set_status(response.headers_mut(), in_grpc);
-        } else if let Ok(status) = StatusCode::from_u16(http) {
-            *response.status_mut() = status;
-        }
-    }
-    if let Some(wait) = stop.retry_after {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
-    }
-    if stop.reset {
-        response.extensions_mut().insert(Reset);
-    }
-    response
 }

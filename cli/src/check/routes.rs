@@ -4,7 +4,7 @@ use super::{Finding, Subject};
 use crate::error::{Context, Error};
 use kube::Api;
 use kube::api::{DynamicObject, ListParams};
-use mesh_control::kinds;
+use mesh_control::kinds::{self, CustomKind};
 use mesh_control::status::route::CONTROLLER;
 use mesh_control::world::route::RouteKind;
 use mesh_manifests::policies;
@@ -43,32 +43,24 @@ fn judge_installed(missing: &[&str]) -> Finding {
 
 /// Is every route accepted, and does it lead somewhere?
 pub(super) async fn accepted(subject: Arc<Subject>) -> Result<Finding, Error> {
-    let (mut routes, mut objections) = (0, Vec::new());
-    for kind in RouteKind::ALL {
-        let tried = || format!("list objects of the kind {}", kind.kind());
-        let client = &subject.cluster.client;
-        let Some(resource) = kinds::of_routes(kind).find(client).await.during(tried)? else { continue };
-        let api: Api<DynamicObject> = match &subject.namespace {
-            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
-            None => Api::all_with(client.clone(), &resource),
-        };
-        for object in api.list(&ListParams::default()).await.during(tried)? {
-            let metadata = &object.metadata;
-            let namespace = metadata.namespace.as_deref().unwrap_or_default();
-            let name = format!("{} {namespace}/{}", kind.kind(), metadata.name.as_deref().unwrap_or_default());
-            if let Some(found) = objection(&object.data["status"]) {
-                objections.push(format!("{name}: {found}"));
-            }
-            routes += 1;
-        }
-    }
-    Ok(judge_accepted("route", routes, &objections))
+    judge(&subject, "route", RouteKind::ALL.into_iter().map(kinds::of_routes), objection).await
 }
 
 /// Is every policy of ours in force?
 pub(super) async fn policies(subject: Arc<Subject>) -> Result<Finding, Error> {
-    let (mut policies, mut objections) = (0, Vec::new());
-    for kind in policies::KINDS.iter().filter_map(|known| kinds::of_policies(known.kind)) {
+    let ours = policies::KINDS.iter().filter_map(|known| kinds::of_policies(known.kind));
+    judge(&subject, "policy", ours, |status| first_bad(status["conditions"].as_array().into_iter().flatten())).await
+}
+
+/// Looks at the status of every object of some kinds; those that are not installed have none.
+async fn judge(
+    subject: &Subject,
+    what: &str,
+    kinds: impl Iterator<Item = CustomKind>,
+    objection: impl Fn(&Value) -> Option<String>,
+) -> Result<Finding, Error> {
+    let (mut count, mut objections) = (0, Vec::new());
+    for kind in kinds {
         let tried = || format!("list objects of the kind {}", kind.kind);
         let client = &subject.cluster.client;
         let Some(resource) = kind.find(client).await.during(tried)? else { continue };
@@ -80,12 +72,11 @@ pub(super) async fn policies(subject: Arc<Subject>) -> Result<Finding, Error> {
             let metadata = &object.metadata;
             let namespace = metadata.namespace.as_deref().unwrap_or_default();
             let name = format!("{} {namespace}/{}", kind.kind, metadata.name.as_deref().unwrap_or_default());
-            let conditions = object.data["status"]["conditions"].as_array().into_iter().flatten();
-            objections.extend(first_bad(conditions).map(|found| format!("{name}: {found}")));
-            policies += 1;
+            objections.extend(objection(&object.data["status"]).map(|found| format!("{name}: {found}")));
+            count += 1;
         }
     }
-    Ok(judge_accepted("policy", policies, &objections))
+    Ok(judge_accepted(what, count, &objections))
 }
 
 /// The first thing that the control plane has against a route.
