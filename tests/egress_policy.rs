@@ -37,6 +37,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("hosts_outside_are_counted_by_name", hosts_outside_are_counted_by_name),
         test("status_and_mistakes", status_and_mistakes),
         test("explain_shows_the_decision", explain_shows_the_decision),
+        test("policy_test_says_what_could_not_leave", policy_test_says_what_could_not_leave),
     ]
 }
 
@@ -421,4 +422,24 @@ fn explain_shows_the_decision() -> Result<()> {
     explain(&format!("{HERE}:5432"))?.says("egress-denied")?;
     b.sandbox.meshctl(["explain", "error", "egress-denied"])?.says("egress policies")?;
     Ok(())
+}
+
+/// A policy that is not applied, held against what was seen.
+fn policy_test_says_what_could_not_leave() -> Result<()> {
+    let b = Border::open()?;
+    let policy = json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": "EgressPolicy", "metadata": {"name": "new"},
+        "spec": {"target": {"kind": "Pod", "name": ADA}, "rules": [{"hosts": ["*.example.com"]}]}});
+    let command = ["policy", "test", "-f", "-", "-n", NS, "-w", "1m", "-o", "json"];
+    eventually(SOON, "the calls have been counted", || {
+        b.expect(&[(ADA, &http("any.example.com", HERE), 200), (ADA, &http("any.example.org", HERE), 200)])?;
+        let ran = b.sandbox.meshctl_with_input(command, &policy.to_string())?.exits(1)?;
+        let changes: Vec<Value> = serde_json::from_str(&ran.stdout)?;
+        let hosts: Vec<&str> = changes.iter().filter_map(|change| change["dst"].as_str()).collect();
+        ensure!(hosts.contains(&"any.example.org") && !hosts.contains(&"any.example.com"), "{changes:?}");
+        ensure!(changes.iter().all(|c| c["src"].as_str().is_some_and(|src| src.ends_with(ADA))), "{changes:?}");
+        ensure!(changes.iter().all(|c| c["allowed_now"] == true && c["allowed_then"] == false), "{changes:?}");
+        Ok(())
+    })?;
+    // Nothing was applied.
+    b.expect(&[(ADA, &http("any.example.org", HERE), 200)])
 }

@@ -3,9 +3,10 @@
 use anyhow::{Context, Result, bail};
 use libtest_mimic::{Failed, Trial};
 use std::ffi::OsStr;
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -113,7 +114,6 @@ impl Ran {
 
 /// Runs a command to its end with a text on its standard input; ends it after two minutes.
 pub(crate) fn run_with_input(mut command: Command, input: &str) -> Result<Ran> {
-    use std::io::Write;
     let line = format!("{command:?}");
     let mut child = command
         .stdin(Stdio::piped())
@@ -157,14 +157,44 @@ pub(crate) struct Sandbox {
     pub(crate) kubeconfig: PathBuf,
 }
 
-/// Sandboxes still up; what a panicking test leaves behind is taken down at the end of the run.
-static RUNNING: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// Sandboxes still up; what a panicking test leaves behind is taken down at the end of the run, and what a run leaves
+/// that is killed, by the keeper of each.
+static RUNNING: Mutex<Vec<(String, Child)>> = Mutex::new(Vec::new());
+
+/// A process that takes a sandbox down when this one ends in whatever way: its standard input does then, too.
+fn keeper_of(sandbox: &str) -> Result<Child> {
+    let mut keeper = ourselves("mesh-keeper")?;
+    // What ends a run by its process group is not to end the keeper.
+    keeper.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut keeper = keeper.spawn().context("starting the sandbox's keeper")?;
+    keeper.stdin.as_mut().context("no stdin")?.write_all(sandbox.as_bytes())?;
+    Ok(keeper)
+}
+
+/// The keeper's own life.
+pub(crate) fn keeper_main() -> ExitCode {
+    let mut sandbox = String::new();
+    if std::io::stdin().read_to_string(&mut sandbox).is_err() {
+        return ExitCode::FAILURE;
+    }
+    take_down(&sandbox);
+    ExitCode::SUCCESS
+}
+
+/// Starts a sandbox, says its name, and stays.
+pub(crate) fn holder_main() -> ExitCode {
+    let Ok(sandbox) = Sandbox::up("held") else { return ExitCode::FAILURE };
+    let _ = writeln!(std::io::stdout(), "{}", sandbox.name);
+    std::thread::sleep(Duration::from_secs(60));
+    ExitCode::SUCCESS
+}
 
 impl Sandbox {
     /// Starts a sandbox under a name of this run's own.
     pub(crate) fn up(name: &str) -> Result<Self> {
         let name = format!("{name}-{}", std::process::id());
-        RUNNING.lock().map_err(|e| anyhow::anyhow!("{e}"))?.push(name.clone());
+        let keeper = keeper_of(&name)?;
+        RUNNING.lock().map_err(|e| anyhow::anyhow!("{e}"))?.push((name.clone(), keeper));
         let mut up = ourselves("meshctl")?;
         up.args(["sandbox", "up", "--name", &name]);
         run_with_input(up, "")?.ok()?;
@@ -233,8 +263,11 @@ fn take_down(name: &str) {
         down.args(["sandbox", "down", "--name", name]);
         let _ = run_with_input(down, "");
     }
-    if let Ok(mut running) = RUNNING.lock() {
-        running.retain(|n| n != name);
+    if let Ok(mut running) = RUNNING.lock()
+        && let Some(at) = running.iter().position(|(known, _)| known == name)
+    {
+        let (_, mut keeper) = running.swap_remove(at);
+        let _ = (keeper.kill(), keeper.wait());
     }
 }
 
@@ -280,7 +313,8 @@ pub(crate) static SHOP: Shared = Shared::new(|| {
 
 /// Takes down what tests left running.
 pub(crate) fn tear_down() {
-    let left: Vec<String> = RUNNING.lock().map(|r| r.clone()).unwrap_or_default();
+    let left: Vec<String> =
+        RUNNING.lock().map(|r| r.iter().map(|(name, _)| name.clone()).collect()).unwrap_or_default();
     left.iter().for_each(|name| take_down(name));
 }
 

@@ -51,6 +51,8 @@ fn main() -> ExitCode {
         "mesh-forger" => return forger::main(),
         "mesh-golden" => return golden_load::main(),
         "mesh-errors" => return mesh_errors::main(),
+        "mesh-holder" => return harness::holder_main(),
+        "mesh-keeper" => return harness::keeper_main(),
         "mesh-liar" => return liar::main(),
         "mesh-peer" => return peer::main(),
         "mesh-session" => return terminal::session_main(),

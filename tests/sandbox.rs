@@ -4,6 +4,8 @@ use crate::harness::{BARE, Need, Sandbox, eventually, ourselves, run_with_input,
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use std::collections::BTreeSet;
+use std::io::BufRead;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const NEEDS: &[Need] = &[Need::Namespaces];
@@ -12,10 +14,28 @@ pub(crate) fn tests() -> Vec<Trial> {
     vec![
         test("sandbox::up_and_down_leave_nothing", NEEDS, up_and_down_leave_nothing),
         test("sandbox::a_crash_is_cleaned_up", NEEDS, a_crash_is_cleaned_up),
+        test("sandbox::a_killed_test_run_leaves_nothing", NEEDS, a_killed_test_run_leaves_nothing),
         test("sandbox::two_run_side_by_side", NEEDS, two_run_side_by_side),
         test("sandbox::bad_names_and_images_are_refused", NEEDS, bad_names_and_images_are_refused),
         test("sandbox::a_kubeconfig_to_nowhere_fails_fast", &[], a_kubeconfig_to_nowhere_fails_fast),
     ]
+}
+
+/// Not about `meshctl` but about these tests: a run that somebody kills is not to leave sandboxes behind.
+fn a_killed_test_run_leaves_nothing() -> Result<()> {
+    let mut run = ourselves("mesh-holder")?.stdout(Stdio::piped()).spawn()?;
+    let mut name = String::new();
+    std::io::BufReader::new(run.stdout.take().context("no stdout")?).read_line(&mut name)?;
+    let name = name.trim();
+    let up = processes_of(name)?;
+    run.kill()?;
+    run.wait()?;
+    ensure!(name.starts_with("held-") && !up.is_empty(), "no sandbox was up: {name}");
+    eventually(Duration::from_secs(20), "everything of the sandbox ends", || {
+        let left = processes_of(name)?;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
 }
 
 /// Interfaces and mounts of the machine, which no sandbox may change.

@@ -104,8 +104,11 @@ pub fn inbound(world: &World, config: &MeshConfig, name: &Name) -> InboundPolicy
     }
 }
 
-/// The zone of a pod's node, as a slice with the pod says it.
+/// The zone of a pod's node, as the node says it, or a slice with the pod.
 fn zone(world: &World, pod: &PodView) -> Option<String> {
+    if let Some(zone) = pod.node.as_deref().and_then(|node| world.node(node)?.zone.clone()) {
+        return Some(zone);
+    }
     let found = pod.ips.iter().flat_map(|ip| world.slices_with(*ip).map(move |(slice, _)| (ip, slice)));
     found
         .flat_map(|(ip, slice)| slice.endpoints.iter().filter(move |e| e.addresses.contains(ip)))

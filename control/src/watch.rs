@@ -15,13 +15,13 @@ use crate::world::access_policy::AccessPolicyView;
 use crate::world::egress_policy::EgressPolicyView;
 use crate::world::route::{RouteKey, RouteKind, RouteStatusView, read};
 use crate::world::traffic_policy::TrafficPolicyView;
-use crate::world::view::{Name, NamespaceView, PodView, ServiceView, SliceView};
+use crate::world::view::{Name, NamespaceView, NodeView, PodView, ServiceView, SliceView};
 use custom::Reading;
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::DeserializeGuard;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource, ResourceExt};
 use mesh_manifests::policies::{AccessPolicy, EgressPolicy, TrafficPolicy};
@@ -55,6 +55,12 @@ pub async fn follow(client: kube::Client, system_namespace: &str, audience: Audi
     let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
     tokio::join!(
         world.keep("Namespace", |meta| meta.name.clone().unwrap_or_default(), |o: &Namespace| NamespaceView::from(o)),
+        // Only what they are called and labelled: the rest of a node is large, and nobody's business here.
+        world.keep(
+            "Node",
+            |meta| meta.name.clone().unwrap_or_default(),
+            |o: &PartialObjectMeta<Node>| NodeView::from(o)
+        ),
         world.keep("Service", Name::of, |o: &Service| ServiceView::from(o)),
         world.keep("EndpointSlice", Name::of, |o: &EndpointSlice| SliceView::from(o)),
         world.keep("Pod", Name::of, |o: &Pod| PodView::from(o)),
@@ -67,7 +73,7 @@ pub async fn follow(client: kube::Client, system_namespace: &str, audience: Audi
         world.keep_routes(RouteKind::Tcp),
         world.keep_beside(REFERENCE_GRANT, read::grant),
         world.keep_beside(BACKEND_TRAFFIC_POLICY, read::backend_policy),
-        world.tell_when_listed(7 + 6),
+        world.tell_when_listed(8 + 6),
         one("Secret", secrets.clone(), ISSUER_SECRET, &metrics, |secret| issuer.changed(secret)),
         one("Secret", secrets, WEBHOOK_SECRET, &metrics, |secret| webhook.changed(secret)),
         one("ConfigMap", config_maps, "extension-apiserver-authentication", &metrics, |map| observers.changed(map)),

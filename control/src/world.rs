@@ -21,12 +21,13 @@ use route::{BackendPolicyView, GrantView, RouteKey, RouteStatusView, RouteView};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use traffic_policy::{TargetKey, TrafficPolicyView};
-use view::{Name, NamespaceView, PodView, ServiceView, SliceView};
+use view::{Name, NamespaceView, NodeView, PodView, ServiceView, SliceView};
 
 /// The objects that matter, and the ways to find them.
 #[derive(Debug, Default)]
 pub struct World {
     namespaces: HashMap<String, NamespaceView>,
+    nodes: HashMap<String, NodeView>,
     services: HashMap<Name, ServiceView>,
     slices: HashMap<Name, SliceView>,
     pods: HashMap<Name, PodView>,
@@ -134,6 +135,11 @@ impl World {
     /// A namespace.
     pub fn namespace(&self, name: &str) -> Option<&NamespaceView> {
         self.namespaces.get(name)
+    }
+
+    /// A node.
+    pub fn node(&self, name: &str) -> Option<&NodeView> {
+        self.nodes.get(name)
     }
 
     /// A service.
@@ -244,6 +250,21 @@ impl Kept for NamespaceView {
             touched.ips.extend(&pod.ips);
         }
         touched
+    }
+}
+
+impl Kept for NodeView {
+    type Key = String;
+
+    fn map(world: &mut World) -> &mut HashMap<String, Self> {
+        &mut world.nodes
+    }
+
+    fn index(&self, _: &mut World, _: &String, _: bool) {}
+
+    fn touches(&self, world: &World, key: &String) -> Touched {
+        let here = world.pods.iter().filter(|(_, pod)| pod.node.as_ref() == Some(key));
+        Touched { pods: here.map(|(name, _)| name.clone()).collect(), ..Touched::default() }
     }
 }
 

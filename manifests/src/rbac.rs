@@ -76,7 +76,7 @@ fn cluster_role(names: &Names<'_>) -> Value {
         "metadata": names.cluster_metadata(&names.cluster_name()),
         "rules": [
             // The world: where traffic can go. (Who owns a pod follows from the pod's own labels and references.)
-            rule(&[""], &["services", "pods", "namespaces"], &read),
+            rule(&[""], &["services", "pods", "namespaces", "nodes"], &read),
             rule(&["discovery.k8s.io"], &["endpointslices"], &read),
             // Keys that tokens are signed with, where access policies name them. (Secrets are for whoever owns them to grant.)
             rule(&[""], &["configmaps"], &["get"]),

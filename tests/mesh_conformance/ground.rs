@@ -29,8 +29,14 @@ pub(super) struct Ground {
 impl Drop for Ground {
     fn drop(&mut self) {
         for namespace in [NS, CONSUMER] {
-            let all =
-                ["-n", namespace, "delete", "httproutes,grpcroutes,tcproutes,referencegrants", "--all", "--wait=false"];
+            let all = [
+                "-n",
+                namespace,
+                "delete",
+                "httproutes,grpcroutes,tlsroutes,tcproutes,referencegrants",
+                "--all",
+                "--wait=false",
+            ];
             let _ = self.sandbox.kubectl(all);
         }
     }

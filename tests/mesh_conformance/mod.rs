@@ -2,6 +2,7 @@
 //! between pods, and what its status says. Written from the specification.
 
 mod change;
+mod connections;
 mod ground;
 mod grpc;
 mod http;
@@ -12,8 +13,16 @@ mod status;
 use libtest_mimic::Trial;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [http::tests(), redirects::tests(), scope::tests(), grpc::tests(), status::tests(), change::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        http::tests(),
+        redirects::tests(),
+        scope::tests(),
+        grpc::tests(),
+        connections::tests(),
+        status::tests(),
+        change::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

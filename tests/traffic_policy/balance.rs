@@ -64,11 +64,10 @@ pub(super) fn hash() -> Result<()> {
 
 pub(super) fn zone() -> Result<()> {
     let s = Stage::clear()?;
-    let (a, b, own) = (s.ip("echo-a")?, s.ip("echo-b")?, s.ip(CALLER)?);
-    // The slice of a Service tells in which zone its pods are: the caller is in one with the second workload.
-    let mut objects = pointed("zoned", &[(&a, "north"), (&b, "south")]).to_vec();
-    objects.extend(pointed("callers", &[(&own, "south")]));
-    s.apply(&objects)?.ok()?;
+    let (a, b) = (s.ip("echo-a")?, s.ip("echo-b")?);
+    // The slice of a Service tells in which zone its pods are, the node in which the caller is: in one with the second.
+    s.apply(&pointed("zoned", &[(&a, "north"), (&b, "south")]))?.ok()?;
+    s.kubectl(&["label", "nodes", "--all", "topology.kubernetes.io/zone=south"])?.ok()?;
     let target = || json!([{"kind": "Service", "name": "zoned"}]);
     let url = "http://zoned/";
     let tally = |arguments: &str| s.tally(CALLER, 20, url, arguments);
@@ -90,7 +89,15 @@ pub(super) fn zone() -> Result<()> {
     s.ask(CALLER, &format!("-H 'x-do: status=503' {url}"))?;
     let after = tally("")?;
     ensure!(after.keys().eq(["200 echo-a"]), "{after:?}");
-    s.sandbox.kubectl(["-n", NS, "delete", "service/zoned", "service/callers"])?.ok()?;
-    s.sandbox.kubectl(["-n", NS, "delete", "endpointslice/zoned-by-hand", "endpointslice/callers-by-hand"])?;
+    // A node that has moved takes its pods along.
+    s.kubectl(&["label", "nodes", "--all", "--overwrite", "topology.kubernetes.io/zone=north"])?.ok()?;
+    s.policy_of("zones", target(), json!({"balance": {"algorithm": "RoundRobin", "zone": {}}}))?.ok()?;
+    eventually(super::stage::SOON, "the other zone is the own one", || {
+        let tally = tally("")?;
+        ensure!(tally.keys().eq(["200 echo-a"]), "{tally:?}");
+        Ok(())
+    })?;
+    s.kubectl(&["label", "nodes", "--all", "topology.kubernetes.io/zone-"])?.ok()?;
+    s.sandbox.kubectl(["-n", NS, "delete", "service/zoned", "endpointslice/zoned-by-hand"])?.ok()?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::stage::{CALLER, SOON, Stage, service};
 use crate::harness::eventually;
+use crate::peer::ports;
 use anyhow::{Result, ensure};
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -43,6 +44,24 @@ pub(super) fn endpoints() -> Result<()> {
         ensure!(begun.elapsed() >= Duration::from_millis(750), "all at once");
         Ok(())
     })?;
-    s.kubectl(&["delete", "pod/plain", "service/plain", "--wait=false"])?.ok()?;
+    // Connections that nobody looks into: the second waits for a while, then it is turned away.
+    let mut opaque = service("plain-opaque", &json!({"app": "plain"}));
+    opaque["spec"]["ports"] = json!([{"port": 5432, "targetPort": ports::ECHO_HTTP1}]);
+    s.apply(&[opaque])?.ok()?;
+    let target = json!([{"kind": "Service", "name": "plain-opaque"}]);
+    s.policy_of("one", target, json!({"limits": {"connections": 1}}))?.ok()?;
+    let url = "http://plain-opaque:5432/";
+    let curl = format!("curl -sS -o /dev/null --max-time 8 -w '%{{http_code}}\\n' {url}");
+    let line = format!(
+        "exec 3<>/dev/tcp/plain-opaque/5432; printf 'GET / HTTP/1.1\\r\\nhost: a\\r\\n\\r\\n' >&3; head -c 12 <&3; echo; \
+         {curl}; exec 3>&- 3<&-; {curl}"
+    );
+    eventually(SOON, "one connection at a time", || {
+        let said = s.bash(CALLER, &line)?.stdout;
+        let lines: Vec<&str> = said.lines().collect();
+        ensure!(lines == ["HTTP/1.1 200", "000", "200"], "{said}");
+        Ok(())
+    })?;
+    s.kubectl(&["delete", "pod/plain", "service/plain", "service/plain-opaque", "--wait=false"])?.ok()?;
     Ok(())
 }

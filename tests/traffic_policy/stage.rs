@@ -75,7 +75,7 @@ impl Stage {
             *ready = true;
         }
         let stage = Self { sandbox, _alone: ready };
-        stage.kubectl(&["delete", "trafficpolicies,httproutes,grpcroutes", "--all"])?.ok()?;
+        stage.kubectl(&["delete", "trafficpolicies,httproutes,grpcroutes,tlsroutes,tcproutes", "--all"])?.ok()?;
         Ok(stage)
     }
 

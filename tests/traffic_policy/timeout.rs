@@ -3,7 +3,7 @@
 use super::stage::{CALLER, ECHO, NS, SOON, Stage, pointed};
 use crate::harness::eventually;
 use crate::peer::ports;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 pub(super) fn requests() -> Result<()> {
@@ -78,6 +78,40 @@ pub(super) fn connect() -> Result<()> {
             answer.took(least, most)
         })?;
     }
+    connect_for_a_route(&s)?;
     s.kubectl(&["delete", "pod/full", "service/full", "endpointslice/full-by-hand", "--wait=false"])?.ok()?;
+    Ok(())
+}
+
+/// The same for connections that a TLSRoute or TCPRoute takes: of the Service's policy and the route's, the route's counts.
+fn connect_for_a_route(s: &Stage) -> Result<()> {
+    let mut objects = pointed("full-tls", &[(&s.ip("full")?, "north")]);
+    objects[0]["spec"]["ports"][0]["name"] = "tls".into();
+    objects[1]["ports"][0]["name"] = "tls".into();
+    s.apply(&objects)?.ok()?;
+    s.policy_of("connect", json!([{"kind": "Service", "name": "full-tls"}]), json!({"timeouts": {"connect": "4s"}}))?
+        .ok()?;
+    for (kind, version) in [("TLSRoute", "v1"), ("TCPRoute", "v1alpha2")] {
+        let mut spec = json!({"parentRefs": [{"group": "", "kind": "Service", "name": "full-tls"}],
+            "rules": [{"backendRefs": [{"name": "full-tls", "port": 80}]}]});
+        if kind == "TLSRoute" {
+            spec["hostnames"] = json!(["full-tls"]);
+        }
+        s.apply(&[json!({"apiVersion": format!("gateway.networking.k8s.io/{version}"), "kind": kind,
+            "metadata": {"name": "full"}, "spec": spec})])?
+            .ok()?;
+        let target = json!([{"kind": kind, "name": "full"}]);
+        s.policy_of("of-route", target, json!({"timeouts": {"connect": "300ms"}}))?.ok()?;
+        eventually(SOON, kind, || {
+            let line = "curl -sk --max-time 10 -o /dev/null -w '%{time_total}' https://full-tls:80/ || echo \" $?\"";
+            let said = s.bash(CALLER, line)?.stdout;
+            let (seconds, code) = said.trim().split_once(' ').context("the connection was made")?;
+            let seconds: f64 = seconds.parse()?;
+            ensure!(matches!(code, "35" | "56") && (0.3..1.5).contains(&seconds), "{kind}: {said}");
+            Ok(())
+        })?;
+        s.kubectl(&["delete", kind, "full"])?.ok()?;
+    }
+    s.kubectl(&["delete", "service/full-tls", "endpointslice/full-tls-by-hand", "--wait=false"])?.ok()?;
     Ok(())
 }

@@ -22,11 +22,12 @@ pub struct Policy {
 /// What can be done about policies.
 #[derive(Debug, Subcommand)]
 pub enum PolicyWhat {
-    /// What access policies that are not applied would change for the calls that were seen
+    /// What access and egress policies that are not applied would change for the calls that were seen
     ///
     /// The proxies' own decider is asked about every caller, port, method and route that proxies have counted, with the
     /// cluster's policies as they are and with those of the files. Exits 1 if something would be refused that is let in
-    /// now. Of paths only the routes are known (`/products/{id}`), and of header fields nothing.
+    /// now. Of paths only the routes are known (`/products/{id}`), of header fields nothing, and of hosts outside the
+    /// cluster that were called by name no address.
     Test(PolicyTest),
     /// The smallest access policies that let in what was seen
     ///
@@ -52,7 +53,7 @@ pub struct Seen {
 /// `meshctl policy test`
 #[derive(Debug, Args)]
 pub struct PolicyTest {
-    /// File or folder with AccessPolicy objects; - is standard input
+    /// File or folder with AccessPolicy and EgressPolicy objects; - is standard input
     #[arg(short = 'f', long = "filename", value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
     /// Which calls count.

@@ -5,6 +5,8 @@
 //! proxy's own [`learned`] names it where no rule does.
 
 use super::explain::Explanation;
+use super::explain_name::{Resolved, resolve};
+use super::explain_policy;
 use super::explain_route::{self, Judgement, Taken};
 use crate::args::ExplainRequest;
 use crate::cluster::Cluster;
@@ -17,15 +19,14 @@ use mesh_api::access::{Asked, Caller, Head, What, decide};
 use mesh_api::egress::{self, Leaving, Seen};
 use mesh_api::names::SKIP_OUTBOUND_PORTS;
 use mesh_api::route::Rule;
-use mesh_api::{Endpoint, Protocol, SpiffeId, TrafficPolicy};
+use mesh_api::{Endpoint, Protocol, ServiceRef, SpiffeId, TrafficPolicy};
 use mesh_control::compile::{self, Compiled};
 use mesh_control::world::World;
 use mesh_control::world::view::{Name, PodView};
-use mesh_manifests::policies::traffic_policy::TrafficTargetKind;
 use mesh_proxy::access::evidence::Checks;
 use mesh_proxy::route::matcher;
 use mesh_proxy::{grpc, learned};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 /// At most this many endpoints are written out.
 const SHOWN: usize = 8;
@@ -148,9 +149,8 @@ fn judge(shown: &Shown, question: &Question<'_>) -> Result<Explanation> {
         Ok(course) => course,
         Err(Ends { step, says, verdict, hint }) => return Ok(told.end(step, says, &verdict, &hint)),
     };
-    let services: Vec<(String, Option<&TrafficPolicy>)> =
-        endpoints.iter().map(|to| (to.name.clone() + &policies_about(shown, &to.name), to.policy)).collect();
-    if let Some(carried) = explain_route::carried(rule, &services) {
+    let services: Vec<_> = endpoints.iter().map(|to| (to.service, to.policy)).collect();
+    if let Some(carried) = explain_policy::carried(&shown.world, rule, &services) {
         told.step("carried", carried);
     }
     if endpoints.iter().all(|to| to.endpoints.is_empty()) {
@@ -204,32 +204,17 @@ fn sent(told: Explanation, endpoints: &[Eligible<'_>]) -> Explanation {
 
 /// Endpoints that may answer: those of the destination, or of one of the services that a rule leads to.
 struct Eligible<'a> {
-    name: String,
+    service: Option<&'a ServiceRef>,
     endpoints: &'a [Endpoint],
     policy: Option<&'a TrafficPolicy>,
-}
-
-/// Names of the TrafficPolicies about a service, `namespace/name:port`, in brackets; the first has its say first.
-fn policies_about(shown: &Shown, service: &str) -> String {
-    let Some((namespace, (name, port))) =
-        service.split_once('/').and_then(|(namespace, rest)| Some((namespace, rest.rsplit_once(':')?)))
-    else {
-        return String::new();
-    };
-    let service = Name::new(namespace, name);
-    let ports = shown.world.service(&service).into_iter().flat_map(|service| &service.ports);
-    let named = ports.filter(|known| known.port.to_string() == port).map(|known| known.name.as_str()).next();
-    let in_section = |section: &str| section == port || Some(section) == named;
-    let policies = shown.world.traffic_policies_of(&(TrafficTargetKind::Service, service), in_section);
-    let names: Vec<String> = policies.iter().map(|(name, _)| name.to_string()).collect();
-    if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) }
 }
 
 /// Something about each service, under its name where there are several.
 fn each(services: &[Eligible<'_>], says: impl Fn(&Eligible<'_>) -> Option<String>) -> String {
     let line = |to: &Eligible<'_>| {
         let says = if to.endpoints.is_empty() { Some("none is ready".to_owned()) } else { says(to) };
-        Some(if services.len() == 1 { says? } else { format!("{}: {}", to.name, says?.replace('\n', "\n  ")) })
+        let name = to.service.map(ToString::to_string).unwrap_or_default();
+        Some(if services.len() == 1 { says? } else { format!("{name}: {}", says?.replace('\n', "\n  ")) })
     };
     services.iter().filter_map(line).collect::<Vec<_>>().join("\n")
 }
@@ -252,10 +237,8 @@ fn course<'a>(
 ) -> std::result::Result<(Option<&'a Rule>, Vec<Eligible<'a>>), Ends> {
     let Compiled { destination, endpoints, backends } = compiled;
     let opaque = destination.protocol == Protocol::Opaque;
-    let own = || {
-        let name = destination.service.as_ref().map(ToString::to_string).unwrap_or_default();
-        vec![Eligible { name, endpoints, policy: destination.policy.as_deref() }]
-    };
+    let own =
+        || vec![Eligible { service: destination.service.as_ref(), endpoints, policy: destination.policy.as_deref() }];
     let Judgement { mut considered, taken } = explain_route::judge(destination, request, opaque);
     considered.extend(explain_route::others(&shown.world, destination, &caller.namespace));
     told.routes.clone_from(&considered);
@@ -303,11 +286,11 @@ fn course<'a>(
     };
     told.step("backends", shares);
     let eligible = leads.into_iter().map(|service| match backends.get(service) {
-        Some(to) => Eligible { name: service.to_string(), endpoints: &to.endpoints, policy: to.policy.as_deref() },
+        Some(to) => Eligible { service: Some(service), endpoints: &to.endpoints, policy: to.policy.as_deref() },
         None if destination.service.as_ref() == Some(service) => {
-            Eligible { name: service.to_string(), endpoints, policy: destination.policy.as_deref() }
+            Eligible { service: Some(service), endpoints, policy: destination.policy.as_deref() }
         }
-        None => Eligible { name: service.to_string(), endpoints: &[], policy: None },
+        None => Eligible { service: Some(service), endpoints: &[], policy: None },
     });
     Ok((Some(rule), eligible.collect()))
 }
@@ -399,73 +382,6 @@ fn identity(shown: &Shown, name: &Name, pod: &PodView) -> String {
     mesh_api::SpiffeId::new(&shown.config.trust_domain, &name.namespace, &pod.service_account).to_string()
 }
 
-/// What a name leads to.
-enum Resolved {
-    /// An address, and how it was found.
-    Address(SocketAddr, String),
-    /// A host outside the cluster, its port, and how that was found.
-    Outside(String, u16, String),
-    /// Nothing the mesh could carry: why, what comes of it, and what to do.
-    Nothing(String, &'static str, String),
-}
-
-fn resolve(shown: &Shown, namespace: &str, to: &str) -> Result<Resolved> {
-    let bare = to.strip_prefix("svc/").or(to.strip_prefix("service/")).unwrap_or(to);
-    if let Ok(address) = bare.parse::<SocketAddr>() {
-        return Ok(Resolved::Address(address, format!("{address} is an address")));
-    }
-    let (host, port) = bare.rsplit_once(':').unwrap_or((bare, "80"));
-    let port: u16 = port.parse().map_err(|_| Error::new(format!("`{port}` in `{to}` is not a port")))?;
-    if let Ok(ip) = host.parse::<IpAddr>() {
-        return Ok(Resolved::Address(SocketAddr::new(ip, port), format!("{ip} is an address")));
-    }
-    let mut labels = host.trim_end_matches('.').split('.');
-    let name = Name::new("", labels.next().unwrap_or_default());
-    let name = Name { namespace: labels.next().unwrap_or(namespace).to_owned(), ..name };
-    let rest = labels.collect::<Vec<_>>().join(".");
-    if !rest.is_empty() && rest != "svc" && !rest.starts_with("svc.") {
-        return Ok(Resolved::Outside(host.to_owned(), port, format!("{host} is no name of this cluster")));
-    }
-    if let Some((_, outside)) = shown.external_names.iter().find(|(service, _)| *service == name) {
-        let says = format!("service {} is another name for {outside}", name.name);
-        return Ok(Resolved::Outside(host.to_owned(), port, says));
-    }
-    let Some(service) = shown.world.service(&name) else {
-        return Ok(Resolved::Nothing(
-            format!("there is no service {} in namespace {}", name.name, name.namespace),
-            "the name lookup fails",
-            format!("kubectl -n {} get services lists them", name.namespace),
-        ));
-    };
-    let ports: Vec<String> = service.ports.iter().map(|port| port.port.to_string()).collect();
-    if !service.headless && !service.ports.iter().any(|known| known.port == port) {
-        return Ok(Resolved::Nothing(
-            format!("service {} has no port {port}, only {}", name.name, ports.join(", ")),
-            "the connection fails: nothing answers at that port",
-            "mend the port of the call or of the service".to_owned(),
-        ));
-    }
-    if let Some(ip) = service.cluster_ips.first() {
-        let address = SocketAddr::new(*ip, port);
-        return Ok(Resolved::Address(address, format!("{host} is service {}/{} at {ip}", name.namespace, name.name)));
-    }
-    let slices = shown.world.slices_of(&name).flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready);
-    Ok(match slices.flat_map(|endpoint| &endpoint.addresses).min() {
-        Some(ip) => Resolved::Address(
-            SocketAddr::new(*ip, port),
-            format!(
-                "{host} is the headless service {}/{}, whose name leads to pods, first to {ip}",
-                name.namespace, name.name
-            ),
-        ),
-        None => Resolved::Nothing(
-            format!("the headless service {} has no ready pod", name.name),
-            "the name lookup fails",
-            String::new(),
-        ),
-    })
-}
-
 fn protocol(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Detect => "not declared: found out from the first bytes of each connection",
@@ -523,209 +439,4 @@ fn callee(shown: &Shown, endpoints: &[Endpoint]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use k8s_openapi::api::core::v1::{Pod, Service};
-    use k8s_openapi::api::discovery::v1::EndpointSlice;
-    use mesh_control::world::egress_policy::EgressPolicyView;
-    use mesh_control::world::route::{RouteKey, RouteKind, read};
-    use mesh_manifests::config::MeshConfig;
-    use serde::de::DeserializeOwned;
-    use serde_json::{Value, json};
-
-    fn typed<T: DeserializeOwned>(value: Value) -> T {
-        serde_json::from_value(value).unwrap()
-    }
-
-    fn pod(name: &str, ip: &str, meshed: bool, annotations: Value) -> Pod {
-        let mut annotations = annotations;
-        let mut spec = json!({"serviceAccountName": name, "containers": [{"name": "main"}]});
-        if meshed {
-            annotations["meshctl.dev/proxy-version"] = json!("0.1.0");
-            spec["initContainers"] = json!([{"name": "mesh-proxy", "image": "meshctl/proxy:0.1.0"}]);
-        }
-        typed(json!({"metadata": {"name": name, "namespace": "shop", "annotations": annotations}, "spec": spec,
-            "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
-                "conditions": [{"type": "Ready", "status": "True"}]}}))
-    }
-
-    fn service(name: &str, ip: &str, port: Value) -> Service {
-        typed(json!({"metadata": {"name": name, "namespace": "shop"},
-            "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": [port]}}))
-    }
-
-    fn slice(service: &str, port: Value, ips: &[&str]) -> EndpointSlice {
-        let endpoints: Vec<Value> =
-            ips.iter().map(|ip| json!({"addresses": [ip], "conditions": {"ready": true, "serving": true}})).collect();
-        typed(json!({"metadata": {"name": format!("{service}-1"), "namespace": "shop",
-            "labels": {"kubernetes.io/service-name": service}}, "addressType": "IPv4", "ports": [port], "endpoints": endpoints}))
-    }
-
-    fn shop() -> Shown {
-        let http = |port: u16| json!({"name": "http", "port": port, "protocol": "TCP"});
-        Shown::of(
-            MeshConfig::default(),
-            &[typed(json!({"metadata": {"name": "shop"}}))],
-            &[
-                service("catalog", "10.96.0.7", http(80)),
-                service("old", "10.96.0.8", http(80)),
-                service("empty", "10.96.0.9", http(80)),
-                typed(json!({"metadata": {"name": "out", "namespace": "shop"},
-                    "spec": {"type": "ExternalName", "externalName": "example.org"}})),
-            ],
-            &[slice("catalog", http(8080), &["10.244.0.2", "10.244.0.3"]), slice("old", http(8080), &["10.244.0.4"])],
-            &[
-                pod("web", "10.244.0.1", true, json!({SKIP_OUTBOUND_PORTS: "25"})),
-                pod("catalog-a", "10.244.0.2", true, json!({})),
-                pod("catalog-b", "10.244.0.3", true, json!({})),
-                pod("legacy", "10.244.0.4", false, json!({})),
-            ],
-        )
-    }
-
-    fn question<'a>(from: &str, to: &'a str, path: &str, header: &[&str]) -> Question<'a> {
-        let args = ExplainRequest {
-            from: from.to_owned(),
-            to: to.to_owned(),
-            method: "get".to_owned(),
-            path: path.to_owned(),
-            header: header.iter().map(|header| (*header).to_owned()).collect(),
-            host: None,
-            namespace: None,
-            output: crate::args::TextFormat::Json,
-        };
-        let from = Resource::read_one(from).unwrap();
-        Question { from, namespace: "shop", to, request: request(&args).unwrap() }
-    }
-
-    fn asked(from: &str, to: &str) -> Explanation {
-        judge(&shop(), &question(from, to, "/products/7", &[])).unwrap()
-    }
-
-    /// The shop with a route of catalog: `version: old` goes elsewhere, `/away` is redirected, `/none` leads nowhere.
-    fn routed(path: &str, header: &[&str]) -> Explanation {
-        let mut shop = shop();
-        let meta = |name: &str| serde_json::from_value(json!({"namespace": "shop", "name": name})).unwrap();
-        let mut put = |name: &str, spec: Value| {
-            let view = read::route(RouteKind::Http, &meta(name), &json!({"spec": spec}));
-            shop.world.apply(RouteKey { kind: RouteKind::Http, name: Name::new("shop", name) }, view);
-        };
-        let parent = |port: u16| json!([{"group": "", "kind": "Service", "name": "catalog", "port": port}]);
-        let below = |path: &str| json!([{"path": {"type": "PathPrefix", "value": path}}]);
-        let to = |name: &str, weight: u32| json!({"name": name, "port": 80, "weight": weight});
-        put("other-port", json!({"parentRefs": parent(81), "rules": [{"backendRefs": [to("old", 1)]}]}));
-        put(
-            "catalog",
-            json!({"parentRefs": parent(80), "rules": [
-                {"name": "old", "matches": [{"headers": [{"name": "version", "value": "old"}]}],
-                 "backendRefs": [to("old", 1), to("empty", 1)], "timeouts": {"request": "2s"}},
-                {"name": "away", "matches": below("/away"),
-                 "filters": [{"type": "RequestRedirect", "requestRedirect": {"hostname": "example.org", "statusCode": 301}}]},
-                {"name": "none", "matches": below("/none"), "backendRefs": [to("nothing", 1)]},
-                {"name": "products", "matches": below("/products"), "backendRefs": [to("catalog", 1)]},
-            ]}),
-        );
-        judge(&shop, &question("po/web", "catalog:80", path, header)).unwrap()
-    }
-
-    #[test]
-    fn routes_say_who_takes_a_request_and_why_the_others_do_not() {
-        let says = |told: &Explanation, step: &str| {
-            let found = told.steps.iter().find(|found| found.step == step);
-            found.map(|found| found.says.clone()).unwrap_or_else(|| panic!("no {step}: {told:?}"))
-        };
-        let told = routed("/products/7", &[]);
-        let route = says(&told, "route");
-        assert!(route.starts_with("httproute/shop/catalog/products takes it (path /products and below)"), "{route}");
-        assert!(route.contains("old (header version: old): the header field version is missing, not `old`"), "{route}");
-        assert!(route.contains("httproute/shop/other-port: it is about other ports of the service"), "{route}");
-        assert_eq!(says(&told, "backends"), "100 % to shop/catalog:80");
-        assert_eq!(told.routes.iter().filter(|one| one.takes).count(), 1);
-        assert!(told.verdict.starts_with("sent to one of 2 endpoints over mutual"), "{}", told.verdict);
-
-        let told = routed("/any", &["version=old"]);
-        assert_eq!(says(&told, "backends"), "50 % to shop/old:80\n50 % to shop/empty:80");
-        assert!(says(&told, "endpoints").contains("shop/empty:80: none is ready"), "{told:?}");
-        assert!(says(&told, "carried").contains("2s"), "{told:?}");
-        assert!(told.verdict.contains("1 endpoint in plain text"), "{}", told.verdict);
-
-        for (path, verdict) in [("/away/x", "with 301, a redirect"), ("/none", "no-backend"), ("/x", "no-route")] {
-            let told = routed(path, &[]);
-            assert!(told.verdict.contains(verdict) && !told.steps.last().unwrap().goes_on, "{path}: {told:?}");
-        }
-    }
-
-    #[test]
-    fn a_request_is_followed_to_the_callee() {
-        let told = asked("po/web", "catalog:80");
-        let steps: Vec<_> = told.steps.iter().map(|step| (step.step, step.says.as_str())).collect();
-        assert_eq!(
-            steps,
-            [
-                ("caller", "pod web has a proxy, which acts as spiffe://cluster.local/ns/shop/sa/web"),
-                ("name", "catalog is service shop/catalog at 10.96.0.7"),
-                ("redirect", "the connection to 10.96.0.7:80 is taken over by the caller's proxy"),
-                ("protocol", "HTTP/1, as declared"),
-                ("route", "counted as /products/{id}"),
-                (
-                    "endpoints",
-                    "10.244.0.2:8080 catalog-a, must prove spiffe://cluster.local/ns/shop/sa/catalog-a\n\
-                     10.244.0.3:8080 catalog-b, must prove spiffe://cluster.local/ns/shop/sa/catalog-b"
-                ),
-                (
-                    "balancing",
-                    "each request goes to the less loaded of two endpoints picked at random (peak EWMA of latency)"
-                ),
-                ("callee", "its proxy checks the caller's certificate and hands on to port 8080 (HTTP/1, as declared)"),
-            ]
-        );
-        assert_eq!(told.verdict, "sent to one of 2 endpoints over mutual TLS 1.3");
-    }
-
-    #[test]
-    fn every_way_to_end_early_is_told() {
-        let check = |from: &str, to: &str, step: &str, says: &str| {
-            let told = asked(from, to);
-            let last = told.steps.last().unwrap();
-            assert!(last.step == step && last.says.contains(says), "{to}: {told:?}");
-        };
-        check("po/legacy", "catalog:80", "caller", "legacy has no proxy");
-        check("po/web", "nothing:80", "name", "there is no service nothing in namespace shop");
-        check("po/web", "catalog:81", "name", "has no port 81, only 80");
-        check("po/web", "out:80", "name", "another name for example.org");
-        check("po/web", "www.example.org:80", "name", "no name of this cluster");
-        check("po/web", "catalog.shop.svc.cluster.local:25", "name", "no port 25");
-        check("po/web", "192.0.2.1:25", "redirect", "port 25 is excluded");
-        check("po/web", "192.0.2.1:80", "destination", "neither a service nor a pod");
-        check("po/web", "empty:80", "endpoints", "none is ready");
-        check("po/web", "svc/old", "callee", "the application itself answers");
-        assert!(asked("po/web", "old").verdict.ends_with("in plain text"));
-    }
-
-    #[test]
-    fn what_leaves_the_cluster_is_decided_about() {
-        let mut shown = shop();
-        let spec = json!({"rules": [{"hosts": ["*.example.org"]}, {"networks": ["192.0.2.0/24"], "ports": [80]}]});
-        let policy = EgressPolicyView { spec: typed(spec), ..EgressPolicyView::default() };
-        shown.world.apply(Name::new("shop", "out"), policy);
-        let check = |to: &str, says: &str, verdict: &str| {
-            let told = judge(&shown, &question("po/web", to, "/", &[])).unwrap();
-            let last = told.steps.last().unwrap();
-            assert!(last.step == "egress" && last.says.contains(says), "{to}: {told:?}");
-            assert!(told.verdict.contains(verdict), "{to}: {told:?}");
-        };
-        check("www.example.org:443", "let out, tls to www.example.org port 443: EgressPolicy shop/out allows", OUTSIDE);
-        check("www.example.com:443", "EgressPolicy shop/out makes the default `deny`", "resets the connection");
-        check("www.example.com:80", "refused, http to www.example.com port 80", "403 and mesh-error: egress-denied");
-        check("192.0.2.1:80", "EgressPolicy shop/out allows it", "forwarded to 192.0.2.1:80");
-        check("192.0.2.1:81", "refused", "egress-denied");
-    }
-
-    #[test]
-    fn a_caller_that_is_not_there_is_an_error() {
-        assert_eq!(
-            judge(&shop(), &question("deploy/none", "catalog", "/", &[])).unwrap_err().to_string(),
-            "there is no deployment/none with pods in namespace shop"
-        );
-    }
-}
+mod tests;

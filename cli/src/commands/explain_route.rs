@@ -231,27 +231,6 @@ pub(super) fn shares(rule: &Rule) -> Option<String> {
     Some(rule.backends.iter().map(share).collect::<Vec<_>>().join("\n"))
 }
 
-/// What decides how the request is carried: the rule's own words, TrafficPolicies about it, and those about a service.
-pub(super) fn carried(rule: Option<&Rule>, services: &[(String, Option<&TrafficPolicy>)]) -> Option<String> {
-    let mut lines = Vec::new();
-    let mut say = |whose: &str, what: serde_json::Result<String>| {
-        let what = what.unwrap_or_default();
-        if what != "{}" && what != "null" {
-            lines.push(format!("{whose}: {what}"));
-        }
-    };
-    if let Some(rule) = rule {
-        say("the rule's timeouts", serde_json::to_string(&rule.timeouts));
-        say("the rule's retries", serde_json::to_string(&rule.retry));
-        say("the rule's sessions", serde_json::to_string(&rule.session));
-        say("TrafficPolicy of the rule", serde_json::to_string(&rule.policy));
-    }
-    for (service, policy) in services {
-        say(&format!("TrafficPolicy of {service}"), serde_json::to_string(policy));
-    }
-    (!lines.is_empty()).then(|| lines.join("\n"))
-}
-
 /// How one of several endpoints is chosen.
 pub(super) fn balancing(endpoints: usize, opaque: bool, policy: Option<&TrafficPolicy>) -> String {
     let what = if opaque { "connection" } else { "request" };
@@ -368,6 +347,5 @@ mod tests {
         let split = rule("0", vec![("new", 1), ("old", 3)]);
         assert_eq!(shares(&split).unwrap(), "25 % to shop/new:80\n75 % to shop/old:80");
         assert_eq!(shares(&rule("0", vec![("new", 0)])), None);
-        assert_eq!(carried(Some(&split), &[("shop/new:80".to_owned(), None)]), None);
     }
 }

@@ -1,7 +1,9 @@
-//! `meshctl policy`: access policies held against what was seen, before anybody is refused.
+//! `meshctl policy`: policies about who may call whom, and what may leave, held against what was seen before anybody is
+//! refused.
 
+use super::policy_egress::{self, Exit};
 use super::sources;
-use crate::args::{Global, Policy, PolicySuggest, PolicyTest, PolicyWhat, Seen};
+use crate::args::{self, Global, Policy, PolicySuggest, PolicyTest, PolicyWhat};
 use crate::cluster::Cluster;
 use crate::error::{Context, Error, Hint, Outcome, Result};
 use crate::observe::{Ask, once};
@@ -10,16 +12,18 @@ use crate::shown::Shown;
 use crate::top::recording::Recording;
 use comfy_table::{Cell, Color};
 use http::HeaderMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_api::access::{Asked, Caller, Head, Operation, Source, What, decide};
-use mesh_api::golden::{Carried, Direction, GoldenFrame, TlsStatus};
+use mesh_api::golden::{Carried, Direction, GoldenFrame, TlsStatus, WorkloadSeries};
 use mesh_api::{Network, SpiffeId, WorkloadRef};
 use mesh_control::compile;
 use mesh_control::world::World;
 use mesh_control::world::access_policy::AccessPolicyView;
+use mesh_control::world::egress_policy::EgressPolicyView;
 use mesh_control::world::view::{Name, PodView};
 use mesh_manifests::config::MeshConfig;
 use mesh_manifests::policies::access_policy::{AccessClause, AccessTarget, TargetKind};
-use mesh_manifests::policies::{AccessPolicy, AccessPolicySpec};
+use mesh_manifests::policies::{AccessPolicy, AccessPolicySpec, EgressPolicy, EgressPolicySpec};
 use mesh_proxy::access::evidence::Checks;
 use mesh_proxy::learned::PROBE;
 use mesh_proxy::route::matcher;
@@ -55,11 +59,21 @@ struct Call {
 
 /// How much proxies see of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Sight {
+pub(super) enum Sight {
     Http,
     Grpc,
     Opaque,
     Tls,
+}
+
+/// What was seen of a series, and how often.
+pub(super) fn sight(entry: &WorkloadSeries) -> (Sight, u64) {
+    match entry.key.carried {
+        Carried::Http => (Sight::Http, entry.series.requests),
+        Carried::Grpc => (Sight::Grpc, entry.series.requests),
+        Carried::Tcp if entry.key.tls == TlsStatus::Passthrough => (Sight::Tls, entry.series.tcp_opened),
+        Carried::Tcp => (Sight::Opaque, entry.series.tcp_opened),
+    }
 }
 
 /// Every kind of call with how often it was seen, health probes left out.
@@ -71,12 +85,7 @@ fn calls(frames: &[GoldenFrame], namespace: Option<&str>) -> BTreeMap<Call, u64>
         if key.direction != Direction::Inbound || key.route == PROBE || !meant {
             continue;
         }
-        let (seen, count) = match key.carried {
-            Carried::Http => (Sight::Http, entry.series.requests),
-            Carried::Grpc => (Sight::Grpc, entry.series.requests),
-            Carried::Tcp if key.tls == TlsStatus::Passthrough => (Sight::Tls, entry.series.tcp_opened),
-            Carried::Tcp => (Sight::Opaque, entry.series.tcp_opened),
-        };
+        let (seen, count) = sight(entry);
         let call = Call {
             callee: entry.workload.clone(),
             port: key.port,
@@ -92,8 +101,24 @@ fn calls(frames: &[GoldenFrame], namespace: Option<&str>) -> BTreeMap<Call, u64>
     calls
 }
 
+/// All that was seen, with how often.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Calls of meshed workloads.
+    calls: BTreeMap<Call, u64>,
+    /// Calls out of the cluster.
+    exits: BTreeMap<Exit, u64>,
+}
+
+/// Policies that are to be tried out.
+#[derive(Debug, Default)]
+struct Tried {
+    access: Vec<(Name, AccessPolicySpec)>,
+    egress: Vec<(Name, EgressPolicySpec)>,
+}
+
 /// What would change for a kind of call.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 struct Change {
     src: String,
     dst: String,
@@ -113,12 +138,13 @@ async fn test(global: &Global, args: &PolicyTest, printer: &Printer) -> Result<O
     let policies = read(&args.files, args.seen.namespaces.namespace.as_deref().unwrap_or(&cluster.namespace))?;
     let Shown { mut world, config, .. } = Shown::read(&cluster).await?;
     let seen = look(&cluster, &args.seen).await?;
-    let calls = calls(&seen, cluster.scope(&args.seen.namespaces).as_deref());
-    let changes = judge(&mut world, policies, &config, &calls);
+    let scope = cluster.scope(&args.seen.namespaces);
+    let seen = Seen { calls: calls(&seen, scope.as_deref()), exits: policy_egress::exits(&seen, scope.as_deref()) };
+    let changes = judge(&mut world, policies, &config, &seen);
     match args.output {
         RowFormat::Json => printer.json(&changes)?,
         RowFormat::Yaml => printer.yaml(&changes)?,
-        _ => print(&changes, calls.len(), printer)?,
+        _ => print(&changes, seen.calls.len() + seen.exits.len(), printer)?,
     }
     let refuses = changes.iter().any(|change| !change.allowed_then);
     Ok(if refuses { Outcome::Problems } else { Outcome::Well })
@@ -135,7 +161,7 @@ fn print(changes: &[Change], calls: usize, printer: &Printer) -> Result<()> {
         words("WOULD BE"),
     ];
     let cells = |change: &Change| {
-        let (word, color) = if change.allowed_then { ("let in", Color::Green) } else { ("refused", Color::Red) };
+        let (word, color) = if change.allowed_then { ("let through", Color::Green) } else { ("refused", Color::Red) };
         vec![
             Cell::new(&change.src),
             Cell::new(&change.dst),
@@ -154,30 +180,40 @@ fn print(changes: &[Change], calls: usize, printer: &Printer) -> Result<()> {
 }
 
 /// The policies of the files; those without a namespace are of `namespace`.
-fn read(files: &[std::path::PathBuf], namespace: &str) -> Result<Vec<(Name, AccessPolicySpec)>> {
-    let mut policies = Vec::new();
+fn read(files: &[std::path::PathBuf], namespace: &str) -> Result<Tried> {
+    let mut tried = Tried::default();
     for source in sources::find(files)? {
         let named = || format!("read {}", source.name());
         let mut text = String::new();
         std::io::Read::read_to_string(&mut source.open()?, &mut text).during(named)?;
         let objects: Vec<Value> = serde_saphyr::from_multiple(&text).during(named)?;
-        for object in objects.into_iter().filter(|object| object["kind"] == "AccessPolicy") {
-            let policy: AccessPolicy = serde_json::from_value(object).during(named)?;
-            let mut name = Name::of(&policy.metadata);
-            if name.namespace.is_empty() {
-                name.namespace = namespace.to_owned();
+        for object in objects {
+            let name = |meta: &ObjectMeta| match Name::of(meta) {
+                name if name.namespace.is_empty() => Name { namespace: namespace.to_owned(), ..name },
+                name => name,
+            };
+            match object["kind"].as_str() {
+                Some("AccessPolicy") => {
+                    let policy: AccessPolicy = serde_json::from_value(object).during(named)?;
+                    tried.access.push((name(&policy.metadata), policy.spec));
+                }
+                Some("EgressPolicy") => {
+                    let policy: EgressPolicy = serde_json::from_value(object).during(named)?;
+                    tried.egress.push((name(&policy.metadata), policy.spec));
+                }
+                _ => {}
             }
-            policies.push((name, policy.spec));
         }
     }
-    if policies.is_empty() {
-        return Err(Error::new("there is no AccessPolicy in the files")).hint(|| "meshctl policy suggest writes some");
+    if tried.access.is_empty() && tried.egress.is_empty() {
+        return Err(Error::new("there is neither an AccessPolicy nor an EgressPolicy in the files"))
+            .hint(|| "meshctl policy suggest writes some");
     }
-    Ok(policies)
+    Ok(tried)
 }
 
 /// The frames of the recording, or one of the cluster that covers the window.
-async fn look(cluster: &Cluster, seen: &Seen) -> Result<Vec<GoldenFrame>> {
+async fn look(cluster: &Cluster, seen: &args::Seen) -> Result<Vec<GoldenFrame>> {
     if let Some(path) = &seen.recording {
         let recording = Recording::open(path)?;
         return Ok(recording.from(0).filter_map(|entry| entry.golden).map(|frame| *frame).collect());
@@ -187,34 +223,44 @@ async fn look(cluster: &Cluster, seen: &Seen) -> Result<Vec<GoldenFrame>> {
 }
 
 /// What changes when these policies are applied to the world.
-fn judge(
-    world: &mut World,
-    policies: Vec<(Name, AccessPolicySpec)>,
-    config: &MeshConfig,
-    calls: &BTreeMap<Call, u64>,
-) -> Vec<Change> {
-    let before: Vec<_> = calls.keys().map(|call| decision(world, config, call)).collect();
-    for (name, spec) in policies {
+fn judge(world: &mut World, policies: Tried, config: &MeshConfig, seen: &Seen) -> Vec<Change> {
+    let decisions = |world: &World| -> Vec<Option<(bool, String)>> {
+        let calls = seen.calls.keys().map(|call| decision(world, config, call));
+        calls.chain(seen.exits.keys().map(|exit| policy_egress::decision(world, config, exit))).collect()
+    };
+    let before = decisions(world);
+    for (name, spec) in policies.access {
         world.apply(name, AccessPolicyView { spec, ..AccessPolicyView::default() });
     }
-    let mut changes = Vec::new();
-    for ((call, count), now) in calls.iter().zip(before) {
-        let (Some(now), Some(then)) = (now, decision(world, config, call)) else { continue };
-        if now.0 != then.0 {
-            changes.push(Change {
-                src: call.caller.to_string(),
-                dst: call.callee.to_string(),
-                port: call.port,
-                method: call.method.clone(),
-                route: call.route.clone(),
-                count: *count,
-                allowed_now: now.0,
-                allowed_then: then.0,
-                why: then.1,
-            });
-        }
+    for (name, spec) in policies.egress {
+        world.apply(name, EgressPolicyView { spec, ..EgressPolicyView::default() });
     }
-    changes
+    let after = decisions(world);
+    let of_call = |call: &Call, count: u64| Change {
+        src: call.caller.to_string(),
+        dst: call.callee.to_string(),
+        port: call.port,
+        method: call.method.clone(),
+        route: call.route.clone(),
+        count,
+        ..Change::default()
+    };
+    let of_exit = |exit: &Exit, count: u64| Change {
+        src: exit.caller.to_string(),
+        dst: exit.host.clone(),
+        port: exit.port,
+        count,
+        ..Change::default()
+    };
+    let calls = seen.calls.iter().map(|(call, count)| of_call(call, *count));
+    let all = calls.chain(seen.exits.iter().map(|(exit, count)| of_exit(exit, *count)));
+    let changes = all.zip(before.into_iter().zip(after)).filter_map(|(change, decided)| match decided {
+        (Some((allowed_now, _)), Some((allowed_then, why))) if allowed_now != allowed_then => {
+            Some(Change { allowed_now, allowed_then, why, ..change })
+        }
+        _ => None,
+    });
+    changes.collect()
 }
 
 /// Whether a call is let in, and why; `None` if the callee is gone.
@@ -409,18 +455,43 @@ mod tests {
         assert_eq!(Value::from(written), expect);
         // Held against what it was made from, it changes nothing.
         let named = policies.into_iter().map(|policy| (Name::of(&policy.metadata), policy.spec));
-        assert_eq!(judge(&mut world(), named.collect(), &MeshConfig::default(), &calls), []);
+        let tried = Tried { access: named.collect(), ..Tried::default() };
+        assert_eq!(judge(&mut world(), tried, &MeshConfig::default(), &Seen { calls, ..Seen::default() }), []);
     }
 
     #[test]
     fn what_would_change_is_told() {
         let spec = serde_json::json!({"rules": [{"from": [{"serviceAccounts": ["load", "web"]}]}, {"to": [{"paths": ["/admin"]}]}]});
-        let new = vec![(Name::new("shop", "new"), serde_json::from_value(spec).unwrap())];
-        let changes = judge(&mut world(), new, &MeshConfig::default(), &calls(&seen(), Some("shop")));
+        let access = vec![(Name::new("shop", "new"), serde_json::from_value(spec).unwrap())];
+        let calls_seen = Seen { calls: calls(&seen(), Some("shop")), ..Seen::default() };
+        let tried = Tried { access, ..Tried::default() };
+        let changes = judge(&mut world(), tried, &MeshConfig::default(), &calls_seen);
         let told: Vec<_> = changes.iter().map(|c| (c.src.as_str(), c.port, c.route.as_str(), c.count)).collect();
         assert_eq!(told, [("/external/10.9.0.1", 8080, "/", 1), ("shop/serviceaccount/admin", 9090, "/", 2)]);
         assert!(changes.iter().all(|change| change.allowed_now && !change.allowed_then));
         assert!(changes[0].why.contains("shop/new"), "{}", changes[0].why);
         assert_eq!(calls(&seen(), Some("elsewhere")).len(), 0);
+    }
+
+    #[test]
+    fn what_could_not_leave_any_more_is_told() {
+        let mut frames = seen();
+        let mut out = inbound("web", WorkloadRef::new("", "external", "api.example.org"), 443, "", "", 0);
+        out.key.direction = Direction::Outbound;
+        out.key.carried = Carried::Tcp;
+        out.key.tls = TlsStatus::Passthrough;
+        out.series.tcp_opened = 4;
+        frames[0].series.push(out);
+        let exits = || policy_egress::exits(&frames, Some("shop"));
+        let check = |host: &str, expect: &[(&str, u16, u64, bool)]| {
+            let spec = serde_json::json!({"rules": [{"hosts": [host]}]});
+            let egress = vec![(Name::new("shop", "out"), serde_json::from_value(spec).unwrap())];
+            let held = Seen { exits: exits(), ..Seen::default() };
+            let changes = judge(&mut world(), Tried { egress, ..Tried::default() }, &MeshConfig::default(), &held);
+            let told: Vec<_> = changes.iter().map(|c| (c.dst.as_str(), c.port, c.count, c.allowed_then)).collect();
+            assert_eq!(told, expect, "{host}");
+        };
+        check("*.example.com", &[("api.example.org", 443, 4, false)]);
+        check("api.example.org", &[]);
     }
 }

@@ -151,6 +151,22 @@ fn annotations_outrank_declarations_which_outrank_the_usual() {
 }
 
 #[test]
+fn a_zone_is_that_of_the_node_or_else_of_a_slice() {
+    let mut world = web(json!([{"port": 80}]), json!([{"port": 8080}]));
+    let zone = |world: &World, of: &str| inbound(world, &config(), &name(of)).zone;
+    assert_eq!(zone(&world, "web-1").as_deref(), Some("a"));
+    let mut batch = pod("batch-1", "batch", "10.244.0.8", true);
+    batch["spec"]["nodeName"] = "n1".into();
+    world.put_pod(batch);
+    assert_eq!(zone(&world, "batch-1"), None, "nobody's endpoint, and the node is not known");
+    assert!(world.put_node("n1", Some("north")).pods.contains(&name("batch-1")));
+    assert_eq!(zone(&world, "batch-1").as_deref(), Some("north"));
+    assert!(world.put_node("n2", Some("south")).is_empty(), "a node without pods");
+    world.put_node("n1", None);
+    assert_eq!(zone(&world, "batch-1"), None);
+}
+
+#[test]
 fn an_inbound_policy_names_the_workload_and_what_is_not_detected() {
     let world = web(json!([{"name": "grpc", "port": 80}]), json!([{"name": "grpc", "port": 8080}]));
     let policy = inbound(&world, &config(), &name("web-1"));

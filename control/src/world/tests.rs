@@ -18,6 +18,10 @@ impl World {
         self.apply(object.metadata.name.clone().unwrap(), NamespaceView::from(&object))
     }
 
+    pub(crate) fn put_node(&mut self, name: &str, zone: Option<&str>) -> Touched {
+        self.apply(name.to_owned(), NodeView { zone: zone.map(str::to_owned) })
+    }
+
     pub(crate) fn put_service(&mut self, object: Value) -> Touched {
         let object: Service = serde_json::from_value(object).unwrap();
         self.apply(Name::of(&object.metadata), ServiceView::from(&object))

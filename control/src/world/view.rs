@@ -1,9 +1,10 @@
 //! What is kept of each object: the few fields that compiling needs, read leniently. A field that makes no sense is
 //! left out and reported, the rest of the object still counts.
 
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::PartialObjectMeta;
 use mesh_api::access::Probe;
 use mesh_api::{AccessDefault, EgressDefault, WorkloadRef, names};
 use mesh_manifests::ports::PortSet;
@@ -12,6 +13,9 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::str::FromStr;
+
+/// Where a node says its zone (well-known label of Kubernetes).
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -49,6 +53,13 @@ pub struct NamespaceView {
     pub default_access: Option<AccessDefault>,
     /// Its `default-egress` annotation.
     pub default_egress: Option<EgressDefault>,
+}
+
+/// A node, by its name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeView {
+    /// Its zone: the label `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
 }
 
 /// A service.
@@ -126,6 +137,8 @@ pub struct PodView {
     pub default_access: Option<AccessDefault>,
     /// Its `default-egress` annotation.
     pub default_egress: Option<EgressDefault>,
+    /// Name of its node; `None` while it has none.
+    pub node: Option<String>,
     /// Addresses of its node.
     pub node_ips: Vec<IpAddr>,
     /// Health probes that reach its application through its proxy.
@@ -233,6 +246,13 @@ impl From<&EndpointSlice> for SliceView {
     }
 }
 
+impl From<&PartialObjectMeta<Node>> for NodeView {
+    fn from(node: &PartialObjectMeta<Node>) -> Self {
+        let labels = node.metadata.labels.as_ref();
+        Self { zone: labels.and_then(|labels| labels.get(ZONE_LABEL)).filter(|zone| !zone.is_empty()).cloned() }
+    }
+}
+
 impl From<&Pod> for PodView {
     fn from(pod: &Pod) -> Self {
         let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
@@ -271,6 +291,7 @@ impl From<&Pod> for PodView {
             labels: pod.metadata.labels.clone().unwrap_or_default().into_iter().collect(),
             default_access: default_access("Pod", &pod.metadata),
             default_egress: default_egress("Pod", &pod.metadata),
+            node: spec.and_then(|spec| spec.node_name.clone()),
             node_ips,
             probes: super::probe::probes(pod),
         }
