@@ -117,7 +117,8 @@ async fn selector(cluster: &Cluster, namespace: Option<&str>, resource: &Resourc
 
 /// What every proxy answers at `path`, in the order given.
 pub async fn ask_all(cluster: &Cluster, proxies: &[Proxy], path: &str) -> Vec<Result<String>> {
-    stream::iter(proxies).map(|proxy| ask(cluster, proxy, path)).buffered(AT_A_TIME).collect().await
+    let questions: Vec<_> = proxies.iter().map(|proxy| ask(cluster, proxy, path)).collect();
+    stream::iter(questions).buffered(AT_A_TIME).collect().await
 }
 
 /// What a proxy answers at `path` of its admin port.

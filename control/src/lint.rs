@@ -140,8 +140,8 @@ lints! {
         "An AccessPolicy that is not in force"
         "Mend the field";
     ACCESS_TARGET_MISSING "access.target-missing" Error
-        "An AccessPolicy for a Service that is not there: it is not in force"
-        "Mend the name, or make the Service";
+        "An AccessPolicy for a Service or route that is not there: it is not in force"
+        "Mend the name, or make what it names";
     ACCESS_SELECTS_NOTHING "access.selects-nothing" Warning
         "An AccessPolicy that selects no workload"
         "Compare `target` with the names or labels of the workloads in its namespace";

@@ -7,6 +7,8 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessR
 use k8s_openapi::apimachinery::pkg::version::Info;
 use kube::Api;
 use kube::api::PostParams;
+use mesh_api::names::OBSERVE_GROUP;
+use mesh_manifests::rbac::{TAPPER_ROLE, VIEWER_ROLE};
 use std::sync::Arc;
 
 /// The first minor release whose nodes run sidecars (init containers that keep running) without being asked.
@@ -109,6 +111,49 @@ fn judge_permissions(refused: &[String]) -> Finding {
     }
 }
 
+/// What somebody needs who lives in `top` and `tap`: group, subresource of workloads.
+const USES: [(&str, &str); 2] = [("golden", "get"), ("tap", "watch")];
+
+/// May the user look at golden metrics and tap?
+pub(super) async fn use_permissions(subject: Arc<Subject>) -> Result<Finding, Error> {
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(subject.cluster.client.clone());
+    let ask = |(subresource, verb): (&'static str, &'static str)| {
+        let (reviews, namespace) = (reviews.clone(), subject.namespace.clone());
+        async move {
+            let attributes = ResourceAttributes {
+                group: Some(OBSERVE_GROUP.to_owned()),
+                resource: Some("workloads".to_owned()),
+                subresource: Some(subresource.to_owned()),
+                verb: Some(verb.to_owned()),
+                namespace,
+                ..ResourceAttributes::default()
+            };
+            let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
+            let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
+            let answer =
+                reviews.create(&PostParams::default(), &review).await.during(|| "ask what you are allowed to do")?;
+            let allowed = answer.status.is_some_and(|status| status.allowed);
+            Ok::<_, Error>((!allowed).then_some(subresource))
+        }
+    };
+    let refused: Vec<&str> = try_join_all(USES.map(ask)).await?.into_iter().flatten().collect();
+    Ok(judge_use(&refused))
+}
+
+fn judge_use(refused: &[&str]) -> Finding {
+    let role = |refused: &&str| if *refused == "tap" { TAPPER_ROLE } else { VIEWER_ROLE };
+    match refused.last() {
+        None => Finding::ok("golden metrics and tap"),
+        Some(last) => Finding::failed(
+            format!("you may not use {}", refused.join(" and ")),
+            format!(
+                "kubectl create rolebinding NAME --clusterrole={} --user=YOU -n NAMESPACE grants it there",
+                role(last)
+            ),
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Status;
@@ -145,5 +190,14 @@ mod tests {
         let finding = judge_permissions(&["create secrets".to_owned()]);
         assert_eq!((finding.status, finding.seen.as_str()), (Status::Failed, "you may not create secrets"));
         assert_eq!(judge_permissions(&[]).status, Status::Ok);
+    }
+
+    #[test]
+    fn what_somebody_may_not_use_is_told() {
+        assert_eq!(judge_use(&[]).status, Status::Ok);
+        let finding = judge_use(&["tap"]);
+        assert_eq!((finding.status, finding.seen.as_str()), (Status::Failed, "you may not use tap"));
+        assert!(finding.fix.unwrap().contains("--clusterrole=mesh-tapper "));
+        assert!(judge_use(&["golden"]).fix.unwrap().contains("--clusterrole=mesh-viewer "));
     }
 }

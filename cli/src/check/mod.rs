@@ -3,11 +3,13 @@
 //! [`CHECKS`] is the one list. Checks run in parallel and never leave the cluster; all but the first need the API,
 //! and are skipped if it cannot be reached.
 //!
-//! - [`api`], [`control`], [`identity`], [`proxy`], [`routes`]: the probes; what they decide from what they read is pure.
+//! - [`api`], [`cluster`], [`control`], [`identity`], [`pods`], [`proxy`], [`routes`]: the probes; what they decide from what they read is pure.
 
 mod api;
+mod cluster;
 mod control;
 mod identity;
+mod pods;
 mod proxy;
 mod routes;
 
@@ -185,6 +187,10 @@ pub const CHECKS: &[Check] = {
         check("permissions.install", "you may create what install creates", Error, 15, &[Pre], |s| {
             Box::pin(api::permissions(s))
         }),
+        check("permissions.use", "you may look at golden metrics, and tap", Warning, 10, &[Default], |s| {
+            Box::pin(api::use_permissions(s))
+        }),
+        check("clock.agree", "the clocks agree", Warning, 10, &[Default], |s| Box::pin(cluster::clocks(s))),
         check("install.absent", "no mesh is installed yet", Error, 10, &[Pre], |s| Box::pin(control::absent(s))),
         check("control.installed", "the control plane is installed", Error, 5, &[Default], |s| {
             Box::pin(control::installed(s))
@@ -196,8 +202,14 @@ pub const CHECKS: &[Check] = {
         check("webhook.answers", "a new pod gets its proxy", Error, 12, &[Default], |s| {
             Box::pin(control::webhook_answers(s))
         }),
+        check("webhook.scope", "no webhook can lock the cluster", Error, 5, &[Default], |s| {
+            Box::pin(cluster::webhooks(s))
+        }),
         check("webhook.certificate-expiry", "the webhook's certificate is valid", Error, 5, &[Default], |s| {
             Box::pin(identity::webhook(s))
+        }),
+        check("definitions.current", "the mesh's kinds are those of this release", Error, 10, &[Default], |s| {
+            Box::pin(cluster::definitions(s))
         }),
         check("observe.answers", "the observe API answers", Error, 8, &[Default], |s| Box::pin(control::observe(s))),
         check("identity.issuer-expiry", "the issuer's certificate is valid", Error, 5, &[Default], |s| {
@@ -215,6 +227,29 @@ pub const CHECKS: &[Check] = {
         }),
         check("proxy.version", "every proxy has the control plane's version", Warning, 15, &[Default, Proxy], |s| {
             Box::pin(proxy::version(s))
+        }),
+        check(
+            "proxy.certificate-expiry",
+            "every proxy renews its certificate in time",
+            Error,
+            15,
+            &[Default, Proxy],
+            |s| Box::pin(proxy::certificates(s)),
+        ),
+        check(
+            "proxy.endpoints",
+            "every proxy knows the endpoints that the API has",
+            Warning,
+            20,
+            &[Default, Proxy],
+            |s| Box::pin(proxy::endpoints(s)),
+        ),
+        check("pods.injected", "every pod has a proxy that should have one", Warning, 15, &[Default, Proxy], |s| {
+            Box::pin(pods::injected(s))
+        }),
+        check("pods.jobs", "no job waits for its proxy", Warning, 15, &[Default, Proxy], |s| Box::pin(pods::jobs(s))),
+        check("pods.server-first", "ports are marked whose servers speak first", Warning, 15, &[Default, Proxy], |s| {
+            Box::pin(pods::server_first(s))
         }),
         check("routes.kinds", "the Gateway API's routes are installed", Warning, 8, &[Default], |s| {
             Box::pin(routes::installed(s))
@@ -421,8 +456,15 @@ mod tests {
         check("proxy.ready", "", &["proxy.ready"]);
         check(
             "",
-            "api permissions install control webhook observe identity routes policies",
-            &["proxy.ready", "proxy.connected", "proxy.sense", "proxy.version"],
+            "api permissions clock install control webhook definitions observe identity pods routes policies",
+            &[
+                "proxy.ready",
+                "proxy.connected",
+                "proxy.sense",
+                "proxy.version",
+                "proxy.certificate-expiry",
+                "proxy.endpoints",
+            ],
         );
         let error = Chosen::read(&words("proxy.redy"), &[]).unwrap_err();
         assert_eq!(error.hint_text(), Some("did you mean proxy.ready?"));

@@ -1,20 +1,30 @@
 //! The proxies: ready, connected, and of one version.
 
-use super::control::why_not_ready;
+use super::control::{self, why_not_ready};
 use super::{Finding, Subject};
+use crate::commands::diagnostics::{self, ProxyConfig};
 use crate::commands::version::{CLIENT, count_proxies};
 use crate::error::{Context, Error};
 use crate::observe::{self, Ask};
+use crate::proxies::{self, Proxy};
+use crate::shown::Shown;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
 use mesh_api::golden::{GoldenFrame, Senseless, Unreachable};
 use mesh_api::names::{PROXY_CONTAINER, PROXY_VERSION};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// At most this many pods are named in one finding.
 const NAMED: usize = 5;
+/// At most this many proxies are asked one by one.
+const ASKED: usize = 200;
+/// A certificate of a day is renewed eight hours before its end, one of an hour twenty minutes.
+const RENEWED_BY_S: u64 = 600;
+/// What has changed reaches proxies within a second.
+const SETTLES: Duration = Duration::from_millis(1500);
 
 async fn meshed(subject: &Subject) -> Result<Vec<Pod>, Error> {
     let client = subject.cluster.client.clone();
@@ -157,6 +167,92 @@ fn judge_versions(pods: &[Pod]) -> Finding {
     )
 }
 
+/// What some of the running proxies say of themselves; those that do not answer are left out (`proxy.connected` names
+/// them).
+async fn configs(subject: &Subject) -> Result<Vec<(Proxy, ProxyConfig)>, Error> {
+    let running = |pod: &&Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
+    let asked: Vec<Proxy> = meshed(subject)
+        .await?
+        .iter()
+        .filter(running)
+        .take(ASKED)
+        .map(|pod| {
+            let (namespace, pod) = names(pod);
+            Proxy { namespace: namespace.to_owned(), pod: pod.to_owned() }
+        })
+        .collect();
+    let answers = proxies::ask_all(&subject.cluster, &asked, "/config").await;
+    let read = |answer: Result<String, Error>| diagnostics::read(&answer.ok()?).ok();
+    Ok(asked.into_iter().zip(answers).filter_map(|(proxy, answer)| Some((proxy, read(answer)?))).collect())
+}
+
+/// Is every proxy's certificate good for a while?
+pub(super) async fn certificates(subject: Arc<Subject>) -> Result<Finding, Error> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let asked = configs(&subject).await?;
+    let seen =
+        asked.iter().map(|(proxy, config)| (format!("{}/{}", proxy.namespace, proxy.pod), config.identity_expires_at));
+    Ok(judge_certificates(&seen.collect::<Vec<_>>(), now))
+}
+
+fn judge_certificates(seen: &[(String, Option<u64>)], now: u64) -> Finding {
+    if seen.is_empty() {
+        return Finding::skipped("no proxy was asked");
+    }
+    let bad = |expires: &Option<u64>| expires.is_none_or(|at| at < now + RENEWED_BY_S);
+    let bad: Vec<&(String, Option<u64>)> = seen.iter().filter(|(_, expires)| bad(expires)).collect();
+    let Some((first, expires)) = bad.first() else { return Finding::ok(format!("{} of {}", seen.len(), seen.len())) };
+    let how = match expires {
+        None => "has none".to_owned(),
+        Some(at) if *at <= now => format!("expired {} minutes ago", (now - at) / 60),
+        Some(at) => format!("expires in {} minutes, and should have been renewed before", (at - now) / 60),
+    };
+    let (namespace, pod) = first.split_once('/').unwrap_or(("default", first));
+    Finding::failed(
+        format!(
+            "{} of {}: {}; {first} {how}",
+            bad.len(),
+            seen.len(),
+            list(bad.iter().map(|(name, _)| name.clone()).collect())
+        ),
+        format!("kubectl -n {namespace} logs {pod} -c {PROXY_CONTAINER} says why it gets no certificate"),
+    )
+}
+
+/// Does every proxy know the endpoints that the API has?
+pub(super) async fn endpoints(subject: Arc<Subject>) -> Result<Finding, Error> {
+    if control::deployment(&subject).await?.is_none() {
+        return Ok(Finding::skipped("the control plane is not installed"));
+    }
+    let differing = async || -> Result<(usize, BTreeSet<String>), Error> {
+        let (asked, shown) = futures::future::try_join(configs(&subject), Shown::read(&subject.cluster)).await?;
+        let differ = asked.iter().flat_map(|(proxy, config)| diagnostics::differing(proxy, config, &shown));
+        Ok((asked.len(), differ.collect()))
+    };
+    let (asked, first) = differing().await?;
+    if first.is_empty() {
+        return Ok(judge_endpoints(asked, &first));
+    }
+    // A change may be under way: what counts differs still.
+    tokio::time::sleep(SETTLES).await;
+    let (asked, second) = differing().await?;
+    Ok(judge_endpoints(asked, &first.intersection(&second).cloned().collect()))
+}
+
+fn judge_endpoints(asked: usize, differ: &BTreeSet<String>) -> Finding {
+    if asked == 0 {
+        return Finding::skipped("no proxy was asked");
+    }
+    if differ.is_empty() {
+        return Finding::ok(format!("{asked} of {asked} agree with the API"));
+    }
+    Finding::failed(
+        list(differ.iter().cloned().collect()),
+        "meshctl diagnostics endpoints POD shows all; a proxy without connection keeps what it last knew \
+         (meshctl check --only proxy.connected), and the control plane's log says what it could not read",
+    )
+}
+
 fn version_of(pod: &Pod) -> Option<&str> {
     pod.metadata.annotations.as_ref()?.get(PROXY_VERSION).map(String::as_str)
 }
@@ -165,12 +261,13 @@ fn names(pod: &Pod) -> (&str, &str) {
     (pod.metadata.namespace.as_deref().unwrap_or("default"), pod.metadata.name.as_deref().unwrap_or_default())
 }
 
-fn pod_name(pod: &Pod) -> String {
+pub(super) fn pod_name(pod: &Pod) -> String {
     let (namespace, name) = names(pod);
     format!("{namespace}/{name}")
 }
 
-fn list(names: Vec<String>) -> String {
+/// Some of the names, and how many more there are.
+pub(super) fn list(names: Vec<String>) -> String {
     let more = names.len().saturating_sub(NAMED);
     let mut text = names.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
     if more > 0 {
@@ -237,6 +334,34 @@ mod tests {
             "the figures of shop/web-1 are left out; shop/web-1: its seconds run backwards (3 times)"
         );
         assert!(finding.fix.is_some_and(|fix| fix.ends_with("kubectl -n shop delete pod web-1")));
+    }
+
+    #[test]
+    fn certificates_that_end_soon_are_told() {
+        let check = |expires: &[Option<u64>]| {
+            let seen: Vec<_> = expires.iter().enumerate().map(|(n, at)| (format!("shop/web-{n}"), *at)).collect();
+            judge_certificates(&seen, 100_000)
+        };
+        assert_eq!(check(&[]).status, Status::Skipped);
+        assert_eq!(check(&[Some(150_000)]), Finding::ok("1 of 1"));
+        let finding = check(&[Some(150_000), Some(100_300)]);
+        assert_eq!(
+            finding.seen,
+            "1 of 2: shop/web-1; shop/web-1 expires in 5 minutes, and should have been renewed before"
+        );
+        assert!(finding.fix.unwrap().starts_with("kubectl -n shop logs web-1 -c mesh-proxy"));
+        assert!(check(&[Some(99_400)]).seen.ends_with("expired 10 minutes ago"));
+        assert!(check(&[None]).seen.ends_with("has none"));
+    }
+
+    #[test]
+    fn endpoints_that_differ_are_told() {
+        assert_eq!(judge_endpoints(0, &BTreeSet::new()).status, Status::Skipped);
+        assert_eq!(judge_endpoints(2, &BTreeSet::new()), Finding::ok("2 of 2 agree with the API"));
+        let differ = BTreeSet::from(["shop/web-1: catalog:80 still has 10.0.0.1:80".to_owned()]);
+        let finding = judge_endpoints(2, &differ);
+        assert_eq!((finding.status, finding.seen.as_str()), (Status::Failed, differ.first().unwrap().as_str()));
+        assert!(finding.fix.unwrap().contains("diagnostics endpoints"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::net::SocketAddr;
 
 /// The parts of a proxy's `/config` that are shown in tables.
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct ProxyConfig {
+pub(crate) struct ProxyConfig {
     /// What it proves to be.
     #[serde(default)]
     pub identity: Option<String>,
@@ -107,7 +107,7 @@ async fn configs(cluster: &Cluster, args: &Proxies) -> Result<Vec<Answer<ProxyCo
 }
 
 /// Reads what a proxy says of itself.
-pub(super) fn read(text: &str) -> Result<ProxyConfig> {
+pub(crate) fn read(text: &str) -> Result<ProxyConfig> {
     serde_json::from_str(text).during(|| "understand the proxy's answer")
 }
 
@@ -307,6 +307,19 @@ fn endpoints(answers: &[Answer<ProxyConfig>], shown: &Shown, args: &ProxyRows, p
     print_rows(&rows, &columns, cells, args.output, printer)?;
     let outcome = told_of_silent(answers, printer);
     Ok(if rows.iter().any(|row| row.state != State::Ok) { Outcome::Problems } else { outcome })
+}
+
+/// Where a proxy knows other endpoints than the API has, a line each.
+pub(crate) fn differing(proxy: &Proxy, config: &ProxyConfig, shown: &Shown) -> Vec<String> {
+    let line = |row: EndpointRow| {
+        let how = match row.state {
+            State::Stale => "still has",
+            State::Missing => "lacks",
+            State::Ok | State::Failing | State::Open | State::HalfOpen => return None,
+        };
+        Some(format!("{}/{}: {} {how} {}", row.namespace, row.pod, row.destination, row.endpoint))
+    };
+    compare(proxy, config, shown).into_iter().filter_map(line).collect()
 }
 
 fn compare(proxy: &Proxy, config: &ProxyConfig, shown: &Shown) -> Vec<EndpointRow> {
