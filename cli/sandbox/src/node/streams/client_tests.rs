@@ -146,24 +146,19 @@ async fn kube_rs_forwards_ports() {
     assert!(error.contains("refused"), "{error}");
 }
 
-/// A kubectl to test with: what `KUBECTL` says, or the one in the path. Without one these tests have nothing to do.
+/// A kubectl to test with: what `KUBECTL` says, or the one in the path.
 fn kubectl(
     cluster: &Cluster,
     environment: &[(&str, &str)],
     args: &[&str],
-) -> Option<(tokio::process::Command, tempfile::NamedTempFile)> {
-    let program = std::env::var_os("KUBECTL").unwrap_or_else(|| "kubectl".into());
-    if std::process::Command::new(&program).args(["version", "--client"]).output().is_err() {
-        assert!(std::env::var_os("MESH_TEST_STRICT").is_none(), "no kubectl is installed and MESH_TEST_STRICT is set");
-        eprintln!("skipped: there is no kubectl to test with");
-        return None;
-    }
+) -> (tokio::process::Command, tempfile::NamedTempFile) {
     let kubeconfig = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(kubeconfig.path(), &cluster.kubeconfig).unwrap();
+    let program = std::env::var_os("KUBECTL").unwrap_or_else(|| "kubectl".into());
     let mut command = tokio::process::Command::new(program);
     command.env("KUBECONFIG", kubeconfig.path()).envs(environment.iter().copied()).args(args).kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Some((command, kubeconfig))
+    (command, kubeconfig)
 }
 
 /// Commands over both protocols.
@@ -171,11 +166,12 @@ const PROTOCOLS: [&[(&str, &str)]; 2] =
     [&[], &[("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false"), ("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false")]];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs kubectl: cargo test -p mesh-sandbox -- --ignored"]
 async fn kubectl_runs_commands() {
     let cluster = Cluster::start().await;
     for environment in PROTOCOLS {
         let args = ["exec", "-i", "web", "--", "sh", "-c", "cat; echo err >&2; exit 7"];
-        let Some((mut command, _kubeconfig)) = kubectl(&cluster, environment, &args) else { return };
+        let (mut command, _kubeconfig) = kubectl(&cluster, environment, &args);
         let mut child = command.spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         let large = "0123456789abcdef".repeat(50_000);
@@ -191,15 +187,12 @@ async fn kubectl_runs_commands() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs kubectl: cargo test -p mesh-sandbox -- --ignored"]
 async fn kubectl_forwards_ports() {
     let cluster = Cluster::start().await;
     let (port, _tasks) = echo_server().await;
     for environment in PROTOCOLS {
-        let Some((mut command, _kubeconfig)) =
-            kubectl(&cluster, environment, &["port-forward", "web", &format!(":{port}")])
-        else {
-            return;
-        };
+        let (mut command, _kubeconfig) = kubectl(&cluster, environment, &["port-forward", "web", &format!(":{port}")]);
         let mut child = command.spawn().unwrap();
         let mut line = String::new();
         let mut stdout = tokio::io::BufReader::new(child.stdout.take().unwrap());
