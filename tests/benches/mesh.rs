@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use mesh_api::Histogram;
 use serde_json::json;
 use std::io::Write;
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 /// Requests a second of the latency runs.
@@ -29,6 +29,7 @@ const SECONDS: u64 = 10;
 fn main() -> ExitCode {
     let outcome = match called_as().as_str() {
         "meshctl" | "mesh-proxy" | "mesh-control" | "mesh-demo" | "mesh-sandbox" => return meshctl::main(),
+        "mesh-keeper" => return harness::keeper_main(),
         "bench-serve" => serve(),
         "bench-load" => load(),
         // `cargo test --benches` and the like only want to know that it builds.
@@ -56,6 +57,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn measure() -> Result<()> {
     say("| what | median |\n|---|---|");
+    inject()?;
     let mut starts = Vec::new();
     for round in 0..5 {
         let begun = Instant::now();
@@ -103,6 +105,48 @@ fn measure() -> Result<()> {
             through - direct
         ));
     }
+    Ok(())
+}
+
+/// How long `meshctl inject` takes for 1,000 and for 100,000 lines, and how much memory it needs for either.
+fn inject() -> Result<()> {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/corpus");
+    let mut block = String::new();
+    for entry in std::fs::read_dir(corpus)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            block.push_str(std::fs::read_to_string(path)?.trim_end());
+            block.push_str("\n---\n");
+        }
+    }
+    let mut row = Vec::new();
+    for lines in [1_000, 100_000] {
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), block.repeat(1 + lines / block.lines().count()))?;
+        let mut times = Vec::new();
+        let mut peak = 0;
+        for _ in 0..5 {
+            let mut inject = harness::ourselves("meshctl")?;
+            inject.arg("inject").arg(file.path()).stdout(Stdio::null()).stderr(Stdio::null());
+            let begun = Instant::now();
+            let mut child = inject.spawn()?;
+            let status = format!("/proc/{}/status", child.id());
+            // The kernel keeps the peak; the last look before the end sees it.
+            while child.try_wait()?.is_none() {
+                let text = std::fs::read_to_string(&status).unwrap_or_default();
+                let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+                let kib = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0);
+                peak = peak.max(kib);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            times.push(begun.elapsed().as_secs_f64() * 1000.0);
+        }
+        row.push((median(times), peak as f64 / 1024.0));
+    }
+    say(&format!(
+        "| `meshctl inject` of 1,000 / 100,000 lines | {:.0} / {:.0} ms, {:.1} / {:.1} MiB |",
+        row[0].0, row[1].0, row[0].1, row[1].1
+    ));
     Ok(())
 }
 

@@ -302,6 +302,42 @@ fn a_long_list_and_json_with_tabs_are_handled() {
     );
 }
 
+/// Manifests as people and programs write them.
+fn corpus() -> Vec<(String, String)> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(files.len() >= 6, "{files:?}");
+    files.into_iter().map(|path| (path.display().to_string(), std::fs::read_to_string(path).unwrap())).collect()
+}
+
+#[test]
+fn files_of_the_corpus_go_there_and_back() {
+    for (file, text) in corpus() {
+        let annotated = there_and_back(&text);
+        // What is no template of pods is passed on as it is, and comments stay.
+        for line in text.lines().filter(|line| line.contains('#')) {
+            assert!(annotated.contains(line), "{file}: lost `{line}`");
+        }
+    }
+}
+
+#[test]
+fn ten_thousand_lines_go_there_and_back() {
+    let files: Vec<String> =
+        corpus().into_iter().filter(|(file, _)| file.ends_with(".yaml")).map(|(_, text)| text).collect();
+    let mut text = String::new();
+    let mut lines = 0;
+    while lines < 10_000 {
+        for file in &files {
+            text.push_str(file.trim_end());
+            text.push_str("\n---\n");
+            lines += file.lines().count() + 1;
+        }
+    }
+    there_and_back(&text);
+}
+
 mod any_form {
     use super::*;
     use proptest::prelude::*;
