@@ -13,6 +13,7 @@ mod api_shapes;
 mod capture;
 mod data_path;
 mod demo;
+mod docs;
 mod egress_policy;
 mod explain;
 mod external;
@@ -34,6 +35,7 @@ mod observability;
 mod peer;
 mod real_programs;
 mod redirect;
+mod release;
 mod resilience;
 mod sandbox;
 mod tap;
@@ -92,6 +94,8 @@ fn main() -> ExitCode {
         liar::tests(),
         observability::tests(),
         demo::tests(),
+        docs::tests(),
+        release::tests(),
     ];
     let tests = tests.into_iter().flatten().collect();
     let conclusion = libtest_mimic::run(&arguments, tests);

@@ -37,6 +37,8 @@ pub mod tap;
 #[cfg(test)]
 mod testing;
 pub mod top;
+#[cfg(test)]
+mod troubleshooting;
 
 use args::Cli;
 use error::{Error, Outcome};

@@ -153,7 +153,7 @@ pub struct Check {
     pub id: &'static str,
     /// What is checked, as a statement that should be true.
     pub what: &'static str,
-    severity: Severity,
+    pub(crate) severity: Severity,
     deadline: Duration,
     sets: &'static [Set],
     probe: Probe,
@@ -173,7 +173,7 @@ const fn check(
 /// Id of the check that all others stand on.
 pub const REACHABLE: &str = "api.reachable";
 /// What it checks.
-const REACHABLE_WHAT: &str = "the API can be reached";
+pub(crate) const REACHABLE_WHAT: &str = "the API can be reached";
 
 /// Every check but [`REACHABLE`], in the order of the report.
 pub const CHECKS: &[Check] = {
