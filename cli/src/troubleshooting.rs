@@ -31,7 +31,7 @@ A failing answer without a `mesh-error` header comes from the application. With 
 | a pod has no proxy | `meshctl explain pod POD -n shop` says why |
 | a pod hangs in `Init` | `kubectl -n shop logs POD -c mesh-proxy`: without a certificate from the control plane a proxy is not ready, and its application waits; then `meshctl check` |
 | a pod ends with `Init:Error` in `mesh-redirect` | `kubectl -n shop logs POD -c mesh-redirect`: the redirect needs the capability NET_ADMIN, which an admission policy may take away |
-| new pods are refused | the webhook cannot be reached and `webhook.failure_policy` is `Fail`: see [webhook.answers](#webhookanswers). To get going again: `meshctl upgrade --apply --set webhook.failure_policy=Ignore` |
+| new pods are refused | the webhook cannot be reached, and `webhook.failure_policy` is `Fail`: see [webhook.answers](#webhookanswers). To let pods start at once, without proxies: `kubectl delete mutatingwebhookconfiguration mesh-injector`; `meshctl upgrade --apply` brings it back |
 | requests are answered by somebody unexpected | `meshctl explain request` shows the rule that takes them, and why each other one does not |
 | traffic is not encrypted | `meshctl edges -n shop` says for each pair why not |
 | a database or mail server is slow at first, or hangs | its server speaks first: name its port in `meshctl.dev/opaque-ports` |
