@@ -85,10 +85,7 @@ fn error_note(error: MeshError) -> &'static str {
             "`meshctl explain request` names the policy; `kubectl -n shop get accesspolicies` shows whether it is in force. \
              The caller has no identity where it has no proxy, or calls past it (`meshctl edges -n shop`)."
         }
-        E::JwtMissing | E::JwtInvalid => {
-            "`kubectl -n shop describe accesspolicy` says since when the issuer's keys are known; the answer's text says \
-             what is wrong with the token, never what it holds."
-        }
+        E::JwtMissing | E::JwtInvalid => "The answer's text says what is wrong with the token, never what it holds.",
         E::ExternalAuthFailed => {
             "`meshctl edges -n shop` shows the calls to the service that is asked; 500 and above count as no answer."
         }
