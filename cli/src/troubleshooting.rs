@@ -153,6 +153,22 @@ fn check_note(id: &str) -> &'static str {
             "`meshctl identity` shows the ends. Without a valid issuer no proxy gets or renews a certificate; those there are \
              last up to a day. [CERTIFICATES.md](../control/CERTIFICATES.md) has the way out."
         }
+        "permissions.use" => {
+            "A refused `stat` or `tap` prints the `kubectl create rolebinding` that grants what is missing."
+        }
+        "clock.agree" => {
+            "Certificates are valid from five minutes before they are made: clocks further apart make good ones look bad."
+        }
+        "definitions.current" => {
+            "`meshctl upgrade --diff` shows how they differ, `meshctl upgrade --apply` brings this release's."
+        }
+        "proxy.certificate-expiry" => {
+            "Its log says what the control plane answered. At its certificate's end a proxy loses its connections to others."
+        }
+        "proxy.endpoints" => {
+            "`meshctl diagnostics endpoints deploy/web -n shop` shows them: `stale` ones cost a try, `missing` ones get no requests."
+        }
+        "pods.injected" => "`meshctl explain pod POD -n shop` says of each why it has none.",
         "proxy.ready" => "A proxy without a certificate is not ready: its log says what the control plane answered.",
         "proxy.connected" => {
             "Such a proxy goes on with what it knows, and hears of no change. NetworkPolicies must let pods reach port 8086 of \
