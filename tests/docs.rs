@@ -32,6 +32,8 @@ const WITHOUT: &[(&str, &str)] = &[
     ("proxy/METRICS.md", "a table made from the code"),
     ("tests/bench/RESULTS.md", "numbers, measured elsewhere"),
 ];
+/// The longest page, which is run by itself, beside the others.
+const TASKS: &str = "cli/TASKS.md";
 /// What a page says that wants no cluster to be there.
 const FROM_NOTHING: &str = "meshctl sandbox up";
 /// What all other pages find.
@@ -45,7 +47,7 @@ const SHOP: &[&str] = &[
 /// All commands of a page are done by then.
 const PAGE_SECONDS: u32 = 110;
 /// What goes on for ever goes on for so long.
-const ENDLESS_SECONDS: u32 = 3;
+const ENDLESS_SECONDS: u32 = 2;
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
@@ -53,6 +55,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("docs::pages_hold_together", &[], pages_hold_together),
         test("docs::commands_in_prose_exist", &[], commands_in_prose_exist),
         test("docs::a_wrong_command_is_found", &[Need::Program("timeout")], a_wrong_command_is_found),
+        test("docs::tasks_run_from_nothing", NEEDS, tasks_run_from_nothing),
         test("docs::commands_run_from_nothing", NEEDS, commands_run_from_nothing),
         test("docs::commands_run_in_the_shop", NEEDS, commands_run_in_the_shop),
     ]
@@ -206,8 +209,8 @@ impl Room {
         entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
-    /// Runs the commands of a page to the first that does not end as it says; returns how many there were.
-    fn run(&self, page: &Page) -> Result<usize> {
+    /// Runs the commands of a page to the first that does not end as it says; returns how long each took.
+    fn run(&self, page: &Page) -> Result<Vec<Duration>> {
         let name = page.path.display();
         let (script, report, output) = (self.path("script"), self.path("report"), self.path("output"));
         std::fs::write(&script, self.script(page))?;
@@ -218,26 +221,30 @@ impl Room {
         run_with_input(bash, "")?;
         let report = std::fs::read_to_string(report)?;
         let mut report = report.lines();
-        let mut count = 0;
+        let (mut took, mut before) = (Vec::new(), Duration::ZERO);
         for command in page.runnable() {
-            count += 1;
-            let code = report.next().map(|code| code.parse::<i32>().with_context(|| code.to_owned())).transpose()?;
-            if code.is_some_and(|code| accepted(command).contains(&code)) {
+            let told = report.next().map(|line| read_report(line).with_context(|| line.to_owned())).transpose()?;
+            if let Some((code, at)) = told
+                && accepted(command).contains(&code)
+            {
+                took.push(at.saturating_sub(before));
+                before = at;
                 continue;
             }
+            let code = told.map(|(code, _)| code);
             let output = String::from_utf8_lossy(&std::fs::read(&output)?).into_owned();
             let output: Vec<&str> = output.lines().rev().take(40).collect();
             let output: Vec<&str> = output.into_iter().rev().collect();
             let end = code.map_or("did not end".to_owned(), |code| format!("ended with {code}, not {}", command.exits));
             bail!("{name}:{}: `{}` {end}; the last lines:\n{}", command.line, command.text, output.join("\n"));
         }
-        Ok(count)
+        Ok(took)
     }
 
-    /// The commands of a page as a program that notes each exit code, and stops at one that is wrong.
+    /// The commands of a page as a program that notes each exit code and the time, and stops at one that is wrong.
     fn script(&self, page: &Page) -> String {
         let mut script = format!(
-            "set -o pipefail\nexec 3>'{}' >'{}' 2>&1\nran() {{ echo \"$1\" >&3; case \" $2 \" in *\" $1 \"*) ;; *) exit 1 ;; esac; }}\n",
+            "set -o pipefail\nexec 3>'{}' >'{}' 2>&1\nstart=${{EPOCHREALTIME/[.,]/}}\nran() {{ echo \"$1 $((${{EPOCHREALTIME/[.,]/}} - start))\" >&3; case \" $2 \" in *\" $1 \"*) ;; *) exit 1 ;; esac; }}\n",
             self.path("report").display(),
             self.path("output").display()
         );
@@ -263,18 +270,29 @@ impl Drop for Room {
     }
 }
 
+/// A line of the report: an exit code, and microseconds since the start.
+fn read_report(line: &str) -> Option<(i32, Duration)> {
+    let (code, micros) = line.split_once(' ')?;
+    Some((code.parse().ok()?, Duration::from_micros(micros.parse().ok()?)))
+}
+
 /// Exit codes that are right: 130 is an interrupted program's.
 fn accepted(command: &page::Command) -> Vec<i32> {
     if command.endless { vec![0, 130] } else { vec![command.exits] }
 }
 
-/// Says what of a page was run, and what was not.
-fn tell(page: &Page, count: usize) {
-    let mut text = format!("{}: {count} commands run\n", page.path.display());
+/// Says what of a page was run, for how long, and what was not.
+fn tell(page: &Page, took: &[Duration]) {
+    let (path, count) = (page.path.display(), took.len());
+    let mut text = format!("{path}: {count} commands run in {:.1?}", took.iter().sum::<Duration>());
+    if let Some((took, command)) = took.iter().zip(page.runnable()).max_by_key(|(took, _)| **took) {
+        let _ = write!(text, ", the slowest in line {} ({took:.1?})", command.line);
+    }
+    text.push('\n');
     for block in &page.blocks {
         if let Some(reason) = &block.not_run {
             let (line, count) = (block.line, block.commands.len());
-            let _ = writeln!(text, "{}:{line}: {count} commands not run: {reason}", page.path.display());
+            let _ = writeln!(text, "{path}:{line}: {count} commands not run: {reason}");
         }
     }
     let _ = std::io::stderr().write_all(text.as_bytes());
@@ -284,10 +302,21 @@ fn starts_from_nothing(page: &Page) -> bool {
     page.runnable().any(|command| command.text.starts_with(FROM_NOTHING))
 }
 
+fn tasks_run_from_nothing() -> Result<()> {
+    run_from_nothing(|page| page.path == Path::new(TASKS))
+}
+
 fn commands_run_from_nothing() -> Result<()> {
-    for page in pages()?.iter().filter(|page| starts_from_nothing(page)) {
+    run_from_nothing(|page| page.path != Path::new(TASKS))
+}
+
+fn run_from_nothing(of: fn(&Page) -> bool) -> Result<()> {
+    let pages = pages()?;
+    let chosen: Vec<&Page> = pages.iter().filter(|page| starts_from_nothing(page) && of(page)).collect();
+    ensure!(!chosen.is_empty(), "no such page says `{FROM_NOTHING}`");
+    for page in chosen {
         let room = Room::new()?;
-        tell(page, room.run(page)?);
+        tell(page, &room.run(page)?);
         let left = room.sandboxes();
         ensure!(left.is_empty(), "{} leaves sandboxes behind: {left:?}", page.path.display());
     }
@@ -306,7 +335,7 @@ fn commands_run_in_the_shop() -> Result<()> {
         Ok(())
     })?;
     for page in pages()?.iter().filter(|page| !starts_from_nothing(page) && without(page).is_none()) {
-        tell(page, room.run(page)?);
+        tell(page, &room.run(page)?);
     }
     Ok(())
 }
@@ -324,7 +353,7 @@ fn a_wrong_command_is_found() -> Result<()> {
         "meshctl version --client",
         "meshctl nonsense  # exits 2",
     ])?;
-    ensure!(room.run(&good)? == 7);
+    ensure!(room.run(&good)?.len() == 7);
     for (wrong, says) in [
         ("false", "a.md:3: `false` ended with 1, not 0"),
         ("true  # exits 1", "ended with 0, not 1"),

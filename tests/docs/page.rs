@@ -60,6 +60,8 @@ impl Page {
     fn parse(path: &Path, text: &str) -> Result<Self> {
         let mut page = Self { path: path.to_owned(), blocks: Vec::new(), prose: Vec::new() };
         let mut lines = (1..).zip(text.lines());
+        // Where the prose after the last block begins.
+        let mut since = 0;
         while let Some((line, text)) = lines.next() {
             let Some(language) = text.trim_start().strip_prefix("```") else {
                 page.prose.push((line, text.to_owned()));
@@ -73,6 +75,8 @@ impl Page {
                 }
                 inside.push((at, text));
             }
+            let marker = marker(&page.prose[since..])?;
+            since = page.prose.len();
             let commands = match language.trim() {
                 "sh" => commands(&inside),
                 "console" => commands(&prompted(&inside)),
@@ -83,20 +87,9 @@ impl Page {
             };
             let commands = commands.with_context(|| format!("the block in line {line}"))?;
             ensure!(!commands.is_empty(), "line {line}: a block of commands without a command");
-            page.blocks.push(Block { line, not_run: page.marker()?, commands });
+            page.blocks.push(Block { line, not_run: marker, commands });
         }
         Ok(page)
-    }
-
-    /// Why the block that follows is not run, if its last line of prose says so.
-    fn marker(&self) -> Result<Option<String>> {
-        let Some((line, text)) = self.prose.iter().rev().find(|(_, text)| !text.trim().is_empty()) else {
-            return Ok(None);
-        };
-        let Some(rest) = text.trim().strip_prefix("<!-- not run:") else { return Ok(None) };
-        let reason = rest.strip_suffix("-->").map(str::trim).unwrap_or_default();
-        ensure!(!reason.is_empty(), "line {line}: the marker gives no reason");
-        Ok(Some(reason.to_owned()))
     }
 
     /// Its commands that are to be run.
@@ -131,6 +124,15 @@ impl Page {
         let headings = self.prose.iter().filter_map(|(_, text)| text.strip_prefix('#'));
         headings.map(|text| anchor(text.trim_start_matches('#').trim())).collect()
     }
+}
+
+/// Why the block that follows is not run, if the last line before it says so.
+fn marker(prose: &[(usize, String)]) -> Result<Option<String>> {
+    let Some((line, text)) = prose.iter().rev().find(|(_, text)| !text.trim().is_empty()) else { return Ok(None) };
+    let Some(rest) = text.trim().strip_prefix("<!-- not run:") else { return Ok(None) };
+    let reason = rest.strip_suffix("-->").map(str::trim).unwrap_or_default();
+    ensure!(!reason.is_empty(), "line {line}: the marker gives no reason");
+    Ok(Some(reason.to_owned()))
 }
 
 /// The anchor of a heading: lower case, without punctuation, spaces as dashes.
@@ -226,6 +228,10 @@ d '
 $ e --all
 output
 ```
+
+```sh
+f
+```
 See [there](../b.md#x) and `meshctl top`.
 ";
     let page = Page::parse(Path::new("a/a.md"), text)?;
@@ -237,9 +243,9 @@ See [there](../b.md#x) and `meshctl top`.
         command(11, "d '\n# exits 3\n'", 0, false),
     ];
     ensure!(page.blocks[0].commands == expected, "{:?}", page.blocks);
-    ensure!(page.runnable().count() == 4 && page.blocks[1].not_run.as_deref() == Some("needs the moon"));
+    ensure!(page.runnable().count() == 5 && page.blocks[1].not_run.as_deref() == Some("needs the moon"));
     ensure!(page.blocks[1].commands == [command(18, "e --all", 0, false)], "{:?}", page.blocks);
-    ensure!(page.links() == [(21, "../b.md#x")] && page.code() == [(21, "meshctl top")]);
+    ensure!(page.links() == [(25, "../b.md#x")] && page.code() == [(25, "meshctl top")]);
     ensure!(page.anchors() == ["the-first-one"], "{:?}", page.anchors());
     for wrong in [
         "```\nmeshctl top\n```\n",
