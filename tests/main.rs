@@ -11,6 +11,7 @@ mod access_policy;
 mod api;
 mod api_shapes;
 mod capture;
+mod chart;
 mod data_path;
 mod demo;
 mod docs;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         kubectl::tests(),
         node::tests(),
         install::tests(),
+        chart::tests(),
         explain::tests(),
         tap::tests(),
         upgrade::tests(),

@@ -44,6 +44,7 @@ const FIRST: &[&str] = &[
     "ConfigMap",
     "Secret",
     "Service",
+    "NetworkPolicy",
 ];
 /// Kinds that make the API server call what runs by then.
 const LAST: &[&str] = &["APIService", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"];

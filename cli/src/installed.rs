@@ -18,6 +18,8 @@ pub struct Installed {
     pub values: String,
     /// Everything it consists of.
     pub inventory: Vec<Entry>,
+    /// Namespace and name of the Helm release that it belongs to, if it does.
+    pub release: Option<(String, String)>,
 }
 
 /// Reads what was installed; `None` if nothing was.
@@ -26,14 +28,29 @@ pub async fn read(cluster: &Cluster) -> Result<Option<Installed>> {
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), namespace);
     let map = maps.get_opt(CONFIG_MAP).await.during(|| format!("read config map {CONFIG_MAP} in {namespace}"))?;
     let Some(map) = map else { return Ok(None) };
-    let version = map.metadata.annotations.and_then(|mut all| all.remove(VERSION_ANNOTATION));
+    let mut annotations = map.metadata.annotations.unwrap_or_default();
+    let version = annotations.remove(VERSION_ANNOTATION);
+    let release =
+        annotations.remove("meta.helm.sh/release-namespace").zip(annotations.remove("meta.helm.sh/release-name"));
     let mut data = map.data.unwrap_or_default();
     let recorded = data.remove(INVENTORY_KEY).unwrap_or_else(|| "[]".to_owned());
     Ok(Some(Installed {
         version: version.unwrap_or_else(|| "unknown".to_owned()),
         values: data.remove(VALUES_KEY).unwrap_or_default(),
         inventory: inventory::read(&recorded).during(|| format!("understand {INVENTORY_KEY} of {CONFIG_MAP}"))?,
+        release,
     }))
+}
+
+impl Installed {
+    /// Refuses what would leave a Helm release that no longer tells the truth; `instead` is the command of Helm's, about
+    /// a release `NAME`.
+    pub fn refuse_beside_helm(&self, tried: &str, instead: &str) -> Result<()> {
+        let Some((namespace, name)) = &self.release else { return Ok(()) };
+        Err(Error::new(format!("it belongs to the Helm release {namespace}/{name}"))
+            .during(tried)
+            .hint(format!("{} -n {namespace}; --force does it without Helm", instead.replace("NAME", name))))
+    }
 }
 
 /// As [`read`], for commands that need a mesh.

@@ -28,6 +28,8 @@ pub struct MeshConfig {
     pub cluster_domain: String,
     /// Log filter of the control plane.
     pub control_log: String,
+    /// Secrets with which nodes pull the proxy's image, named in every injected pod.
+    pub image_pull_secrets: Vec<String>,
     /// Defaults for every proxy.
     pub proxy: ProxyDefaults,
     /// Certificates that proxies trust, PEM. Written at install; empty only before.
@@ -62,6 +64,7 @@ pub struct ProxyDefaults {
     /// What may leave the cluster where no EgressPolicy says anything, and neither pod nor namespace does.
     pub default_egress: EgressDefault,
     /// Where the cluster's addresses lie: callers for the default `cluster`, destinations that control has not told of yet.
+    #[schemars(inner(regex(pattern = r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$")))]
     pub cluster_networks: Vec<Network>,
 }
 
@@ -110,6 +113,7 @@ impl Default for MeshConfig {
             trust_domain: names::DEFAULT_TRUST_DOMAIN.to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             control_log: "info".to_owned(),
+            image_pull_secrets: Vec::new(),
             proxy: ProxyDefaults::default(),
             trust_anchors_pem: String::new(),
         }

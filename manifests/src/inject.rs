@@ -139,6 +139,10 @@ fn injected(pod: &Value, settings: &ProxySettings, config: &MeshConfig) -> Value
     prepend(spec, "initContainers", own);
     let volumes = items(&spec["volumes"]).cloned().chain([sidecar::token_volume()]).collect();
     spec["volumes"] = Value::Array(volumes);
+    let secrets = sidecar::pull_secrets(spec, config);
+    if !secrets.is_empty() {
+        spec["imagePullSecrets"] = items(&spec["imagePullSecrets"]).cloned().chain(secrets).collect();
+    }
     pod
 }
 

@@ -197,6 +197,20 @@ fn the_access_log_is_asked_for_by_annotation() {
 }
 
 #[test]
+fn pull_secrets_are_named_beside_the_pods_own() {
+    let config = MeshConfig { image_pull_secrets: vec!["own".to_owned(), "registry".to_owned()], ..config() };
+    for (own, expect) in
+        [(json!([]), json!(["own", "registry"])), (json!([{ "name": "own" }]), json!(["own", "registry"]))]
+    {
+        let pod = pod(enabled(), json!({ "imagePullSecrets": own }));
+        let Decision::Inject(injected) = decide(&pod, &Value::Null, &config) else { panic!("not injected") };
+        let names: Vec<&Value> = items(&injected["spec"]["imagePullSecrets"]).map(|secret| &secret["name"]).collect();
+        assert_eq!(json!(names), expect);
+    }
+    assert_eq!(inject(&pod(enabled(), json!({})))["spec"]["imagePullSecrets"], Value::Null);
+}
+
+#[test]
 fn a_request_above_its_written_limit_is_refused() {
     let annotations = json!({
         "meshctl.dev/inject": "enabled",

@@ -8,13 +8,11 @@ use crate::inventory::{self, INVENTORY_KEY};
 use crate::issuer::{Issuer, IssuerError};
 use crate::policies;
 use crate::rbac;
-use crate::sidecar::resource_object;
-use crate::values::{FailurePolicy, Values};
+use crate::terms::{Terms, When};
+use crate::values::Values;
 use crate::yaml::{self, YamlError};
-use base64::Engine as _;
 use mesh_api::names;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::time::SystemTime;
 
 /// ConfigMap with the mesh's configuration and the values it was installed with.
@@ -39,6 +37,9 @@ pub const VALIDATOR_NAME: &str = "mesh-validator";
 pub const VALIDATE_PATH: &str = "/validate";
 /// Annotation on the namespace and on [`CONFIG_MAP`]: the version that was installed.
 pub const VERSION_ANNOTATION: &str = "meshctl.dev/version";
+/// The first minor release of Kubernetes 1 whose nodes run sidecars (init containers that keep running) without being
+/// asked.
+pub const LEAST_KUBERNETES_MINOR: u32 = 29;
 /// User that the control plane runs as.
 pub const CONTROL_UID: u32 = 2103;
 
@@ -71,28 +72,41 @@ pub fn render(values: &Values) -> Result<Vec<Value>, InstallError> {
 
 /// Renders an install around an issuer.
 pub fn render_with(values: &Values, issuer: &Issuer) -> Result<Vec<Value>, InstallError> {
-    let names = Names { namespace: &values.system_namespace };
-    let config = mesh_config(values, issuer).to_yaml()?;
-    let mut objects = vec![namespace(&names)];
-    objects.extend(definitions(&names)?);
-    objects.push(service_account(&names));
-    objects.extend(rbac::objects(&names));
-    objects.push(config_map(&names, values, &config)?);
-    objects.push(anchors_config_map(&names, issuer));
-    objects.extend(issuer_secret(&names, issuer));
-    objects.push(service(&names));
-    objects.push(deployment(&names, values, &config));
-    if values.ha {
-        objects.push(disruption_budget(&names));
-    }
-    objects.push(api_service(&names));
-    objects.push(validator(&names, values));
-    objects.push(webhook(&names, values));
+    let parts = parts(&Terms::of(values, issuer)?)?;
+    let mut objects: Vec<Value> =
+        parts.into_iter().filter(|part| part.when != When::Never).map(|part| part.object).collect();
     let inventory = inventory::written(&inventory::of(&objects));
     for object in objects.iter_mut().filter(|object| object["metadata"]["name"] == CONFIG_MAP) {
         object["data"][INVENTORY_KEY] = inventory.as_str().into();
     }
     Ok(objects)
+}
+
+/// One object of an install, and whether it belongs to it.
+pub(crate) struct Part {
+    pub(crate) when: When,
+    pub(crate) object: Value,
+}
+
+/// Every object that an install may consist of, in the order of applying; the inventory is left out.
+pub(crate) fn parts(terms: &Terms) -> Result<Vec<Part>, InstallError> {
+    let names = Names { namespace: &terms.namespace, cluster: &terms.cluster_name };
+    let always = |object| Part { when: When::Always, object };
+    let mut parts = vec![always(namespace(&names))];
+    parts.extend(definitions(&names)?.into_iter().map(always));
+    parts.push(always(service_account(&names)));
+    parts.extend(rbac::objects(&names).into_iter().map(always));
+    parts.push(always(config_map(&names, terms)));
+    parts.push(always(anchors_config_map(&names, terms)));
+    parts.push(Part { when: terms.with_secret.clone(), object: issuer_secret(&names, terms) });
+    parts.push(always(service(&names)));
+    parts.push(Part { when: terms.network_policies.clone(), object: network_policy(&names) });
+    parts.push(always(deployment(&names, terms)));
+    parts.push(Part { when: terms.ha.clone(), object: disruption_budget(&names) });
+    parts.push(always(api_service(&names)));
+    parts.push(always(validator(&names, terms)));
+    parts.push(always(webhook(&names, terms)));
+    Ok(parts)
 }
 
 /// The configuration that the installed control plane reads.
@@ -103,6 +117,7 @@ pub fn mesh_config(values: &Values, issuer: &Issuer) -> MeshConfig {
         trust_domain: values.trust_domain.clone(),
         cluster_domain: values.cluster_domain.clone(),
         control_log: values.control.log.clone(),
+        image_pull_secrets: values.image_pull_secrets.clone(),
         proxy: values.proxy.clone(),
         trust_anchors_pem: issuer.anchors_pem.clone(),
     }
@@ -115,19 +130,13 @@ pub fn to_yaml(objects: &[Value]) -> Result<String, YamlError> {
 
 /// Where things go, and what all of them carry.
 pub(crate) struct Names<'a> {
+    /// Namespace of the control plane.
     pub(crate) namespace: &'a str,
+    /// What cluster-wide objects of the control plane are called.
+    pub(crate) cluster: &'a str,
 }
 
 impl Names<'_> {
-    /// Cluster-wide objects of the control plane carry its namespace, so that two meshes in one cluster could not
-    /// overwrite each other's rights.
-    pub(crate) fn cluster_name(&self) -> String {
-        match self.namespace {
-            names::SYSTEM_NAMESPACE => names::CONTROL_NAME.to_owned(),
-            other => format!("{}-{other}", names::CONTROL_NAME),
-        }
-    }
-
     pub(crate) fn cluster_metadata(&self, name: &str) -> Value {
         json!({
             "name": name,
@@ -169,41 +178,35 @@ fn service_account(names: &Names<'_>) -> Value {
     json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": names.metadata(names::CONTROL_NAME) })
 }
 
-fn config_map(names: &Names<'_>, values: &Values, config: &str) -> Result<Value, YamlError> {
+fn config_map(names: &Names<'_>, terms: &Terms) -> Value {
     let mut metadata = names.metadata(CONFIG_MAP);
     metadata["annotations"] = json!({ VERSION_ANNOTATION: VERSION });
-    let overrides = yaml::one(&values.overrides())?;
-    Ok(json!({
+    json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata,
-        "data": { CONFIG_KEY: config, VALUES_KEY: overrides },
-    }))
+        "data": { CONFIG_KEY: terms.config, VALUES_KEY: terms.overrides },
+    })
 }
 
-fn anchors_config_map(names: &Names<'_>, issuer: &Issuer) -> Value {
+fn anchors_config_map(names: &Names<'_>, terms: &Terms) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": names.metadata(ANCHORS_CONFIG_MAP),
-        "data": { ANCHORS_KEY: issuer.anchors_pem },
+        "data": { ANCHORS_KEY: terms.anchors },
     })
 }
 
-fn issuer_secret(names: &Names<'_>, issuer: &Issuer) -> Option<Value> {
-    let pair = issuer.pair.as_ref()?;
-    let encoded = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
-    Some(json!({
+fn issuer_secret(names: &Names<'_>, terms: &Terms) -> Value {
+    let [certificate, key, anchors] = &terms.issuer;
+    json!({
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": names.metadata(ISSUER_SECRET),
         "type": "kubernetes.io/tls",
-        "data": {
-            "tls.crt": encoded(&pair.certificate_pem),
-            "tls.key": encoded(&pair.key_pem),
-            ANCHORS_KEY: encoded(&issuer.anchors_pem),
-        },
-    }))
+        "data": { "tls.crt": certificate, "tls.key": key, ANCHORS_KEY: anchors },
+    })
 }
 
 fn selector() -> Value {
@@ -226,35 +229,62 @@ fn service(names: &Names<'_>) -> Value {
     })
 }
 
-fn deployment(names: &Names<'_>, values: &Values, config: &str) -> Value {
+/// Lets nobody in but on the ports that the control plane serves.
+fn network_policy(names: &Names<'_>) -> Value {
+    let on = |ports: &[u16]| -> Value { ports.iter().map(|port| json!({ "port": port, "protocol": "TCP" })).collect() };
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": names.metadata(names::CONTROL_NAME),
+        "spec": {
+            "podSelector": { "matchLabels": selector() },
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                // Webhooks and observe API. The API server has no pod or fixed address that could be named. The observe
+                // API demands its certificate; the webhooks tell nothing that their caller has not brought along.
+                { "ports": on(&[names::CONTROL_WEBHOOK_PORT]) },
+                // Proxies, other replicas, and who collects metrics: pods of whatever namespace, but nothing outside.
+                {
+                    "from": [{ "namespaceSelector": {} }],
+                    "ports": on(&[names::CONTROL_PROXY_PORT, names::CONTROL_ADMIN_PORT]),
+                },
+            ],
+        },
+    })
+}
+
+fn deployment(names: &Names<'_>, terms: &Terms) -> Value {
     let mut labels = names.cluster_metadata("")["labels"].take();
     labels["app.kubernetes.io/name"] = names::CONTROL_NAME.into();
-    let digest = Sha256::digest(config.as_bytes());
-    let digest: String = digest.iter().take(8).map(|b| format!("{b:02x}")).collect();
     let mut metadata = names.metadata(names::CONTROL_NAME);
     metadata["labels"] = labels.clone();
     let mut pod = json!({
         "serviceAccountName": names::CONTROL_NAME,
+        // Of whatever architecture: images are indexes, and a node takes its own. But there are Windows nodes.
+        "nodeSelector": { "kubernetes.io/os": "linux" },
         "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
-        "containers": [control_container(values)],
+        "containers": [control_container(terms)],
         "volumes": [{ "name": "config", "configMap": { "name": CONFIG_MAP } }],
     });
-    if values.ha {
-        spread(&mut pod);
-    }
+    let (class_given, class) = &terms.priority_class;
+    class_given.put(&mut pod, "priorityClassName", class.clone());
+    let (secrets_given, secrets) = &terms.pull_secrets;
+    secrets_given.put(&mut pod, "imagePullSecrets", secrets.clone());
+    terms.ha.put(&mut pod, "topologySpreadConstraints", across_zones());
+    terms.ha.put(&mut pod, "affinity", across_nodes());
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": metadata,
         "spec": {
-            "replicas": values.control_replicas(),
+            "replicas": terms.replicas,
             "selector": { "matchLabels": selector() },
             // A new replica answers before an old one stops.
             "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
             "template": {
                 "metadata": {
                     "labels": labels,
-                    "annotations": { "meshctl.dev/inject": "disabled", "meshctl.dev/config-digest": digest },
+                    "annotations": { "meshctl.dev/inject": "disabled", "meshctl.dev/config-digest": terms.digest },
                 },
                 "spec": pod,
             },
@@ -262,7 +292,7 @@ fn deployment(names: &Names<'_>, values: &Values, config: &str) -> Value {
     })
 }
 
-fn control_container(values: &Values) -> Value {
+fn control_container(terms: &Terms) -> Value {
     let probe = |path: &str, period: u32, failures: u32| {
         json!({
             "httpGet": { "path": path, "port": "admin" },
@@ -274,12 +304,12 @@ fn control_container(values: &Values) -> Value {
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     json!({
         "name": names::CONTROL_NAME,
-        "image": values.control.image,
-        "imagePullPolicy": values.control.image_pull_policy.as_str(),
+        "image": terms.image,
+        "imagePullPolicy": terms.pull_policy,
         "env": [
             field("MESH_POD_NAME", "metadata.name"),
             field("MESH_POD_NAMESPACE", "metadata.namespace"),
-            { "name": "MESH_LOG", "value": values.control.log },
+            { "name": "MESH_LOG", "value": terms.log },
         ],
         "ports": [
             { "name": "proxy-api", "containerPort": names::CONTROL_PROXY_PORT, "protocol": "TCP" },
@@ -289,7 +319,7 @@ fn control_container(values: &Values) -> Value {
         "startupProbe": probe("/ready", 1, 60),
         "readinessProbe": probe("/ready", 5, 3),
         "livenessProbe": probe("/live", 10, 3),
-        "resources": resource_object(&values.control.resources),
+        "resources": terms.resources,
         "securityContext": {
             "allowPrivilegeEscalation": false,
             "capabilities": { "drop": ["ALL"] },
@@ -304,18 +334,19 @@ fn control_container(values: &Values) -> Value {
     })
 }
 
-/// Keeps replicas apart: on different nodes and in different zones where there are several.
-fn spread(pod: &mut Value) {
-    let across = |key: &str| {
-        json!({
-            "maxSkew": 1,
-            "topologyKey": key,
-            "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": { "matchLabels": selector() },
-        })
-    };
-    pod["topologySpreadConstraints"] = json!([across("topology.kubernetes.io/zone")]);
-    pod["affinity"] = json!({
+/// Keeps replicas apart: in different zones where there are several.
+fn across_zones() -> Value {
+    json!([{
+        "maxSkew": 1,
+        "topologyKey": "topology.kubernetes.io/zone",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": { "matchLabels": selector() },
+    }])
+}
+
+/// Keeps replicas apart: on different nodes where there are several.
+fn across_nodes() -> Value {
+    json!({
         "podAntiAffinity": {
             "preferredDuringSchedulingIgnoredDuringExecution": [{
                 "weight": 100,
@@ -325,7 +356,7 @@ fn spread(pod: &mut Value) {
                 },
             }],
         },
-    });
+    })
 }
 
 fn disruption_budget(names: &Names<'_>) -> Value {
@@ -354,12 +385,10 @@ fn api_service(names: &Names<'_>) -> Value {
 }
 
 /// All namespaces but those that a webhook must never hold up.
-fn namespace_selector(names: &Names<'_>, values: &Values) -> Value {
-    let mut excluded = vec![names.namespace, "kube-system"];
-    excluded.extend(values.webhook.excluded_namespaces.iter().map(String::as_str).filter(|n| *n != "kube-system"));
+fn namespace_selector(terms: &Terms) -> Value {
     json!({
         "matchExpressions": [
-            { "key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": excluded },
+            { "key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": terms.excluded_namespaces },
         ],
     })
 }
@@ -371,7 +400,7 @@ fn client_config(names: &Names<'_>, path: &str) -> Value {
 
 /// Refuses policies and routes that cannot work. While control is down they are let in, held against their definitions
 /// alone, and their status tells the rest.
-fn validator(names: &Names<'_>, values: &Values) -> Value {
+fn validator(names: &Names<'_>, terms: &Terms) -> Value {
     let rule = |group: &str, version: &str, resources: &[&str]| {
         json!({
             "apiGroups": [group],
@@ -392,22 +421,18 @@ fn validator(names: &Names<'_>, values: &Values) -> Value {
             "clientConfig": client_config(names, VALIDATE_PATH),
             "failurePolicy": "Ignore",
             "matchPolicy": "Equivalent",
-            "namespaceSelector": namespace_selector(names, values),
+            "namespaceSelector": namespace_selector(terms),
             "rules": [
                 rule(policies::GROUP, policies::VERSION, &policies),
                 rule("gateway.networking.k8s.io", "*", &["httproutes", "grpcroutes", "tlsroutes", "tcproutes"]),
             ],
             "sideEffects": "None",
-            "timeoutSeconds": values.webhook.timeout_seconds,
+            "timeoutSeconds": terms.timeout_seconds,
         }],
     })
 }
 
-fn webhook(names: &Names<'_>, values: &Values) -> Value {
-    let failure_policy = match values.failure_policy() {
-        FailurePolicy::Ignore => "Ignore",
-        FailurePolicy::Fail => "Fail",
-    };
+fn webhook(names: &Names<'_>, terms: &Terms) -> Value {
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "MutatingWebhookConfiguration",
@@ -416,9 +441,9 @@ fn webhook(names: &Names<'_>, values: &Values) -> Value {
             "name": "injector.meshctl.dev",
             "admissionReviewVersions": ["v1"],
             "clientConfig": client_config(names, WEBHOOK_PATH),
-            "failurePolicy": failure_policy,
+            "failurePolicy": terms.failure_policy,
             "matchPolicy": "Equivalent",
-            "namespaceSelector": namespace_selector(names, values),
+            "namespaceSelector": namespace_selector(terms),
             // Another webhook may replace the containers; deciding twice does no harm.
             "reinvocationPolicy": "IfNeeded",
             "rules": [{
@@ -430,7 +455,7 @@ fn webhook(names: &Names<'_>, values: &Values) -> Value {
             }],
             // Events about refused and skipped pods are not written for a dry run.
             "sideEffects": "NoneOnDryRun",
-            "timeoutSeconds": values.webhook.timeout_seconds,
+            "timeoutSeconds": terms.timeout_seconds,
         }],
     })
 }

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 /// Key of the ConfigMap `mesh-config` with the inventory, JSON.
 pub const INVENTORY_KEY: &str = "inventory.json";
 
-/// Labels of every object of an install, as a selector.
-pub const SELECTOR: &str = "app.kubernetes.io/managed-by=meshctl,app.kubernetes.io/part-of=meshctl";
+/// Labels of every object of an install, as a selector. Helm writes its own name over who manages an object.
+pub const SELECTOR: &str = "app.kubernetes.io/managed-by in (meshctl,Helm),app.kubernetes.io/part-of=meshctl";
 
 /// Every kind that an install of this or an earlier release puts into a cluster: apiVersion, kind.
 pub const KINDS: &[(&str, &str)] = &[
@@ -22,6 +22,7 @@ pub const KINDS: &[(&str, &str)] = &[
     ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"),
     ("rbac.authorization.k8s.io/v1", "Role"),
     ("rbac.authorization.k8s.io/v1", "RoleBinding"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
     ("apps/v1", "Deployment"),
     ("policy/v1", "PodDisruptionBudget"),
     ("apiregistration.k8s.io/v1", "APIService"),
@@ -87,8 +88,14 @@ pub fn read(text: &str) -> Result<Vec<Entry>, serde_json::Error> {
 
 /// Writes an inventory, an entry a line.
 pub(crate) fn written(entries: &[Entry]) -> String {
-    let lines: Vec<String> = entries.iter().filter_map(|entry| serde_json::to_string(entry).ok()).collect();
+    let lines: Vec<String> = entries.iter().map(line).collect();
     format!("[\n{}\n]\n", lines.join(",\n"))
+}
+
+/// One entry as the inventory has it.
+pub(crate) fn line(entry: &Entry) -> String {
+    // Four texts: nothing that JSON cannot hold.
+    serde_json::to_string(entry).unwrap_or_default()
 }
 
 /// What is in `old` and not in `new`; another version of the same kind's API is the same object.

@@ -4,12 +4,14 @@
 //! reader and writer of a YAML stream. The control plane's webhook, `meshctl install` and `meshctl inject` all
 //! decide with this crate, so that they cannot disagree.
 
+pub mod chart;
 pub mod config;
 pub mod inject;
 pub mod inject_text;
 pub mod install;
 pub mod inventory;
 pub mod issuer;
+pub mod kustomization;
 pub mod nearest;
 pub mod policies;
 pub mod ports;
@@ -19,5 +21,6 @@ pub mod reference;
 mod scalar;
 pub mod settings;
 pub mod sidecar;
+mod terms;
 pub mod values;
 pub mod yaml;

@@ -8,7 +8,10 @@ use std::str::FromStr;
 /// A set of TCP ports: ascending ranges that neither touch nor overlap.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(into = "String")]
-pub struct PortSet(#[schemars(with = "String")] Vec<(u16, u16)>);
+pub struct PortSet(#[schemars(with = "String", regex(pattern = PORTS))] Vec<(u16, u16)>);
+
+/// Ports and ranges of them, for the schema, which cannot tell a range that runs backwards.
+const PORTS: &str = r"^$|^ *[1-9][0-9]{0,4}(-[1-9][0-9]{0,4})?( *, *[1-9][0-9]{0,4}(-[1-9][0-9]{0,4})?)* *$";
 
 /// Why a text is not a list of ports.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -9,7 +9,7 @@ use std::str::FromStr;
 /// A Kubernetes resource quantity, kept as written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(into = "String")]
-pub struct Quantity(String);
+pub struct Quantity(#[schemars(regex(pattern = r"^[0-9]+(\.[0-9]+)?(n|u|m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"))] String);
 
 /// Why a text is not an amount.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -88,7 +88,7 @@ impl From<Quantity> for String {
 /// A span of time written with one unit: `500ms`, `30s`, `5m`, `1h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(into = "String")]
-pub struct Duration(#[schemars(with = "String")] std::time::Duration);
+pub struct Duration(#[schemars(with = "String", regex(pattern = r"^[0-9]+(ms|s|m|h)$"))] std::time::Duration);
 
 impl Duration {
     /// A whole number of seconds.

@@ -23,7 +23,7 @@ const ROUTES: [&str; 4] = ["httproutes", "grpcroutes", "tlsroutes", "tcproutes"]
 
 /// All roles and bindings, in the order of applying.
 pub(crate) fn objects(names: &Names<'_>) -> Vec<Value> {
-    let control = names.cluster_name();
+    let control = names.cluster;
     let subject = json!([{ "kind": "ServiceAccount", "name": names::CONTROL_NAME, "namespace": names.namespace }]);
     let binding = |kind: &str, role_kind: &str, role: &str, metadata: Value| {
         json!({
@@ -41,7 +41,7 @@ pub(crate) fn objects(names: &Names<'_>) -> Vec<Value> {
         observer_role(names, TAPPER_ROLE, &["workloads", "workloads/golden", "workloads/tap"]),
         observer_role(names, TAPPER_BODIES_ROLE, &["workloads/tapbodies"]),
         observer_role(names, TAPPER_SECRETS_ROLE, &["workloads/tapsecrets"]),
-        binding("ClusterRoleBinding", "ClusterRole", &control, names.cluster_metadata(&control)),
+        binding("ClusterRoleBinding", "ClusterRole", control, names.cluster_metadata(control)),
         role(names),
         binding("RoleBinding", "Role", names::CONTROL_NAME, names.metadata(names::CONTROL_NAME)),
         // The API server tells there how it signs the requests it passes on to aggregated APIs.
@@ -73,7 +73,7 @@ fn cluster_role(names: &Names<'_>) -> Value {
     json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRole",
-        "metadata": names.cluster_metadata(&names.cluster_name()),
+        "metadata": names.cluster_metadata(names.cluster),
         "rules": [
             // The world: where traffic can go. (Who owns a pod follows from the pod's own labels and references.)
             rule(&[""], &["services", "pods", "namespaces", "nodes"], &read),

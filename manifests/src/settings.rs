@@ -104,7 +104,11 @@ pub const ANNOTATIONS: &[Annotation] = &[
 ];
 
 /// Annotations with the mesh's prefix that others than the user write, or that other parts read.
-const FOREIGN: [&str; 1] = [names::PROXY_VERSION];
+const FOREIGN: [&str; 2] = [names::PROXY_VERSION, PULL_SECRETS];
+
+/// Annotation that `meshctl inject --manual` leaves: the pull secrets it added, separated by commas, so that
+/// `uninject` leaves the pod's own alone.
+pub const PULL_SECRETS: &str = "meshctl.dev/added-pull-secrets";
 
 /// On which object a setting was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

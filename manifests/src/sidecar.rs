@@ -108,6 +108,15 @@ pub fn token_volume() -> Value {
     })
 }
 
+/// References to the Secrets that the proxy's image is pulled with, without those that the pod names itself.
+///
+/// A service account's own ones reach a pod only if it names none. They are there before the injector sees the pod;
+/// whoever injects by hand and relies on them names them in the pod, or in the mesh's `image_pull_secrets`.
+pub fn pull_secrets(spec: &Value, config: &MeshConfig) -> Vec<Value> {
+    let named = |name: &String| spec["imagePullSecrets"].as_array().into_iter().flatten().any(|s| s["name"] == **name);
+    config.image_pull_secrets.iter().filter(|name| !named(name)).map(|name| json!({ "name": name })).collect()
+}
+
 fn environment(settings: &ProxySettings, config: &MeshConfig) -> Vec<Value> {
     let plain = |name: &str, value: String| json!({ "name": name, "value": value });
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });

@@ -13,18 +13,31 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+/// What [`dns_name`] takes, for the schema.
+const DNS_NAME: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+
 /// Everything that can be chosen at an install.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Values {
     /// Namespace of the control plane.
+    #[schemars(regex(pattern = DNS_NAME))]
     pub system_namespace: String,
     /// Trust domain of all identities.
+    #[schemars(regex(pattern = DNS_NAME))]
     pub trust_domain: String,
     /// DNS suffix of the cluster.
+    #[schemars(regex(pattern = DNS_NAME))]
     pub cluster_domain: String,
     /// Three replicas that survive the loss of a node, and pods refused rather than unmeshed while none answers.
     pub ha: bool,
+    /// NetworkPolicies that open the control plane's ports to those who need them, and no other port: the webhooks' to the
+    /// API server, which is no pod and so cannot be named; the proxies' and the metrics' to pods.
+    pub network_policies: bool,
+    /// Secrets with which nodes pull the mesh's images from a private registry, by name. The control plane's must exist in
+    /// its namespace; injected pods get the names only, so each of their namespaces needs Secrets of its own.
+    #[schemars(inner(regex(pattern = DNS_NAME)))]
+    pub image_pull_secrets: Vec<String>,
     /// The control plane.
     pub control: ControlValues,
     /// Defaults for every proxy.
@@ -39,12 +52,18 @@ pub struct Values {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ControlValues {
-    /// Image.
+    /// Image. Where nodes have several architectures, an index of one image for each: a node takes its own, so there is
+    /// nothing to select nodes by but Linux.
+    #[schemars(length(min = 1))]
     pub image: String,
     /// When a node pulls the image.
     pub image_pull_policy: PullPolicy,
     /// Pods; 1, or 3 with `ha`, unless set.
+    #[schemars(range(min = 1))]
     pub replicas: Option<u16>,
+    /// PriorityClass of its pods, for instance system-cluster-critical; none unless set. (A proxy has its pod's.)
+    #[schemars(regex(pattern = DNS_NAME))]
+    pub priority_class: Option<String>,
     /// Log filter.
     pub log: String,
     /// CPU and memory.
@@ -61,6 +80,7 @@ pub struct WebhookValues {
     #[schemars(range(min = 1, max = 30))]
     pub timeout_seconds: u8,
     /// Namespaces whose pods are never looked at, beside the control plane's own and `kube-system`.
+    #[schemars(inner(regex(pattern = DNS_NAME)))]
     pub excluded_namespaces: Vec<String>,
 }
 
@@ -78,10 +98,13 @@ pub enum FailurePolicy {
 #[serde(deny_unknown_fields, default)]
 pub struct IdentityValues {
     /// Certificates that all proxies trust, PEM.
+    #[schemars(regex(pattern = "-----BEGIN CERTIFICATE-----"))]
     pub trust_anchors_pem: Option<String>,
     /// The issuer's certificate, with any intermediates after it, PEM.
+    #[schemars(regex(pattern = "-----BEGIN CERTIFICATE-----"))]
     pub issuer_certificate_pem: Option<String>,
     /// The issuer's private key, PEM. Goes into a Secret and nowhere else.
+    #[schemars(regex(pattern = "-----BEGIN [A-Z ]*PRIVATE KEY-----"))]
     pub issuer_key_pem: Option<String>,
     /// The Secret `mesh-identity-issuer` comes from elsewhere, for instance from cert-manager; only the trust
     /// anchors are needed here.
@@ -95,6 +118,8 @@ impl Default for Values {
             trust_domain: names::DEFAULT_TRUST_DOMAIN.to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             ha: false,
+            network_policies: true,
+            image_pull_secrets: Vec::new(),
             control: ControlValues::default(),
             proxy: ProxyDefaults::default(),
             webhook: WebhookValues::default(),
@@ -109,6 +134,7 @@ impl Default for ControlValues {
             image: format!("meshctl/control:{VERSION}"),
             image_pull_policy: PullPolicy::default(),
             replicas: None,
+            priority_class: None,
             log: "info".to_owned(),
             resources: ProxyResources {
                 cpu_request: Some(Quantity::known("100m")),
@@ -258,6 +284,15 @@ impl Values {
         name("system_namespace", &self.system_namespace, "a namespace's name")?;
         name("trust_domain", &self.trust_domain, "a trust domain: lower-case letters, digits, `-` and `.`")?;
         name("cluster_domain", &self.cluster_domain, "a DNS name")?;
+        for namespace in &self.webhook.excluded_namespaces {
+            name("webhook.excluded_namespaces", namespace, "a namespace's name")?;
+        }
+        for secret in &self.image_pull_secrets {
+            name("image_pull_secrets", secret, "a Secret's name")?;
+        }
+        if let Some(class) = &self.control.priority_class {
+            name("control.priority_class", class, "a PriorityClass's name")?;
+        }
         if !(1..=30).contains(&self.webhook.timeout_seconds) {
             let reason = format!("{} is not between 1 and 30", self.webhook.timeout_seconds);
             return Err(ValuesError::Unfit { key: "webhook.timeout_seconds", reason });
@@ -462,6 +497,8 @@ mod tests {
             ("", "webhook.failure_policy=Maybe", "unknown variant `Maybe`, expected `Ignore` or `Fail`"),
             ("", "webhook.timeout_seconds=60", "webhook.timeout_seconds: 60 is not between 1 and 30"),
             ("", "control.replicas=0", "control.replicas: without a control plane"),
+            ("", "image_pull_secrets=My_Key", "image_pull_secrets: `My_Key` is not a Secret's name"),
+            ("", "control.priority_class=A", "control.priority_class: `A` is not a PriorityClass's name"),
             ("", "trust_domain=Example_Org", "trust_domain: `Example_Org` is not a trust domain"),
             ("", "ha", "--set ha: expected key=value"),
             ("", "a..b=1", "expected key=value"),

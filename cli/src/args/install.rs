@@ -11,7 +11,15 @@ use std::time::Duration;
     meshctl install | kubectl apply -f -\n  \
     meshctl install --apply\n  \
     meshctl install --apply --ha --set proxy.workers=2 -f values.yaml\n  \
-    meshctl install --show-values > values.yaml")]
+    meshctl install --show-values > values.yaml\n\n\
+Charts and kustomizations:\n  \
+    meshctl install --kustomization mesh/ --ha && kubectl apply -k mesh/\n  \
+    meshctl install --chart chart/ && meshctl install --new-identity > identity.yaml\n  \
+    helm install mesh chart/ -f identity.yaml --set ha=true\n\n\
+Both consist of the objects that `install` prints. The kustomization holds the values given here, and a certificate\n\
+authority, which it keeps when it is written anew. The chart takes values from Helm, the same as -f and --set here, and\n\
+refuses others; it makes no certificate authority, because Helm would make another one whenever it renders. Keep the\n\
+release in a namespace that exists already: the chart makes the control plane's own. More: manifests/INSTALL.md")]
 pub struct Install {
     /// Apply the manifests and wait until the control plane works
     #[arg(long, conflicts_with = "output")]
@@ -37,6 +45,16 @@ pub struct Install {
     /// Private key of your own issuer, PEM
     #[arg(long, value_name = "FILE")]
     pub identity_issuer_key: Option<PathBuf>,
+    /// Write a Helm chart into a folder; its values are given to Helm
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["apply", "diff", "output", "ha", "set", "values", "identity_trust_anchors",
+        "identity_issuer_certificate", "identity_issuer_key", "kustomization", "new_identity", "show_values"])]
+    pub chart: Option<PathBuf>,
+    /// Write a kustomization into a folder: kustomization.yaml and a file for each kind
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["apply", "diff", "output", "new_identity", "show_values"])]
+    pub kustomization: Option<PathBuf>,
+    /// Print a new certificate authority as values, for -f here or with Helm; holds a private key
+    #[arg(long, conflicts_with_all = ["apply", "diff", "output", "show_values", "identity_trust_anchors"])]
+    pub new_identity: bool,
     /// Print without looking whether the cluster has a mesh already
     #[arg(long, conflicts_with = "apply")]
     pub ignore_cluster: bool,
@@ -82,7 +100,7 @@ pub struct Upgrade {
     /// Forget the installed values
     #[arg(long)]
     pub reset_values: bool,
-    /// Also when the step is unsafe
+    /// Also when the step is unsafe, or the mesh belongs to a Helm release
     #[arg(long)]
     pub force: bool,
     /// How long the control plane, and each wave, may take
@@ -121,7 +139,7 @@ pub struct Uninstall {
     /// Delete instead of printing what would be deleted
     #[arg(long)]
     pub apply: bool,
-    /// Also while workloads have proxies
+    /// Also while workloads have proxies, or the mesh belongs to a Helm release
     #[arg(long)]
     pub force: bool,
 }

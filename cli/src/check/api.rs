@@ -8,11 +8,9 @@ use k8s_openapi::apimachinery::pkg::version::Info;
 use kube::Api;
 use kube::api::PostParams;
 use mesh_api::names::OBSERVE_GROUP;
+use mesh_manifests::install::LEAST_KUBERNETES_MINOR as LEAST_MINOR;
 use mesh_manifests::rbac::{TAPPER_ROLE, VIEWER_ROLE};
 use std::sync::Arc;
-
-/// The first minor release whose nodes run sidecars (init containers that keep running) without being asked.
-const LEAST_MINOR: u32 = 29;
 
 /// Is Kubernetes recent enough?
 pub(super) async fn version(subject: Arc<Subject>) -> Result<Finding, Error> {
@@ -65,6 +63,7 @@ const CREATES: &[Creates] = &[
     ("", "secrets", true),
     ("", "services", true),
     ("apps", "deployments", true),
+    ("networking.k8s.io", "networkpolicies", true),
     ("policy", "poddisruptionbudgets", true),
     ("rbac.authorization.k8s.io", "clusterroles", false),
     ("rbac.authorization.k8s.io", "clusterrolebindings", false),

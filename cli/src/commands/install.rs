@@ -1,5 +1,6 @@
 //! `meshctl install`: prints the mesh's manifests, or applies them and waits until they work.
 
+use super::install_files;
 use crate::apply;
 use crate::args::{Global, Install, ManifestFormat};
 use crate::cluster::Cluster;
@@ -26,7 +27,17 @@ pub async fn run(global: &Global, args: &Install, printer: &Printer) -> Result<O
         }
         return Ok(Outcome::Well);
     }
+    if let Some(folder) = &args.chart {
+        return install_files::chart(global, folder, printer);
+    }
     let values = values(global, args)?;
+    if args.new_identity {
+        return install_files::new_identity(&values, printer);
+    }
+    if let Some(folder) = &args.kustomization {
+        refuse_second_if_known(global, args, &values, printer).await?;
+        return install_files::kustomization(&values, folder, printer);
+    }
     let objects = objects(&values)?;
     if args.diff {
         let mut cluster = Cluster::connect(global).await?;
@@ -44,17 +55,7 @@ pub async fn run(global: &Global, args: &Install, printer: &Printer) -> Result<O
         apply_and_wait(&cluster, objects, Instant::now() + args.timeout, printer).await?;
         return Ok(Outcome::Well);
     }
-    if !args.ignore_cluster {
-        // Printing needs no cluster; but what is printed would break a mesh that runs there already.
-        match Cluster::connect(global).await {
-            Ok(mut cluster) => {
-                cluster.system_namespace.clone_from(&values.system_namespace);
-                refuse_second(&cluster).await?;
-            }
-            Err(error) if printer.verbose() => printer.note(&format!("not looked for a mesh: {error}")),
-            Err(_) => {}
-        }
-    }
+    refuse_second_if_known(global, args, &values, printer).await?;
     printer.data(&match args.output {
         ManifestFormat::Yaml => to_yaml(&objects).during(|| "write YAML")?,
         ManifestFormat::Json => list(objects)?,
@@ -118,6 +119,22 @@ async fn refuse_second(cluster: &Cluster) -> Result<()> {
         Some(version) => Err(Error::new(format!("the cluster has a mesh already: {version}")).during("install"))
             .hint(|| "`meshctl upgrade` is for a mesh that is there (`--diff` shows what it would change); a second install would replace its identity"),
     }
+}
+
+/// Printing needs no cluster; but what is printed would break a mesh that runs there already.
+async fn refuse_second_if_known(global: &Global, args: &Install, values: &Values, printer: &Printer) -> Result<()> {
+    if args.ignore_cluster {
+        return Ok(());
+    }
+    match Cluster::connect(global).await {
+        Ok(mut cluster) => {
+            cluster.system_namespace.clone_from(&values.system_namespace);
+            refuse_second(&cluster).await?;
+        }
+        Err(error) if printer.verbose() => printer.note(&format!("not looked for a mesh: {error}")),
+        Err(_) => {}
+    }
+    Ok(())
 }
 
 /// Applies the mesh's objects and waits until the control plane works.

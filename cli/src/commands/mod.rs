@@ -14,6 +14,7 @@ mod explain_route;
 pub mod identity;
 pub mod inject;
 pub mod install;
+mod install_files;
 pub mod lint;
 pub mod live;
 pub mod man;

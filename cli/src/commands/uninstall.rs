@@ -29,6 +29,9 @@ pub async fn run(global: &Global, args: &Uninstall, printer: &Printer) -> Result
         return Err(Error::new("the mesh was installed without an inventory")
             .hint("meshctl prune lists all objects that carry the mesh's labels, and deletes them with --apply"));
     }
+    if args.apply && !args.force {
+        installed.refuse_beside_helm("uninstall", "helm uninstall NAME")?;
+    }
     let meshed = meshed(&cluster).await?;
     if !meshed.is_empty() && !args.force {
         let names: Vec<&str> = meshed.iter().take(NAMED).map(String::as_str).collect();

@@ -24,6 +24,9 @@ pub async fn run(global: &Global, args: &Upgrade, printer: &Printer) -> Result<O
     if args.proxies && !args.apply && !args.diff {
         return upgrade_proxies::run(&cluster, args, &installed.version, printer).await;
     }
+    if args.apply && !args.force {
+        installed.refuse_beside_helm("upgrade", "helm upgrade NAME CHART")?;
+    }
     let (objects, values) = render(&cluster, &installed, args).await?;
     let reasons = unsafe_steps(&installed, &values, &cluster.system_namespace)?;
     if !reasons.is_empty() && !args.force {
@@ -166,7 +169,7 @@ mod tests {
 
     #[test]
     fn another_trust_domain_is_unsafe() {
-        let installed = Installed { version: CLIENT.into(), values: "{}".into(), inventory: Vec::new() };
+        let installed = Installed { version: CLIENT.into(), values: "{}".into(), inventory: Vec::new(), release: None };
         let values = Values { trust_domain: "example.org".into(), ..Values::default() };
         let reasons = unsafe_steps(&installed, &values, "mesh-system").unwrap();
         assert!(reasons.len() == 1 && reasons[0].starts_with("the trust domain would change"), "{reasons:?}");

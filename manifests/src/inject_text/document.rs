@@ -7,7 +7,7 @@ use super::split::Document;
 use super::tree::{self, Kind, Node};
 use crate::config::MeshConfig;
 use crate::inject::{Plan, Skip, plan_enabled, unfit};
-use crate::settings::{Holder, Refusal, Sources, Wish, wish};
+use crate::settings::{self, Holder, Refusal, Sources, Wish, wish};
 use crate::sidecar;
 use mesh_api::names;
 use serde_json::Value;
@@ -172,6 +172,7 @@ type Changes = Vec<(&'static [&'static str], Payload)>;
 const ANNOTATIONS: &[&str] = &["metadata", "annotations"];
 const INIT_CONTAINERS: &[&str] = &["spec", "initContainers"];
 const VOLUMES: &[&str] = &["spec", "volumes"];
+const PULL_SECRETS: &[&str] = &["spec", "imagePullSecrets"];
 
 fn annotation(template: &Value) -> Result<Result<Changes, String>, Refusal> {
     let sources = Sources { pod: &template["metadata"], namespace: &Value::Null };
@@ -182,7 +183,7 @@ fn annotation(template: &Value) -> Result<Result<Changes, String>, Refusal> {
     }
     // The injector would read the other annotations only when pods are created; a slip is better told now.
     Ok(match plan_enabled(sources, &template["spec"], &MeshConfig::default())? {
-        Plan::Inject(_) => Ok(vec![(ANNOTATIONS, Payload::Entry(names::INJECT, "enabled".into()))]),
+        Plan::Inject(_) => Ok(vec![(ANNOTATIONS, Payload::Entries(vec![(names::INJECT, "enabled".into())]))]),
         Plan::Skip(why) => Err(why.to_string()),
     })
 }
@@ -193,31 +194,53 @@ fn sidecar_parts(template: &Value, config: &MeshConfig) -> Result<Result<Changes
         return Ok(Err(Skip::Disabled(holder).to_string()));
     }
     Ok(match plan_enabled(sources, &template["spec"], config)? {
-        Plan::Inject(settings) => Ok(vec![
-            (ANNOTATIONS, Payload::Entry(names::PROXY_VERSION, config.version.as_str().into())),
-            (
-                INIT_CONTAINERS,
-                Payload::Items(vec![
-                    sidecar::redirect_container(&settings, config),
-                    sidecar::proxy_container(&settings, config),
-                ]),
-            ),
-            (VOLUMES, Payload::Items(vec![sidecar::token_volume()])),
-        ]),
+        Plan::Inject(settings) => {
+            let secrets = sidecar::pull_secrets(&template["spec"], config);
+            let mut annotations = vec![(names::PROXY_VERSION, Value::from(config.version.as_str()))];
+            if !secrets.is_empty() {
+                let added: Vec<&str> = secrets.iter().filter_map(|secret| secret["name"].as_str()).collect();
+                annotations.push((settings::PULL_SECRETS, added.join(",").into()));
+            }
+            let mut changes: Changes = vec![
+                (ANNOTATIONS, Payload::Entries(annotations)),
+                (
+                    INIT_CONTAINERS,
+                    Payload::Items(vec![
+                        sidecar::redirect_container(&settings, config),
+                        sidecar::proxy_container(&settings, config),
+                    ]),
+                ),
+                (VOLUMES, Payload::Items(vec![sidecar::token_volume()])),
+            ];
+            if !secrets.is_empty() {
+                changes.push((PULL_SECRETS, Payload::Items(secrets)));
+            }
+            Ok(changes)
+        }
         Plan::Skip(why) => Err(why.to_string()),
     })
 }
 
-/// What `uninject` takes out.
-const OURS: [(&[&str], Known); 3] = [
-    (ANNOTATIONS, Known::Keys(&[(names::INJECT, Some("enabled")), (names::PROXY_VERSION, None)])),
-    (INIT_CONTAINERS, Known::Names(&[names::REDIRECT_CONTAINER, names::PROXY_CONTAINER])),
-    (VOLUMES, Known::Names(&[sidecar::TOKEN_VOLUME])),
-];
+const OUR_ANNOTATIONS: [(&str, Option<&str>); 3] =
+    [(names::INJECT, Some("enabled")), (names::PROXY_VERSION, None), (settings::PULL_SECRETS, None)];
+const OUR_CONTAINERS: [&str; 2] = [names::REDIRECT_CONTAINER, names::PROXY_CONTAINER];
+
+/// The pull secrets that were added to a pod template, which says so itself.
+fn added_secrets(template: &Value) -> Vec<String> {
+    let said = template["metadata"]["annotations"][settings::PULL_SECRETS].as_str().unwrap_or_default();
+    said.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
 
 fn uninject(editor: &Editor<'_>, template: &Node, value: &mut Value, edits: &mut Vec<Edit>) -> Result<Outcome, Fault> {
     let mut removed = Vec::new();
-    for (path, known) in OURS {
+    let secrets = added_secrets(value);
+    let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
+    for (path, known) in [
+        (ANNOTATIONS, Known::Keys(&OUR_ANNOTATIONS)),
+        (INIT_CONTAINERS, Known::Names(&OUR_CONTAINERS)),
+        (VOLUMES, Known::Names(&[sidecar::TOKEN_VOLUME])),
+        (PULL_SECRETS, Known::Names(&secrets)),
+    ] {
         match editor.remove(template, path, &known) {
             Ok(edits) => removed.extend(edits),
             Err(Obstacle::Form(why)) => return Ok(Outcome::Skipped(why)),
@@ -243,7 +266,7 @@ fn put(template: &mut Value, path: &[&str], payload: Payload) {
         at = &mut at[*step];
     }
     match payload {
-        Payload::Entry(key, value) => at[key] = value,
+        Payload::Entries(entries) => entries.into_iter().for_each(|(key, value)| at[key] = value),
         Payload::Items(items) => {
             let old = at.as_array().into_iter().flatten().cloned();
             *at = Value::Array(items.into_iter().chain(old).collect());
@@ -253,15 +276,19 @@ fn put(template: &mut Value, path: &[&str], payload: Payload) {
 
 /// Does to the value what [`Editor::remove`] does to the text.
 fn forget(template: &mut Value) {
+    let secrets = added_secrets(template);
+    let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
     if let Some(annotations) = template.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
         annotations.shift_remove(names::PROXY_VERSION);
+        annotations.shift_remove(settings::PULL_SECRETS);
         if annotations.get(names::INJECT).is_some_and(|v| v == "enabled") {
             annotations.shift_remove(names::INJECT);
         }
     }
     for (list, ours) in [
-        ("/spec/initContainers", &[names::REDIRECT_CONTAINER, names::PROXY_CONTAINER][..]),
+        ("/spec/initContainers", &OUR_CONTAINERS[..]),
         ("/spec/volumes", &[sidecar::TOKEN_VOLUME]),
+        ("/spec/imagePullSecrets", &secrets),
     ] {
         if let Some(items) = template.pointer_mut(list).and_then(Value::as_array_mut) {
             items.retain(|i| !i["name"].as_str().is_some_and(|n| ours.contains(&n)));
@@ -271,9 +298,13 @@ fn forget(template: &mut Value) {
 
 /// Leaves out what is empty where something may have been taken out: to a cluster, `{}`, nothing and absent are one.
 fn prune(template: &mut Value) {
-    for (parent, key) in
-        [("/metadata", "annotations"), ("", "metadata"), ("/spec", "initContainers"), ("/spec", "volumes")]
-    {
+    for (parent, key) in [
+        ("/metadata", "annotations"),
+        ("", "metadata"),
+        ("/spec", "initContainers"),
+        ("/spec", "volumes"),
+        ("/spec", "imagePullSecrets"),
+    ] {
         let Some(parent) = template.pointer_mut(parent).and_then(Value::as_object_mut) else { continue };
         let empty = match parent.get(key) {
             Some(Value::Object(map)) => map.is_empty(),

@@ -58,7 +58,7 @@ fn obstacle<T>(why: impl Into<String>) -> Result<T, Obstacle> {
 
 /// What is added to a map or a list.
 pub(super) enum Payload {
-    Entry(&'static str, Value),
+    Entries(Vec<(&'static str, Value)>),
     Items(Vec<Value>),
 }
 
@@ -66,7 +66,10 @@ impl Payload {
     /// As the lines of a block.
     fn lines(&self, indent: usize) -> Result<Vec<String>, YamlError> {
         let text = match self {
-            Self::Entry(key, value) => yaml::one(&serde_json::json!({ *key: value }))?,
+            Self::Entries(entries) => {
+                let map = entries.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+                yaml::one(&Value::Object(map))?
+            }
             Self::Items(items) => yaml::one(&Value::Array(items.clone()))?,
         };
         let pad = " ".repeat(indent);
@@ -76,8 +79,13 @@ impl Payload {
     /// As parts of a flow, each followed by the separator if `more` follow.
     fn parts(&self, more: bool, json: bool) -> Result<String, YamlError> {
         let mut parts = match self {
-            Self::Entry(key, value) if json => vec![format!("{}:{value}", Value::from(*key))],
-            Self::Entry(key, value) => vec![format!("{key}: {}", yaml::one(value)?.trim_end())],
+            Self::Entries(entries) => entries
+                .iter()
+                .map(|(key, value)| match json {
+                    true => Ok(format!("{}:{value}", Value::from(*key))),
+                    false => Ok(format!("{key}: {}", yaml::one(value)?.trim_end())),
+                })
+                .collect::<Result<_, YamlError>>()?,
             Self::Items(items) => items.iter().map(Value::to_string).collect(),
         };
         if more {
@@ -88,21 +96,21 @@ impl Payload {
 
     fn marks(&self) -> (char, char) {
         match self {
-            Self::Entry(..) => ('{', '}'),
+            Self::Entries(_) => ('{', '}'),
             Self::Items(_) => ('[', ']'),
         }
     }
 }
 
 /// What is taken out of a map or a list, however it came there.
-pub(super) enum Known {
+pub(super) enum Known<'a> {
     /// Keys of a map, where a value is given only with this value.
-    Keys(&'static [(&'static str, Option<&'static str>)]),
+    Keys(&'a [(&'a str, Option<&'a str>)]),
     /// Items of a list by their `name`.
-    Names(&'static [&'static str]),
+    Names(&'a [&'a str]),
 }
 
-impl Known {
+impl Known<'_> {
     fn recognises(&self, child: &Child<'_>) -> bool {
         match (self, child) {
             (Self::Keys(keys), Child::Entry(e)) => keys
@@ -173,7 +181,7 @@ impl Editor<'_> {
         }
         match (&at.kind, payload) {
             (Kind::Seq { .. }, Payload::Items(_)) if !at.anchored => {}
-            (Kind::Map { .. }, Payload::Entry(..)) => self.may_edit(at, path, path.len())?,
+            (Kind::Map { .. }, Payload::Entries(_)) => self.may_edit(at, path, path.len())?,
             _ => return obstacle(format!("its {} is {}, which cannot be added to", path.join("."), at.describe())),
         }
         self.insert(at, key, &[], payload)
@@ -268,7 +276,7 @@ impl Editor<'_> {
     }
 
     /// The edits that take out of the map or list at `path` what is `known`; none if nothing is there.
-    pub(super) fn remove(&self, root: &Node, path: &[&str], known: &Known) -> Result<Vec<Edit>, Obstacle> {
+    pub(super) fn remove(&self, root: &Node, path: &[&str], known: &Known<'_>) -> Result<Vec<Edit>, Obstacle> {
         let mut way: Vec<(&Node, &Entry)> = Vec::new();
         let mut at = root;
         for step in path {

@@ -17,8 +17,9 @@ fn manual() -> MeshConfig {
 /// Injects in both ways, checks that it can be done once only and undone to the byte; gives the annotated text.
 fn there_and_back(text: &str) -> String {
     let config = manual();
+    let private = MeshConfig { image_pull_secrets: vec!["x".to_owned(), "registry".to_owned()], ..manual() };
     let mut annotated = String::new();
-    for mode in [Mode::Manual(&config), Mode::Annotate] {
+    for mode in [Mode::Manual(&private), Mode::Manual(&config), Mode::Annotate] {
         let (injected, reports) = run(mode, text).unwrap_or_else(|e| panic!("{e}\n{text}"));
         assert!(reports.iter().any(|r| r.outcome == Outcome::Injected), "{reports:?}\n{text}");
         let (again, _) = run(mode, &injected).unwrap_or_else(|e| panic!("{e}\n{injected}"));
@@ -382,6 +383,7 @@ mod any_form {
             ],
             init in list(4 * step),
             volumes in list(4 * step),
+            secrets in list(4 * step),
             spec_first in any::<bool>(),
             gap in prop_oneof![Just(""), Just("\n"), Just("    # gap\n")],
             last in any::<bool>(),
@@ -391,9 +393,10 @@ mod any_form {
             let metadata = metadata.map(|m| format!("{three}metadata:{m}\n")).unwrap_or_default();
             let field = |key: &str, list: Option<String>| list.map(|l| format!("{four}{key}:{l}\n")).unwrap_or_default();
             let spec = format!(
-                "{three}spec:\n{}{four}containers:\n{four}- name: web\n{}",
+                "{three}spec:\n{}{four}containers:\n{four}- name: web\n{}{}",
                 field("initContainers", init),
                 field("volumes", volumes),
+                field("imagePullSecrets", secrets),
             );
             let body = if spec_first { spec + gap + &metadata } else { metadata + gap + &spec };
             let (one, two) = (" ".repeat(step), " ".repeat(2 * step));

@@ -23,9 +23,14 @@ pub fn schema() -> Value {
 
 /// A file of values with every default, and above each key what it means.
 pub fn annotated() -> Result<String, YamlError> {
+    annotated_under(HEAD)
+}
+
+/// As [`annotated`], with other comments at its head.
+pub(crate) fn annotated_under(head: &str) -> Result<String, YamlError> {
     let defaults = serde_saphyr::to_string(&Values::default()).map_err(|error| YamlError::from_text(&error))?;
     let schema = schema();
-    let mut text = HEAD.to_owned();
+    let mut text = head.to_owned();
     // Names of the maps around a line, each with its indentation.
     let mut around: Vec<(usize, String)> = Vec::new();
     for line in defaults.lines() {
