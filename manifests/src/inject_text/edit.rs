@@ -78,7 +78,7 @@ impl Payload {
 
     /// As parts of a flow, each followed by the separator if `more` follow.
     fn parts(&self, more: bool, json: bool) -> Result<String, YamlError> {
-        let mut parts = match self {
+        let mut parts: Vec<String> = match self {
             Self::Entries(entries) => entries
                 .iter()
                 .map(|(key, value)| match json {
