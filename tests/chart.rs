@@ -204,7 +204,7 @@ fn helm_refuses_what_install_refuses() -> Result<()> {
     };
     template(&[])?
         .exits(1)?
-        .complains("identity.trust_anchors_pem is missing. Make a certificate authority with `meshctl")?;
+        .complains("is missing. Make a certificate authority with `meshctl install --new-identity")?;
     for (values, names) in [
         ("proxy: {wrokers: 2}", "wrokers"),
         ("proxy: {workers: two}", "workers"),

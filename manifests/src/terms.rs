@@ -4,7 +4,7 @@
 //! The objects are built once, by [`crate::install`], around one [`Terms`]. An expression travels through them as a
 //! [`mark`]: text between two characters that nothing else contains, which [`crate::chart`] writes as `{{ … }}`.
 
-use crate::config::{MeshConfig, PullPolicy, VERSION};
+use crate::config::{MeshConfig, VERSION};
 use crate::install::{InstallError, mesh_config};
 use crate::issuer::Issuer;
 use crate::sidecar::resource_object;
@@ -203,6 +203,7 @@ fn leaves(tree: &Value, path: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PullPolicy;
 
     #[test]
     fn a_charts_configuration_has_every_key() {

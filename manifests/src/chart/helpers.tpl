@@ -68,11 +68,11 @@
 {{- end -}}
 
 {{- define "mesh.issuerCertificate" -}}
-{{- required "identity.issuer_certificate_pem is missing: bring certificate, key and anchors (`meshctl install --new-identity` makes them), or set identity.existing_secret" .identity.issuer_certificate_pem | include "mesh.pem" -}}
+{{- required "identity.issuer_certificate_pem is missing. Make a certificate authority with `meshctl install --new-identity > identity.yaml`, keep the file secret, and give it to helm with `-f identity.yaml`; or, if the Secret mesh-identity-issuer comes from elsewhere, set identity.existing_secret and give the anchors alone" .identity.issuer_certificate_pem | include "mesh.pem" -}}
 {{- end -}}
 
 {{- define "mesh.issuerKey" -}}
-{{- required "identity.issuer_key_pem is missing: bring certificate, key and anchors (`meshctl install --new-identity` makes them), or set identity.existing_secret" .identity.issuer_key_pem | include "mesh.pem" -}}
+{{- required "identity.issuer_key_pem is missing. Make a certificate authority with `meshctl install --new-identity > identity.yaml`, keep the file secret, and give it to helm with `-f identity.yaml`; or, if the Secret mesh-identity-issuer comes from elsewhere, set identity.existing_secret and give the anchors alone" .identity.issuer_key_pem | include "mesh.pem" -}}
 {{- end -}}
 
 {{- /* References to Secrets, JSON. */ -}}
