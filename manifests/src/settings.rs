@@ -106,8 +106,8 @@ pub const ANNOTATIONS: &[Annotation] = &[
 /// Annotations with the mesh's prefix that others than the user write, or that other parts read.
 const FOREIGN: [&str; 2] = [names::PROXY_VERSION, PULL_SECRETS];
 
-/// Annotation that `meshctl inject --manual` leaves: the pull secrets it added, separated by commas, so that
-/// `uninject` leaves the pod's own alone.
+/// Annotation that `meshctl inject --manual` leaves: the pull secrets it added, separated by blanks (a comma
+/// would end the value in `{…}`), so that `uninject` leaves the pod's own alone.
 pub const PULL_SECRETS: &str = "meshctl.dev/added-pull-secrets";
 
 /// On which object a setting was found.

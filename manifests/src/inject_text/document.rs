@@ -199,7 +199,7 @@ fn sidecar_parts(template: &Value, config: &MeshConfig) -> Result<Result<Changes
             let mut annotations = vec![(names::PROXY_VERSION, Value::from(config.version.as_str()))];
             if !secrets.is_empty() {
                 let added: Vec<&str> = secrets.iter().filter_map(|secret| secret["name"].as_str()).collect();
-                annotations.push((settings::PULL_SECRETS, added.join(",").into()));
+                annotations.push((settings::PULL_SECRETS, added.join(" ").into()));
             }
             let mut changes: Changes = vec![
                 (ANNOTATIONS, Payload::Entries(annotations)),
@@ -228,7 +228,7 @@ const OUR_CONTAINERS: [&str; 2] = [names::REDIRECT_CONTAINER, names::PROXY_CONTA
 /// The pull secrets that were added to a pod template, which says so itself.
 fn added_secrets(template: &Value) -> Vec<String> {
     let said = template["metadata"]["annotations"][settings::PULL_SECRETS].as_str().unwrap_or_default();
-    said.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    said.split_whitespace().map(str::to_owned).collect()
 }
 
 fn uninject(editor: &Editor<'_>, template: &Node, value: &mut Value, edits: &mut Vec<Edit>) -> Result<Outcome, Fault> {
