@@ -135,6 +135,7 @@ fn the_kubernetes_types_accept_every_object() {
             "ConfigMap" => same::<core::ConfigMap>(&object),
             "Secret" => same::<core::Secret>(&object),
             "Service" => same::<core::Service>(&object),
+            "NetworkPolicy" => same::<k8s_openapi::api::networking::v1::NetworkPolicy>(&object),
             "Deployment" => same::<apps::Deployment>(&object),
             "PodDisruptionBudget" => same::<policy::PodDisruptionBudget>(&object),
             "MutatingWebhookConfiguration" => same::<ad::MutatingWebhookConfiguration>(&object),
