@@ -30,9 +30,8 @@ pub fn files(values: &Values, issuer: &Issuer) -> Result<Vec<File>, InstallError
     let main = json!({
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
+        // As they stand here, each finds what it needs; kubectl has an order of its own, which does as well.
         "resources": files.iter().map(|(name, _)| name).collect::<Vec<_>>(),
-        // As they stand here: each finds what it needs.
-        "sortOptions": { "order": "fifo" },
     });
     files.insert(0, (MAIN.to_owned(), HEAD.to_owned() + &yaml::one(&main)?));
     Ok(files)
