@@ -44,6 +44,16 @@ fn typed_one_by_one() -> Result<()> {
         Ok(())
     })?;
     s.meshctl(["check", "--proxy", "-n", "shop"])?.ok()?;
+    // What somebody deleted is found, and the fix mends it.
+    s.kubectl(["delete", "crd", "egresspolicies.meshctl.dev"])?.ok()?;
+    let definitions = ["check", "--only", "definitions.current"];
+    s.meshctl(definitions)?
+        .exits(1)?
+        .says("not defined: egresspolicies.meshctl.dev")?
+        .says("meshctl install --crds")?;
+    let manifests = s.meshctl(["install", "--crds"])?.ok()?.stdout;
+    s.kubectl_with_input(["apply", "--server-side", "-f", "-"], &manifests)?.ok()?;
+    s.meshctl(definitions)?.ok()?;
     Ok(())
 }
 

@@ -157,7 +157,8 @@ fn images_run_as_the_manifests_say() -> Result<()> {
         let mut exposed: Vec<&str> = exposed.split(' ').collect();
         let ports: Vec<String> = image.ports.iter().map(u16::to_string).collect();
         for port in container["ports"].as_array().into_iter().flatten() {
-            ensure!(exposed.iter().any(|exposed| port["containerPort"].to_string() == *exposed), "{name}: {port}");
+            let number = port["containerPort"].to_string();
+            ensure!(exposed.contains(&number.as_str()), "{name}: {port}");
         }
         exposed.sort_unstable();
         let mut ports: Vec<&str> = ports.iter().map(String::as_str).collect();

@@ -11,7 +11,8 @@ use std::time::Duration;
     meshctl install | kubectl apply -f -\n  \
     meshctl install --apply\n  \
     meshctl install --apply --ha --set proxy.workers=2 -f values.yaml\n  \
-    meshctl install --show-values > values.yaml\n\n\
+    meshctl install --show-values > values.yaml\n  \
+    meshctl install --crds | kubectl apply --server-side -f -\n\n\
 Charts and kustomizations:\n  \
     meshctl install --kustomization mesh/ --ha && kubectl apply -k mesh/\n  \
     meshctl install --chart chart/ && meshctl install --new-identity > identity.yaml\n  \
@@ -55,6 +56,10 @@ pub struct Install {
     /// Print a new certificate authority as values, for -f here or with Helm; holds a private key
     #[arg(long, conflicts_with_all = ["apply", "diff", "output", "show_values", "identity_trust_anchors"])]
     pub new_identity: bool,
+    /// Print only the definitions of the mesh's kinds, which may need somebody with more rights to apply them
+    #[arg(long, conflicts_with_all = ["apply", "diff", "ha", "set", "values", "chart", "kustomization", "new_identity", "show_values",
+        "identity_trust_anchors", "identity_issuer_certificate", "identity_issuer_key"])]
+    pub crds: bool,
     /// Print without looking whether the cluster has a mesh already
     #[arg(long, conflicts_with = "apply")]
     pub ignore_cluster: bool,

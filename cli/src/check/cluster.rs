@@ -121,9 +121,8 @@ fn judge_webhooks(hooks: &[Hook], judges: bool, system: &str) -> Finding {
     }
     for hook in hooks.iter().filter(|hook| hook.refuses) {
         let free = |namespace: &str| {
-            let is_out = |selector: &LabelSelector| leaves_out(selector, namespace);
-            hook.selector.as_ref().is_some_and(is_out)
-                || hook.objects.as_ref().is_some_and(|selector| only_marked(selector))
+            hook.selector.as_ref().is_some_and(|selector| leaves_out(selector, namespace))
+                || hook.objects.as_ref().is_some_and(only_marked)
         };
         if let Some(namespace) = ["kube-system", system].into_iter().find(|namespace| !free(namespace)) {
             return Finding::failed(
@@ -133,7 +132,9 @@ fn judge_webhooks(hooks: &[Hook], judges: bool, system: &str) -> Finding {
         }
     }
     match hooks.iter().any(|hook| hook.refuses) {
-        true => Finding::ok("while the control plane is down, pods outside the mesh and of the system start"),
+        true => {
+            Finding::ok(format!("while the control plane is down, pods of kube-system and {system} start all the same"))
+        }
         false => Finding::ok("while the control plane is down, pods start, without a proxy"),
     }
 }

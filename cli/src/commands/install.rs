@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use mesh_api::names::CONTROL_NAME;
 use mesh_manifests::install::{render, to_yaml};
+use mesh_manifests::policies;
 use mesh_manifests::values::{Values, document};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -26,6 +27,9 @@ pub async fn run(global: &Global, args: &Install, printer: &Printer) -> Result<O
             ManifestFormat::Json => printer.json(&document::schema())?,
         }
         return Ok(Outcome::Well);
+    }
+    if args.crds {
+        return print(policies::definitions().during(|| "write the definitions")?, args.output, printer);
     }
     if let Some(folder) = &args.chart {
         return install_files::chart(global, folder, printer);
@@ -56,7 +60,11 @@ pub async fn run(global: &Global, args: &Install, printer: &Printer) -> Result<O
         return Ok(Outcome::Well);
     }
     refuse_second_if_known(global, args, &values, printer).await?;
-    printer.data(&match args.output {
+    print(objects, args.output, printer)
+}
+
+fn print(objects: Vec<Value>, output: ManifestFormat, printer: &Printer) -> Result<Outcome> {
+    printer.data(&match output {
         ManifestFormat::Yaml => to_yaml(&objects).during(|| "write YAML")?,
         ManifestFormat::Json => list(objects)?,
     })?;
