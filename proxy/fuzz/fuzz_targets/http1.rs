@@ -21,8 +21,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use libfuzzer_sys::fuzz_target;
 use mesh_proxy::body::Received;
-use mesh_proxy::guard::{Guard, Notes};
 use mesh_proxy::golden::Golden;
+use mesh_proxy::guard::{Guard, Notes};
 use mesh_proxy::headers::{ambiguity, wants_upgrade};
 use mesh_proxy::limits;
 use mesh_proxy::request::prepare;
@@ -218,8 +218,11 @@ fn check(bytes: &[u8], seen: &Seen) {
     match strict::read(bytes) {
         Reading::Request { method, target, body, .. } => {
             assert_eq!(method, sent_method);
-            // An empty path is the same as `/` (RFC 9110, section 4.2.3).
-            let rooted = [&target[..], b"/"].concat();
+            // Letters of the scheme may be of either case, and an empty path is the same as `/`, before a query, too
+            // (RFC 9110, section 4.2.3).
+            let (target, sent_target) = (small_scheme(target), small_scheme(sent_target));
+            let query = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
+            let rooted = [&target[..query], b"/", &target[query..]].concat();
             assert!(
                 target == sent_target || target.ends_with(&sent_target) || rooted == sent_target,
                 "{} became {}",
@@ -231,4 +234,11 @@ fn check(bytes: &[u8], seen: &Seen) {
         Reading::Partial => panic!("forwarded before it was complete: {}", ends.output.escape_ascii()),
         Reading::Invalid(why) => panic!("understood what is invalid ({why}): {}", ends.output.escape_ascii()),
     }
+}
+
+fn small_scheme(mut target: Vec<u8>) -> Vec<u8> {
+    if let Some(scheme) = target.windows(3).position(|three| three == b"://") {
+        target[..scheme].make_ascii_lowercase();
+    }
+    target
 }
