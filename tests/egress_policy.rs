@@ -138,16 +138,10 @@ fn http(host: &str, address: &str) -> String {
 }
 
 fn lay(sandbox: &Sandbox) -> Result<()> {
-    let ourselves = std::env::current_exe()?;
-    let peer = ourselves.with_file_name("mesh-peer");
-    if !peer.exists() {
-        std::fs::hard_link(&ourselves, &peer)?;
-    }
+    sandbox.add_peer()?;
     let ip = find_program("ip").context("no ip")?;
-    for (image, program) in [("mesh-peer", &peer), ("ip", &ip)] {
-        let program = program.to_str().context("path")?;
-        sandbox.meshctl(["sandbox", "image", "add", "--name", &sandbox.name, image, program])?.ok()?;
-    }
+    let ip = ip.to_str().context("path")?;
+    sandbox.meshctl(["sandbox", "image", "add", "--name", &sandbox.name, "ip", ip])?.ok()?;
     let mut items: Vec<Value> = [NS, OUTSIDE_NS]
         .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))
         .into();

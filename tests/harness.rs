@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 /// The name this process was started by.
 pub(crate) fn called_as() -> String {
     let name = std::env::args_os().next().unwrap_or_default();
-    Path::new(&name).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+    let name = Path::new(&name).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    // The network plugin is the proxy's program.
+    if name == mesh_api::names::CNI_PLUGIN { "mesh-proxy".to_owned() } else { name }
 }
 
 /// What a test cannot do without.
@@ -210,6 +212,20 @@ impl Sandbox {
         sandbox.meshctl(["install", "--apply"])?.ok()?;
         sandbox.meshctl(["check", "--wait"])?.ok()?;
         Ok(sandbox)
+    }
+
+    /// Makes this binary known as the image `mesh-peer`, and tells where it is.
+    pub(crate) fn add_peer(&self) -> Result<String> {
+        static LINKING: Mutex<()> = Mutex::new(());
+        let linking = LINKING.lock();
+        let ourselves = std::env::current_exe()?;
+        let peer = ourselves.with_file_name("mesh-peer");
+        let _ = std::fs::remove_file(&peer);
+        std::fs::hard_link(&ourselves, &peer)?;
+        drop(linking);
+        let peer = peer.to_str().context("path")?.to_owned();
+        self.meshctl(["sandbox", "image", "add", "--name", &self.name, "mesh-peer", &peer])?.ok()?;
+        Ok(peer)
     }
 
     /// `meshctl ARGS` against this sandbox.

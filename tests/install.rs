@@ -1,9 +1,10 @@
 //! From an empty cluster to a meshed shop, typed command by command, and what bad input gets.
 
-use crate::harness::{BARE, Need, SHOP, Sandbox, eventually, test};
+use crate::harness::{BARE, Need, SHOP, Sandbox, eventually, ourselves, test};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
+use std::process::Stdio;
 use std::time::Duration;
 
 const NEEDS: &[Need] = &[Need::Namespaces, Need::Program("kubectl")];
@@ -12,6 +13,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     vec![
         test("install::typed_one_by_one", NEEDS, typed_one_by_one),
         test("install::a_second_install_is_refused", NEEDS, a_second_install_is_refused),
+        test("install::a_killed_install_is_continued", NEEDS, a_killed_install_is_continued),
         test("install::a_bad_stream_applies_nothing", NEEDS, a_bad_stream_applies_nothing),
         test("install::a_bad_annotation_is_refused_with_an_event", NEEDS, a_bad_annotation_is_refused_with_an_event),
         test("install::host_network_pods_are_skipped", NEEDS, host_network_pods_are_skipped),
@@ -26,6 +28,8 @@ fn typed_one_by_one() -> Result<()> {
     let manifests = s.meshctl(["install"])?.ok()?.stdout;
     s.kubectl_with_input(["apply", "-f", "-"], &manifests)?.ok()?.says("deployment.apps/mesh-control created")?;
     s.meshctl(["check", "--wait"])?.ok()?;
+    // Every field is one that the API server's own schemas know, and a second time changes nothing.
+    s.kubectl_with_input(["apply", "--dry-run=server", "--validate=strict", "-f", "-"], &manifests)?.ok()?;
     s.kubectl(["create", "ns", "shop"])?.ok()?;
     let injected = s.meshctl_with_input(["inject", "-"], mesh_sandbox::apps::SHOP_YAML)?.ok()?.stdout;
     s.kubectl_with_input(["apply", "-f", "-"], &injected)?.ok()?;
@@ -58,8 +62,78 @@ fn typed_one_by_one() -> Result<()> {
 }
 
 fn a_second_install_is_refused() -> Result<()> {
-    let ran = SHOP.get()?.meshctl(["install", "--apply"])?.exits(2)?;
+    let ran = SHOP.get()?.meshctl(["install", "--apply", "--set", "control.log=debug"])?.exits(2)?;
     ran.complains("hint:")?.complains("upgrade")?;
+    Ok(())
+}
+
+/// Killed whenever it may be, the same command goes on; done, it does nothing.
+fn a_killed_install_is_continued() -> Result<()> {
+    let s = Sandbox::up("killed")?;
+    s.meshctl(["sandbox", "image", "add", "--name", &s.name, "sh", "/bin/sh"])?.ok()?;
+    let mut finished = 0;
+    // Later and later: from before the first object to while the control plane starts.
+    for after_ms in [40, 80, 120, 180, 260, 380, 550, 800] {
+        let mut command = ourselves("meshctl")?;
+        command.env("KUBECONFIG", &s.kubeconfig).args(["install", "--apply"]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        std::thread::sleep(Duration::from_millis(after_ms));
+        finished += usize::from(child.try_wait()?.is_some());
+        child.kill()?;
+        child.wait()?;
+    }
+    ensure!(finished < 8, "it was never killed");
+    s.meshctl(["install", "--apply"])?.ok()?;
+    s.meshctl(["check", "--wait"])?.ok()?;
+    s.meshctl(["install", "--apply"])?.ok()?.complains("going on with the identity it has")?;
+    s.meshctl(["upgrade", "--diff"])?.ok()?.says("0 to create, 0 to change, 0 to delete")?;
+    // An upgrade likewise, with pods that must not notice.
+    for after_ms in [50, 150, 300, 500, 900] {
+        let mut command = ourselves("meshctl")?;
+        command.env("KUBECONFIG", &s.kubeconfig).args(["upgrade", "--apply", "--set", "control.log=debug", "--ha"]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        std::thread::sleep(Duration::from_millis(after_ms));
+        child.kill()?;
+        child.wait()?;
+    }
+    s.meshctl(["upgrade", "--apply", "--set", "control.log=debug", "--ha"])?.ok()?;
+    s.meshctl(["check", "--wait"])?.ok()?;
+    s.meshctl(["upgrade", "--diff"])?.ok()?.says("0 to create, 0 to change, 0 to delete")?;
+    while_control_is_down(&s)
+}
+
+/// With `--ha`, pods of labelled namespaces are refused while nobody answers; all others go on as if there were no mesh.
+fn while_control_is_down(s: &Sandbox) -> Result<()> {
+    for (namespace, label) in [("meshed", Some("meshctl.dev/inject=enabled")), ("plain", None), ("annotated", None)] {
+        s.kubectl(["create", "ns", namespace])?.ok()?;
+        if let Some(label) = label {
+            s.kubectl(["label", "ns", namespace, label])?.ok()?;
+        }
+    }
+    s.kubectl(["annotate", "ns", "annotated", "meshctl.dev/inject=enabled"])?.ok()?;
+    let scope = s.meshctl(["check", "--only", "webhook.scope"])?.ok()?;
+    scope.says("pods of annotated start without a proxy")?.says("kubectl label namespace annotated")?;
+    s.kubectl(["-n", "mesh-system", "scale", "deploy/mesh-control", "--replicas=0"])?.ok()?;
+    let pods = ["-n", "mesh-system", "get", "pods", "-o", "name"];
+    eventually(Duration::from_secs(60), "the control plane is gone", || {
+        let left = s.kubectl(pods)?.ok()?.stdout;
+        ensure!(left.is_empty(), "{left}");
+        Ok(())
+    })?;
+    let plain = pod("one", serde_json::json!({}), Value::Null);
+    for namespace in ["plain", "annotated", "default"] {
+        s.kubectl_with_input(["-n", namespace, "apply", "-f", "-"], &plain)?.ok()?;
+        s.kubectl(["-n", namespace, "wait", "--for=condition=Ready", "pod/one", "--timeout=60s"])?.ok()?;
+        s.kubectl(["-n", namespace, "delete", "pod", "one", "--wait=true"])?.ok()?;
+    }
+    let refused = s.kubectl_with_input(["-n", "meshed", "apply", "-f", "-"], &plain)?.exits(1)?;
+    refused.complains("meshed.injector.meshctl.dev")?;
+    s.kubectl(["-n", "mesh-system", "scale", "deploy/mesh-control", "--replicas=3"])?.ok()?;
+    s.meshctl(["check", "--wait", "--only", "webhook"])?.ok()?;
+    s.kubectl_with_input(["-n", "meshed", "apply", "-f", "-"], &plain)?.ok()?;
+    s.kubectl(["-n", "meshed", "wait", "--for=condition=Ready", "pod/one", "--timeout=60s"])?.ok()?;
+    let containers = "jsonpath={.spec.initContainers[*].name}";
+    s.kubectl(["-n", "meshed", "get", "pod", "one", "-o", containers])?.ok()?.says("mesh-proxy")?;
     Ok(())
 }
 
@@ -114,9 +188,24 @@ fn host_network_pods_are_skipped() -> Result<()> {
 fn check_finds_a_missing_mesh() -> Result<()> {
     let s = BARE.get()?;
     s.meshctl(["check"])?.exits(1)?;
-    let json = s.meshctl(["check", "-o", "json"])?.exits(1)?.stdout;
-    serde_json::from_str::<Value>(&json).context("check -o json is not JSON")?;
-    Ok(())
+    holds_to_the_schema(&s.meshctl(["check", "-o", "json"])?.exits(1)?.stdout)?;
+    // One that names other things than the schema does not pass.
+    ensure!(holds_to_the_schema(r#"{"healthy": true, "checks": [{"id": "api.version"}]}"#).is_err());
+    let meshed = SHOP.get()?.meshctl(["check", "-n", "shop", "-o", "json"])?;
+    holds_to_the_schema(&meshed.stdout)
+}
+
+/// Fails unless this is what `cli/check.schema.json` promises of `check -o json`.
+fn holds_to_the_schema(printed: &str) -> Result<()> {
+    let mut schemas = boon::Schemas::new();
+    let mut compiler = boon::Compiler::new();
+    let schema = serde_json::from_str(include_str!("../cli/check.schema.json"))?;
+    let name = "check.schema.json";
+    compiler.add_resource(name, schema).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let index = compiler.compile(name, &mut schemas).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let report: Value = serde_json::from_str(printed).context("check -o json is not JSON")?;
+    ensure!(report["checks"].as_array().is_some_and(|checks| !checks.is_empty()), "no check was run: {printed}");
+    schemas.validate(&report, index).map_err(|error| anyhow::anyhow!("{error:#}"))
 }
 
 fn viewers_need_a_role() -> Result<()> {

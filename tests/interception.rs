@@ -86,7 +86,7 @@ fn the_wire_carries_tls_and_no_text() -> Result<()> {
 }
 
 /// Host process id of the proxy beside a pod's application.
-fn proxy_of(pod: &str) -> Result<Pid> {
+pub(crate) fn proxy_of(pod: &str) -> Result<Pid> {
     let wanted = format!("MESH_POD_NAME={pod}");
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let path = entry.path();

@@ -18,6 +18,7 @@ mod docs;
 mod egress_policy;
 mod explain;
 mod external;
+mod finish;
 mod forger;
 mod golden;
 mod golden_load;
@@ -27,7 +28,9 @@ mod interception;
 mod jwt;
 mod kubectl;
 mod liar;
+mod life;
 mod lint;
+mod load;
 mod mesh_conformance;
 mod mesh_errors;
 mod nft;
@@ -38,7 +41,9 @@ mod real_programs;
 mod redirect;
 mod release;
 mod resilience;
+mod rotation;
 mod sandbox;
+mod skew;
 mod tap;
 mod terminal;
 mod tidy;
@@ -77,6 +82,8 @@ fn main() -> ExitCode {
         install::tests(),
         chart::tests(),
         explain::tests(),
+        finish::tests(),
+        skew::tests(),
         tap::tests(),
         upgrade::tests(),
         terminal::tests(),
@@ -90,6 +97,8 @@ fn main() -> ExitCode {
         jwt::tests(),
         mesh_conformance::tests(),
         resilience::tests(),
+        rotation::tests(),
+        life::tests(),
         golden::tests(),
         mesh_errors::tests(),
         lint::tests(),

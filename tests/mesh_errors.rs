@@ -244,6 +244,7 @@ fn proxy() -> Result<()> {
     let settings = Settings {
         source: Source::File(config.into()),
         pod_ips: Vec::new(),
+        outlive_application: false,
         drain_linger: SOON,
         drain_timeout: SOON,
         workers: 1,

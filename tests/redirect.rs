@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how these bodies fail, inside a process of their own")]
 
+mod cni;
+
 use crate::harness::{Need, ourselves, test};
 use crate::nft::{NEEDS, assert_ruleset, inside, output_of};
 use anyhow::{Result, ensure};
@@ -15,12 +17,14 @@ use std::time::Duration;
 
 pub(crate) fn tests() -> Vec<Trial> {
     let without = [Need::Namespaces, Need::Program("unshare")];
-    vec![
+    let mut tests = vec![
         test("redirect::the_rules_read_as_intended", &NEEDS, the_rules_read_as_intended),
         test("redirect::traffic_goes_through_the_proxy", &NEEDS, traffic_goes_through_the_proxy),
         test("redirect::the_proxys_user_is_exempt", &NEEDS, the_proxys_user_is_exempt),
         test("redirect::without_privilege_the_error_says_what_to_do", &without, without_privilege),
-    ]
+    ];
+    tests.extend(cni::tests());
+    tests
 }
 
 fn args(skip_inbound: &str, skip_outbound: &str) -> RedirectArgs {

@@ -20,11 +20,12 @@ pub(crate) fn tests() -> Vec<Trial> {
 }
 
 /// A shop of the test's own, since it is going to be hurt, with a meshed pod to call from.
-fn shop(name: &str) -> Result<Sandbox> {
+pub(crate) fn shop(name: &str) -> Result<Sandbox> {
     shop_in(Sandbox::meshed(name)?)
 }
 
-fn shop_in(s: Sandbox) -> Result<Sandbox> {
+/// The same in a mesh that is there.
+pub(crate) fn shop_in(s: Sandbox) -> Result<Sandbox> {
     s.meshctl(["sandbox", "image", "add", "--name", &s.name, "sh", "/bin/sh"])?.ok()?;
     let injected = s.meshctl_with_input(["inject", "-"], mesh_sandbox::apps::SHOP_YAML)?.ok()?.stdout;
     s.kubectl_with_input(["apply", "-f", "-"], &injected)?.ok()?;

@@ -6,13 +6,14 @@ use crate::cluster::Cluster;
 use crate::error::{Context, Error, Hint, Result};
 use crate::output::Step;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams, TypeMeta};
 use kube::core::GroupVersionKind;
 use kube::discovery::{Scope, oneshot};
 use mesh_api::names::{OBSERVE_GROUP, OBSERVE_VERSION};
+use mesh_manifests::inventory;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -184,47 +185,61 @@ fn label(object: &Value) -> String {
     format!("{kind} {}", object["metadata"]["name"].as_str().unwrap_or("without a name"))
 }
 
-/// Namespaces and names of the deployments among objects.
-pub fn deployments(objects: &[Value], namespace: &str) -> Vec<(String, String)> {
-    let deployments = objects.iter().filter(|object| object["kind"] == "Deployment");
-    deployments
-        .filter_map(|object| {
-            let namespace = object["metadata"]["namespace"].as_str().unwrap_or(namespace);
-            Some((namespace.to_owned(), object["metadata"]["name"].as_str()?.to_owned()))
-        })
-        .collect()
+/// The deployments and daemon sets among objects.
+pub fn workloads(objects: &[Value], namespace: &str) -> Vec<inventory::Entry> {
+    let workloads = objects.iter().filter(|object| object["kind"] == "Deployment" || object["kind"] == "DaemonSet");
+    let mut workloads: Vec<_> = workloads.map(inventory::Entry::of).collect();
+    workloads.iter_mut().for_each(|entry| entry.namespace = entry.namespace.take().or(Some(namespace.to_owned())));
+    workloads
 }
 
-/// Waits until all pods of these deployments are ready.
+/// Waits until all pods of these workloads are ready.
 pub async fn wait_available(
     cluster: &Cluster,
-    deployments: &[(String, String)],
+    workloads: &[inventory::Entry],
     deadline: Instant,
     step: &Step,
 ) -> Result<()> {
-    let mut waiting: Vec<(String, String)> = deployments.to_vec();
+    let mut waiting: Vec<_> = workloads.iter().collect();
     loop {
         let mut still = Vec::new();
-        for (namespace, name) in waiting {
-            let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), &namespace);
-            let deployment = api.get(&name).await.during(|| format!("read deployment {name} in {namespace}"))?;
-            if !available(&deployment) {
-                still.push((namespace, name));
+        for workload in waiting {
+            if !is_available(cluster, workload).await? {
+                still.push(workload);
             }
         }
-        let Some((namespace, name)) = still.first() else { return Ok(()) };
+        let Some(first) = still.first() else { return Ok(()) };
         if Instant::now() >= deadline {
+            let (namespace, name) = (first.namespace.as_deref().unwrap_or_default(), &first.name);
             let why = unready(cluster, namespace, name).await;
-            return Err(Error::new(why).during(format!("wait for deployment {name} in {namespace}")))
+            return Err(Error::new(why).during(format!("wait for {} {name} in {namespace}", first.kind.to_lowercase())))
                 .hint(|| format!("kubectl -n {namespace} describe pods; give it longer with --timeout"));
         }
         step.now(&match still.len() {
-            1 => format!("waiting for {name}"),
-            n => format!("waiting for {n} of {} deployments", deployments.len()),
+            1 => format!("waiting for {}", first.name),
+            n => format!("waiting for {n} of {} workloads", workloads.len()),
         });
         waiting = still;
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+async fn is_available(cluster: &Cluster, workload: &inventory::Entry) -> Result<bool> {
+    let (client, name) = (cluster.client.clone(), &workload.name);
+    let namespace = workload.namespace.as_deref().unwrap_or_default();
+    let read = || format!("read {workload}");
+    Ok(match workload.kind.as_str() {
+        "DaemonSet" => on_every_node(&Api::namespaced(client, namespace).get(name).await.during(read)?),
+        _ => available(&Api::namespaced(client, namespace).get(name).await.during(read)?),
+    })
+}
+
+/// True if a pod of the newest template is ready on every node that is to have one.
+fn on_every_node(set: &DaemonSet) -> bool {
+    let Some(status) = &set.status else { return false };
+    status.observed_generation >= set.metadata.generation
+        && status.updated_number_scheduled.unwrap_or(0) >= status.desired_number_scheduled
+        && status.number_ready >= status.desired_number_scheduled
 }
 
 /// True if all pods of the newest template are ready, and no others are left.
@@ -238,10 +253,10 @@ pub(crate) fn available(deployment: &Deployment) -> bool {
         && status.replicas.unwrap_or(0) == wanted
 }
 
-async fn unready(cluster: &Cluster, namespace: &str, deployment: &str) -> String {
+async fn unready(cluster: &Cluster, namespace: &str, workload: &str) -> String {
     let pods_api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let Ok(pods) = pods_api.list(&ListParams::default()).await else { return "it did not become ready".to_owned() };
-    let prefix = format!("{deployment}-");
+    let prefix = format!("{workload}-");
     let mut of_it = pods
         .items
         .iter()
@@ -330,6 +345,21 @@ mod tests {
         check(json!({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "readyReplicas": 2}), false);
         check(json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 2, "readyReplicas": 3}), false);
         check(json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "readyReplicas": 1}), false);
+    }
+
+    #[test]
+    fn a_daemon_set_is_available_when_every_node_has_its_new_pod() {
+        let check = |observed: i64, wanted: i32, updated: i32, ready: i32, expect: bool| {
+            let set = json!({"metadata": {"generation": 2}, "spec": {"selector": {}, "template": {}}, "status": {
+                "observedGeneration": observed, "desiredNumberScheduled": wanted, "currentNumberScheduled": wanted,
+                "numberMisscheduled": 0, "updatedNumberScheduled": updated, "numberReady": ready}});
+            assert_eq!(on_every_node(&serde_json::from_value(set.clone()).unwrap()), expect, "{set}");
+        };
+        check(2, 3, 3, 3, true);
+        check(1, 3, 3, 3, false);
+        check(2, 3, 2, 3, false);
+        check(2, 3, 3, 2, false);
+        check(2, 0, 0, 0, true);
     }
 
     #[test]

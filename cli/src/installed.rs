@@ -27,22 +27,26 @@ pub async fn read(cluster: &Cluster) -> Result<Option<Installed>> {
     let namespace = &cluster.system_namespace;
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), namespace);
     let map = maps.get_opt(CONFIG_MAP).await.during(|| format!("read config map {CONFIG_MAP} in {namespace}"))?;
-    let Some(map) = map else { return Ok(None) };
-    let mut annotations = map.metadata.annotations.unwrap_or_default();
-    let version = annotations.remove(VERSION_ANNOTATION);
-    let release =
-        annotations.remove("meta.helm.sh/release-namespace").zip(annotations.remove("meta.helm.sh/release-name"));
-    let mut data = map.data.unwrap_or_default();
-    let recorded = data.remove(INVENTORY_KEY).unwrap_or_else(|| "[]".to_owned());
-    Ok(Some(Installed {
-        version: version.unwrap_or_else(|| "unknown".to_owned()),
-        values: data.remove(VALUES_KEY).unwrap_or_default(),
-        inventory: inventory::read(&recorded).during(|| format!("understand {INVENTORY_KEY} of {CONFIG_MAP}"))?,
-        release,
-    }))
+    map.map(Installed::of).transpose()
 }
 
 impl Installed {
+    /// What the config map of an install records.
+    pub fn of(map: ConfigMap) -> Result<Self> {
+        let mut annotations = map.metadata.annotations.unwrap_or_default();
+        let version = annotations.remove(VERSION_ANNOTATION);
+        let release =
+            annotations.remove("meta.helm.sh/release-namespace").zip(annotations.remove("meta.helm.sh/release-name"));
+        let mut data = map.data.unwrap_or_default();
+        let recorded = data.remove(INVENTORY_KEY).unwrap_or_else(|| "[]".to_owned());
+        Ok(Self {
+            version: version.unwrap_or_else(|| "unknown".to_owned()),
+            values: data.remove(VALUES_KEY).unwrap_or_default(),
+            inventory: inventory::read(&recorded).during(|| format!("understand {INVENTORY_KEY} of {CONFIG_MAP}"))?,
+            release,
+        })
+    }
+
     /// Refuses what would leave a Helm release that no longer tells the truth; `instead` is the command of Helm's, about
     /// a release `NAME`.
     pub fn refuse_beside_helm(&self, tried: &str, instead: &str) -> Result<()> {
@@ -55,10 +59,13 @@ impl Installed {
 
 /// As [`read`], for commands that need a mesh.
 pub async fn expect(cluster: &Cluster) -> Result<Installed> {
-    read(cluster).await?.ok_or_else(|| {
-        Error::new(format!("there is no mesh in namespace {}", cluster.system_namespace))
-            .hint("install one: meshctl install --apply; --system-namespace says where else it is")
-    })
+    read(cluster).await?.ok_or_else(|| no_mesh(cluster))
+}
+
+/// What commands that need a mesh say without one.
+pub fn no_mesh(cluster: &Cluster) -> Error {
+    Error::new(format!("there is no mesh in namespace {}", cluster.system_namespace))
+        .hint("install one: meshctl install --apply; --system-namespace says where else it is")
 }
 
 /// The issuer in use. Its key goes into what an upgrade applies, and nowhere else.

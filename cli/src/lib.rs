@@ -57,7 +57,7 @@ pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     let name = args.first().and_then(|arg| Path::new(arg).file_name()).and_then(|name| name.to_str());
     match name {
-        Some("mesh-proxy") => mesh_proxy::main(args.into_iter()),
+        Some("mesh-proxy" | mesh_api::names::CNI_PLUGIN) => mesh_proxy::main(args.into_iter()),
         Some("mesh-control") => mesh_control::main(args.into_iter()),
         Some("mesh-demo") => mesh_sandbox::apps::main(args.into_iter()),
         Some("mesh-sandbox") => mesh_sandbox::lifecycle::daemon_main(args.into_iter()),

@@ -1,7 +1,8 @@
 //! What the API shows of the cluster, kept as the control plane keeps it, so that its deciders can be asked.
 
 use crate::cluster::Cluster;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
+use crate::installed::no_mesh;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
@@ -36,10 +37,7 @@ pub struct Shown {
 impl Shown {
     /// Reads everything.
     pub async fn read(cluster: &Cluster) -> Result<Self> {
-        let config = mesh_config(cluster).await?.ok_or_else(|| {
-            Error::new(format!("there is no mesh in namespace {}", cluster.system_namespace))
-                .hint("install one: meshctl install --apply; --system-namespace says where else it is")
-        })?;
+        let config = mesh_config(cluster).await?.ok_or_else(|| no_mesh(cluster))?;
         let all = ListParams::default();
         let client = || cluster.client.clone();
         let (namespaces, services, slices, pods) = (
@@ -140,5 +138,6 @@ pub async fn mesh_config(cluster: &Cluster) -> Result<Option<MeshConfig>> {
     let tried = || format!("read the mesh's configuration, config map {CONFIG_MAP} in {}", cluster.system_namespace);
     let Some(map) = maps.get_opt(CONFIG_MAP).await.during(tried)? else { return Ok(None) };
     let text = map.data.unwrap_or_default().remove(CONFIG_KEY).unwrap_or_default();
-    MeshConfig::from_yaml(&text).map(Some).during(tried)
+    // A newer control plane may have written it: what this release does not know makes no difference to it.
+    MeshConfig::from_yaml_of_any_release(&text).map(|(config, _)| Some(config)).during(tried)
 }

@@ -30,7 +30,8 @@ A failing answer without a `mesh-error` header comes from the application. With 
 |---|---|
 | a pod has no proxy | `meshctl explain pod POD -n shop` says why |
 | a pod hangs in `Init` | `kubectl -n shop logs POD -c mesh-proxy`: without a certificate from the control plane a proxy is not ready, and its application waits; then `meshctl check` |
-| a pod ends with `Init:Error` in `mesh-redirect` | `kubectl -n shop logs POD -c mesh-redirect`: the redirect needs the capability NET_ADMIN, which an admission policy may take away |
+| a pod ends with `Init:Error` in `mesh-redirect` | `kubectl -n shop logs POD -c mesh-redirect`: the redirect needs the capability NET_ADMIN, which an admission policy may take away ([CNI mode](../manifests/INSTALL.md#cni-mode) does without). Code 69, in CNI mode: the pod was started before its node's plugin was there; see [cni.ready](#cniready) |
+| a pod hangs in `ContainerCreating`, with an event `FailedCreatePodSandBox` that names mesh-cni | its node's agent does not answer: see [cni.ready](#cniready) |
 | new pods are refused | the webhook cannot be reached, and `webhook.failure_policy` is `Fail`: see [webhook.answers](#webhookanswers). To let pods start at once, without proxies: `kubectl delete mutatingwebhookconfiguration mesh-injector`; `meshctl upgrade --apply` brings it back |
 | requests are answered by somebody unexpected | `meshctl explain request` shows the rule that takes them, and why each other one does not |
 | traffic is not encrypted | `meshctl edges -n shop` says for each pair why not |
@@ -134,6 +135,12 @@ fn check_note(id: &str) -> &'static str {
             "`kubectl -n mesh-system describe pods` (image, scheduling), `kubectl -n mesh-system logs deploy/mesh-control` \
              (issuer, permissions). Proxies go on meanwhile."
         }
+        "cni.ready" => {
+            "`kubectl -n kube-system get pods -l app.kubernetes.io/name=mesh-cni -o wide` shows the nodes, `kubectl -n \
+             kube-system logs ds/mesh-cni` why the plugin is not in place. Pods of `kube-system`, of the control plane and of \
+             `webhook.excluded_namespaces` start meanwhile. [INSTALL.md](../manifests/INSTALL.md#cni-mode) has the way out for a \
+             node whose agent is gone for good."
+        }
         "control.version" | "proxy.version" => {
             "`meshctl version` shows all three; one minor release between them is fine."
         }
@@ -152,6 +159,10 @@ fn check_note(id: &str) -> &'static str {
         "identity.issuer-expiry" | "identity.anchors-valid" => {
             "`meshctl identity` shows the ends. Without a valid issuer no proxy gets or renews a certificate; those there are \
              last up to a day. [CERTIFICATES.md](../control/CERTIFICATES.md) has the way out."
+        }
+        "identity.rotation" => {
+            "A rotation that was interrupted harms nobody: two anchors are trusted meanwhile. `meshctl identity rotate` goes on \
+             with it. [CERTIFICATES.md](../control/CERTIFICATES.md#replace-the-trust-anchor) says what its phases are."
         }
         "permissions.use" => {
             "A refused `stat` or `tap` prints the `kubectl create rolebinding` that grants what is missing."

@@ -1,9 +1,13 @@
-//! The admin port: `/live /ready /metrics /version`.
+//! The admin port: `/live /ready /metrics /version /identity`.
 
+use crate::ca::Authority;
 use crate::limits;
 use crate::listen::{self, Body, Port};
 use crate::metrics::Metrics;
+use arc_swap::ArcSwapOption;
 use http::{Method, Response, StatusCode};
+use mesh_api::Trust;
+use mesh_api::names::IDENTITY_PATH;
 use serde_json::json;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -26,14 +30,29 @@ impl Readiness {
 }
 
 /// Answers on the admin port until `stop`.
-pub async fn serve(listener: TcpListener, readiness: Arc<Readiness>, metrics: Arc<Metrics>, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    readiness: Arc<Readiness>,
+    authority: Arc<ArcSwapOption<Authority>>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
     let port = Port { name: "admin", connections: limits::ADMIN_CONNECTIONS, tls: None };
     let draining = stop.clone();
     listen::serve(port, listener, stop, move |_, request| {
-        let answer = answer(request.method(), request.uri().path(), &readiness, &metrics, draining.is_cancelled());
+        let answer = match request.uri().path() {
+            IDENTITY_PATH => identity(&authority),
+            path => answer(request.method(), path, &readiness, &metrics, draining.is_cancelled()),
+        };
         async move { answer }
     })
     .await;
+}
+
+/// Whom we trust and who signs, as [`mesh_api::Trust`].
+fn identity(authority: &ArcSwapOption<Authority>) -> Response<Body> {
+    let report = authority.load_full().map_or_else(Trust::default, |authority| authority.report());
+    listen::json(StatusCode::OK, &report)
 }
 
 fn answer(method: &Method, path: &str, readiness: &Readiness, metrics: &Metrics, draining: bool) -> Response<Body> {
@@ -56,7 +75,7 @@ fn answer(method: &Method, path: &str, readiness: &Readiness, metrics: &Metrics,
             Err(error) => listen::text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         },
         "/version" => listen::json(StatusCode::OK, &json!({"version": env!("CARGO_PKG_VERSION")})),
-        _ => listen::text(StatusCode::NOT_FOUND, "there are /live /ready /metrics /version"),
+        _ => listen::text(StatusCode::NOT_FOUND, "there are /live /ready /metrics /version /identity"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The command line and environment of `mesh-control`.
 
+use crate::cni::CniArgs;
 use clap::Parser;
 use mesh_api::names;
 use mesh_manifests::config::CONFIG_PATH;
@@ -7,8 +8,11 @@ use std::path::PathBuf;
 
 /// The control plane of the mesh: certificates, injection, configuration of proxies, golden metrics.
 #[derive(Debug, Parser)]
-#[command(name = "mesh-control", version)]
+#[command(name = "mesh-control", version, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    /// What to do instead of being the control plane.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// The mesh's configuration
     #[arg(long, value_name = "FILE", default_value = CONFIG_PATH)]
     pub config: PathBuf,
@@ -27,6 +31,13 @@ pub struct Args {
     /// Port of /live /ready /metrics /version
     #[arg(long, value_name = "PORT", default_value_t = names::CONTROL_ADMIN_PORT)]
     pub admin_port: u16,
+}
+
+/// What to do instead of being the control plane.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Be a node's agent: keep the network plugin mesh-cni in place, and tell it what pods need
+    Cni(CniArgs),
 }
 
 impl Args {

@@ -5,7 +5,8 @@
 
 use crate::limits;
 use crate::tls::{self, TlsError};
-use mesh_api::SpiffeId;
+use mesh_api::identity::fingerprint;
+use mesh_api::{SpiffeId, Trust};
 use rcgen::{
     CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
@@ -25,6 +26,13 @@ pub struct Authority {
     pub anchors_pem: String,
     /// End of the issuer's validity, Unix seconds.
     pub expires_at: u64,
+    /// Fingerprint of the issuer's certificate.
+    pub fingerprint: String,
+    /// Fingerprints of the anchors, and the ends of their validity, Unix seconds.
+    pub anchors: Vec<(String, u64)>,
+    /// Certificates by which earlier authorities vouch for this one, PEM: shown to proxies that were started before it
+    /// was there.
+    cross_pem: String,
 }
 
 /// A certificate and when it ends.
@@ -102,9 +110,9 @@ pub fn check_request(pem: &str, proven: &SpiffeId) -> Result<rcgen::PublicKey, R
 
 impl Authority {
     /// Reads the three texts of the issuer Secret.
-    pub fn from_pem(certificate: &str, key: &str, anchors: &str) -> Result<Self, AuthorityError> {
+    pub fn from_pem(certificate: &str, key: &str, anchors_pem: &str) -> Result<Self, AuthorityError> {
         let chain = tls::certificates(certificate, "issuer's certificate (tls.crt)")?;
-        let trusted = tls::certificates(anchors, "trust anchors (ca.crt)")?;
+        let trusted = tls::certificates(anchors_pem, "trust anchors (ca.crt)")?;
         let key = KeyPair::from_pem(key)?;
         let (_, x509) = X509Certificate::from_der(&chain[0]).map_err(|_| AuthorityError::Certificate)?;
         if !x509.is_ca() {
@@ -113,14 +121,45 @@ impl Authority {
         if x509.public_key().raw != key.subject_public_key_info() {
             return Err(AuthorityError::OtherKey);
         }
-        let expires_at = u64::try_from(x509.validity().not_after.timestamp()).unwrap_or(0);
+        let expires_at = ends(&x509);
+        let mut anchors = Vec::new();
+        for anchor in &trusted {
+            let (_, x509) = X509Certificate::from_der(anchor).map_err(|_| AuthorityError::Certificate)?;
+            anchors.push((fingerprint(anchor), ends(&x509)));
+        }
+        anchors.sort();
+        anchors.dedup();
         let intermediates = chain.iter().filter(|certificate| !trusted.contains(certificate));
         Ok(Self {
             issuer: Issuer::from_ca_cert_der(&chain[0], key)?,
             intermediates_pem: intermediates.map(to_pem).collect(),
-            anchors_pem: anchors.to_owned(),
+            anchors_pem: anchors_pem.to_owned(),
             expires_at,
+            fingerprint: fingerprint(&chain[0]),
+            anchors,
+            cross_pem: String::new(),
         })
+    }
+
+    /// Shows these certificates (PEM) after our own ones, as far as they can be read.
+    pub fn with_cross(self, pem: Option<&str>) -> Self {
+        let cross = pem.filter(|pem| !pem.trim().is_empty()).map(|pem| tls::certificates(pem, "cross certificates"));
+        let cross = match cross {
+            None => Vec::new(),
+            Some(Ok(cross)) => cross,
+            Some(Err(error)) => {
+                tracing::warn!(%error, "proxies that were started with earlier trust anchors cannot come back");
+                Vec::new()
+            }
+        };
+        Self { cross_pem: cross.iter().map(to_pem).collect(), ..self }
+    }
+
+    /// Whom those trust who trust us, and who vouches for them.
+    pub fn report(&self) -> Trust {
+        let anchors = self.anchors.iter().map(|(fingerprint, _)| fingerprint.clone()).collect();
+        let issuer = Some(self.fingerprint.clone());
+        Trust { anchors, issuer, expires_at: Some(self.expires_at), connected: true }
     }
 
     /// Signs a certificate for `identity`, which somebody has proven.
@@ -157,11 +196,16 @@ impl Authority {
     ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>, u64), AuthorityError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let signed = self.sign(identity, &key, now)?;
-        let chain = tls::certificates(&signed.chain_pem, "own certificate")?;
+        let chain = tls::certificates(&(signed.chain_pem + &self.cross_pem), "own certificate")?;
         let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes())
             .map_err(|source| TlsError::Pem { what: "own key", source })?;
         Ok((chain, key, signed.expires_at))
     }
+}
+
+/// End of a certificate's validity, Unix seconds.
+fn ends(certificate: &X509Certificate<'_>) -> u64 {
+    u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0)
 }
 
 /// 127 random bits: unpredictable, positive, and never zero.
@@ -296,6 +340,40 @@ pub(crate) mod tests {
         let other = tls::certificates(&other.chain_pem, "chain").unwrap();
         let (_, other) = X509Certificate::from_der(&other[0]).unwrap();
         assert_ne!(x509.serial, other.serial);
+    }
+
+    #[test]
+    fn who_knows_only_an_earlier_authority_still_believes_us() {
+        use mesh_manifests::issuer::Issuer;
+        use mesh_manifests::rotation::IssuerState;
+        use rustls::client::verify_server_cert_signed_by_trust_anchor;
+        let now = SystemTime::now();
+        let made = || Issuer::generate("cluster.local", now).unwrap();
+        let first = made();
+        let pair = first.pair.clone().unwrap();
+        let data =
+            [("tls.crt", pair.certificate_pem), ("tls.key", pair.key_pem), ("ca.crt", first.anchors_pem.clone())];
+        let data: Vec<(String, String)> = data.map(|(key, text)| (key.to_owned(), text)).into();
+        let mut state = IssuerState::read(None, data.iter().map(|(key, text)| (key, text.as_bytes()))).unwrap();
+        for _ in 0..2 {
+            state = state.begin(&made(), now).unwrap();
+            while state.progress().is_some() {
+                state = state.advanced(now).unwrap();
+            }
+        }
+        let text = |key: &str| state.texts()[key].as_str();
+        let believed = |cross: Option<&str>| {
+            let authority = Authority::from_pem(text("tls.crt"), text("tls.key"), text("ca.crt")).unwrap();
+            let (chain, ..) = authority.with_cross(cross).own(&web(), now).unwrap();
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(tls::certificates(&first.anchors_pem, "first").unwrap().remove(0)).unwrap();
+            let leaf = rustls::server::ParsedCertificate::try_from(&chain[0]).unwrap();
+            let algorithms = tls::provider().signature_verification_algorithms.all;
+            let at = rustls_pki_types::UnixTime::now();
+            verify_server_cert_signed_by_trust_anchor(&leaf, &roots, &chain[1..], at, algorithms).is_ok()
+        };
+        assert!(believed(Some(text("cross.crt"))));
+        assert!(!believed(None) && !believed(Some("nonsense")));
     }
 
     #[test]

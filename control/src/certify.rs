@@ -136,6 +136,7 @@ impl Certifier {
             chain_pem: signed.chain_pem,
             anchors_pem: authority.anchors_pem.clone(),
             expires_at: signed.expires_at,
+            issuer: Some(authority.fingerprint.clone()),
         };
         Ok((identity, response))
     }
@@ -215,6 +216,7 @@ mod tests {
         let chain = tls::certificates(&response.chain_pem, "chain").unwrap();
         assert_eq!(tls::identity(&chain[0]), Some(web()));
         assert!(response.anchors_pem.contains("BEGIN CERTIFICATE"));
+        assert_eq!(response.issuer.unwrap().len(), 16);
     }
 
     #[tokio::test]

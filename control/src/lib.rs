@@ -4,12 +4,12 @@
 //! Reading order: [`run`] puts the parts together. [`watch`](mod@watch) feeds the [`world`] (plain maps), [`compile`]
 //! turns it into answers (pure, with [`protocol`]), [`subscriptions`] knows who has to hear of a change. [`serve`] is
 //! the proxy API: certificates ([`certify`] checks, [`ca`] signs, [`issuer`] keeps the keys) and conversations
-//! ([`stream`], [`lines`]). [`webhook`] injects, [`webhook_cert`] keeps its certificate, [`lease`] decides who writes:
+//! ([`stream`], [`lines`]); [`expiry`] warns before they end. [`webhook`] injects, [`webhook_cert`] keeps its certificate, [`lease`] decides who writes:
 //! [`status`] what is said of policies and routes ([`kinds`] finds them in the cluster, [`rejections`] says what proxies
-//! could not use).
+//! could not use). [`cni`] is another program: the agent of a node in CNI mode.
 //! [`observe`] is the aggregated API ([`requestheader`] says who asks), [`golden`] merges what proxies count, [`peers`]
 //! asks the other replicas for what theirs do. [`listen`] accepts connections ([`tls`]), [`admin`] and [`metrics`] tell
-//! how we are. [`validate`] knows what cannot work, [`validation`] refuses it, and [`lint`] finds what is legal and wrong.
+//! how we are; `event` tells the cluster. [`validate`] knows what cannot work, [`validation`] refuses it, and [`lint`] finds what is legal and wrong.
 //! Every bound is in [`limits`].
 //!
 //! # Permissions
@@ -49,7 +49,11 @@ pub mod admin;
 pub mod args;
 pub mod ca;
 pub mod certify;
+pub mod cluster_version;
+pub mod cni;
 pub mod compile;
+mod event;
+pub mod expiry;
 pub mod golden;
 pub mod issuer;
 pub mod key_set;
@@ -80,7 +84,8 @@ pub mod webhook;
 pub mod webhook_cert;
 pub mod world;
 
-use crate::args::Args;
+use crate::args::{Args, Command};
+use crate::cni::CniArgs;
 use anyhow::Context;
 use clap::Parser;
 use mesh_manifests::config::MeshConfig;
@@ -100,9 +105,23 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    if let Some(Command::Cni(cni)) = &args.command {
+        log_to_stderr(args.log.as_deref());
+        return ended(agent(cni));
+    }
     let config = read_config(&args);
-    log_to_stderr(args.log.as_deref().or(config.as_ref().ok().map(|config| config.control_log.as_str())));
-    match config.and_then(|config| control(&args, config)) {
+    log_to_stderr(args.log.as_deref().or(config.as_ref().ok().map(|(config, _)| config.control_log.as_str())));
+    if let Ok((config, unknown)) = &config
+        && !unknown.is_empty()
+    {
+        let (of, keys) = (&config.version, unknown.join(", "));
+        tracing::warn!(of, keys, "the configuration has keys that this release does not know; they are ignored");
+    }
+    ended(config.and_then(|(config, _)| control(&args, config)))
+}
+
+fn ended(done: anyhow::Result<()>) -> ExitCode {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -111,22 +130,40 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn read_config(args: &Args) -> anyhow::Result<MeshConfig> {
+/// The configuration, and the keys in it that this release does not know.
+fn read_config(args: &Args) -> anyhow::Result<(MeshConfig, Vec<String>)> {
     let path = args.config.display();
     let text = std::fs::read_to_string(&args.config).with_context(|| {
         format!(
             "cannot read the mesh's configuration {path} (hint: it is the ConfigMap mesh-config, or give --config FILE)"
         )
     })?;
-    MeshConfig::from_yaml(&text).with_context(|| format!("{path}"))
+    MeshConfig::from_yaml_of_any_release(&text).with_context(|| format!("{path}"))
+}
+
+/// Runs the control plane.
+fn control(args: &Args, config: MeshConfig) -> anyhow::Result<()> {
+    until_told(2, async |client, stop| run::run(args, config, client, stop).await)
+}
+
+/// Runs the agent of a node, or asks the one that runs here.
+fn agent(args: &CniArgs) -> anyhow::Result<()> {
+    if args.ready {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        return runtime.block_on(cni::ready(&args.socket));
+    }
+    until_told(1, async |client, stop| cni::run(args, client, stop).await)
 }
 
 /// Runs until SIGTERM or SIGINT.
-fn control(args: &Args, config: MeshConfig) -> anyhow::Result<()> {
+fn until_told(
+    workers: usize,
+    work: impl AsyncFnOnce(kube::Client, CancellationToken) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     // Another part of the same process may have chosen the (same) provider already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(workers)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
@@ -145,7 +182,7 @@ fn control(args: &Args, config: MeshConfig) -> anyhow::Result<()> {
             tracing::info!("stopping");
             stopping.cancel();
         });
-        run::run(args, config, client, stop).await
+        work(client, stop).await
     })
 }
 

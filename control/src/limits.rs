@@ -35,6 +35,12 @@ pub const CERTIFY_AT_ONCE: usize = 64;
 pub const CERTIFY_TIMEOUT: Duration = Duration::from_secs(4);
 /// Validity of a proxy's certificate.
 pub const LEAF_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// Certificates that proxies ask for in a second when the issuer changes: they are told to spread over the time it takes.
+pub const RENEWALS_PER_SECOND: i64 = 50;
+/// Issuer and anchors with less time left than this are told of by an Event a day.
+pub const EXPIRY_WARNING: Duration = Duration::from_secs(60 * 24 * 3600);
+/// Interval at which that is looked at.
+pub const EXPIRY_CHECK: Duration = Duration::from_secs(3600);
 /// How far certificates are dated back, for clocks that are behind.
 pub const BACKDATE: Duration = Duration::from_secs(300);
 /// Validity of the webhook's certificate and of the authority made for it.
@@ -184,6 +190,10 @@ pub const STATUS_PEERS: Duration = Duration::from_secs(5);
 pub const STATUS_RETRY: Duration = Duration::from_secs(2);
 /// One call to the API.
 pub const API_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the API server is asked for its version.
+pub const VERSION_INTERVAL: Duration = Duration::from_secs(600);
+/// The same after it did not answer.
+pub const VERSION_RETRY: Duration = Duration::from_secs(10);
 /// An AdmissionReview.
 pub const REVIEW_BYTES: usize = 8 * 1024 * 1024;
 /// Events being written at once; further ones are dropped with a log line.
@@ -198,3 +208,24 @@ pub const LEASE: Duration = Duration::from_secs(15);
 pub const LEASE_RENEW: Duration = Duration::from_secs(5);
 /// Interval of looks at a lease somebody else holds.
 pub const LEASE_LOOK: Duration = Duration::from_secs(2);
+
+// The agent of CNI mode.
+
+/// Interval at which the node's network configuration is looked at.
+pub const CNI_LOOK: Duration = Duration::from_secs(3);
+/// Files of a node's directory of configurations that are looked at.
+pub const CNI_FILES: usize = 1_000;
+/// Size of one of them.
+pub const CNI_CONF_BYTES: u64 = 1024 * 1024;
+/// Questions of the plugin answered at once.
+pub const CNI_QUESTIONS: usize = 64;
+/// How long a question may take to be asked and answered; the plugin waits longer.
+pub const CNI_QUESTION: Duration = Duration::from_secs(12);
+/// How often a pod is looked up that is not there, or another.
+pub const CNI_LOOKUPS: usize = 4;
+/// Pause in between.
+pub const CNI_LOOKUP_PAUSE: Duration = Duration::from_millis(250);
+/// Pause between two pods that are deleted because they lack their redirect.
+pub const CNI_REPAIR: Duration = Duration::from_secs(2);
+/// Such pods remembered; a node has fewer.
+pub const CNI_BROKEN: usize = 1_000;

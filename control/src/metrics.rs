@@ -48,6 +48,8 @@ pub struct Metrics {
     pub frames: Counter,
     /// End of the issuer's validity.
     pub issuer_expires: Gauge,
+    /// End of the validity of the anchor that ends first.
+    pub anchors_expire: Gauge,
     /// 1 while this replica holds the lease.
     pub leads: Gauge,
     /// Events that could not be written.
@@ -80,6 +82,11 @@ impl Metrics {
             "mesh_control_issuer_expiry_timestamp_seconds",
             "End of the issuer's validity",
             new.issuer_expires.clone(),
+        );
+        r.register(
+            "mesh_control_anchors_expiry_timestamp_seconds",
+            "End of the validity of the trust anchor that ends first",
+            new.anchors_expire.clone(),
         );
         r.register("mesh_control_leads", "1 while this replica holds the lease", new.leads.clone());
         r.register("mesh_control_events_dropped", "Events that could not be written", new.events_dropped.clone());

@@ -3,6 +3,8 @@
 use crate::admin::{self, Readiness};
 use crate::args::Args;
 use crate::certify::Certifier;
+use crate::cluster_version::ClusterVersion;
+use crate::expiry;
 use crate::golden::Golden;
 use crate::issuer::IssuerKeeper;
 use crate::key_set;
@@ -18,7 +20,7 @@ use crate::stream::Streams;
 use crate::subscriptions::Subscriptions;
 use crate::tap::Taps;
 use crate::validation::VALIDATE_PATH;
-use crate::watch::{self, Audience};
+use crate::watch::{self as watches, Audience};
 use crate::webhook::{INJECT_PATH, Webhook};
 use crate::webhook_cert::{Keeper, WebhookTls, server_names};
 use anyhow::Context;
@@ -29,6 +31,7 @@ use mesh_manifests::config::MeshConfig;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Runs until `stop`.
@@ -48,6 +51,7 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
         authority: Arc::default(),
         tls: Arc::default(),
         client: Arc::default(),
+        told: watch::Sender::new(None),
         metrics: metrics.clone(),
     });
     let webhook_tls = Arc::new(WebhookTls::new(observers.clone()));
@@ -56,6 +60,7 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
         golden: golden.clone(),
         taps: taps.clone(),
         shares: Arc::default(),
+        trust: issuer.told.subscribe(),
         metrics: metrics.clone(),
         stop: stop.clone(),
     });
@@ -70,9 +75,11 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
         subscriptions: subscriptions.clone(),
         stop: stop.clone(),
     };
-    let webhook = Webhook::new(client.clone(), config.clone(), metrics.clone());
+    let version = Arc::new(ClusterVersion::default());
+    let webhook =
+        Webhook::new(client.clone(), config.clone(), issuer.authority.clone(), version.clone(), metrics.clone());
     let keeper = keeper(&client, &config, &webhook_tls);
-    let leads = Arc::new(tokio::sync::watch::Sender::new(false));
+    let leads = Arc::new(watch::Sender::new(false));
     let leases = Api::namespaced(client.clone(), &config.system_namespace);
     let audience = Audience {
         subscriptions: subscriptions.clone(),
@@ -81,16 +88,18 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
         observers,
         metrics: metrics.clone(),
     };
-    let ready = Arc::new(readiness(&subscriptions, &issuer, &webhook_tls));
+    let ready = Arc::new(readiness(&subscriptions, &issuer, &webhook_tls, &version));
 
     // These go on for ever, until the process ends.
     let background = async {
         tokio::join!(
-            watch::follow(client.clone(), &config.system_namespace, audience),
+            watches::follow(client.clone(), &config.system_namespace, audience),
             issuer.keep_renewed(),
+            expiry::keep(client.clone(), &config.system_namespace, &issuer.authority, &metrics),
             webhook_tls.follow_observers(),
             keeper.keep(leads.subscribe()),
             key_set::follow(client.clone(), subscriptions.clone()),
+            version.keep(client.clone()),
             status::keep(client.clone(), subscriptions.clone(), peers.clone(), leads.subscribe()),
         );
     };
@@ -99,7 +108,7 @@ pub async fn run(args: &Args, config: MeshConfig, client: kube::Client, stop: Ca
         tokio::join!(
             serve::serve(proxies, issuer.tls.clone(), Arc::new(certifier), streams),
             serve_apis(apis, webhook_tls.tls.clone(), Arc::new(webhook), Arc::new(observe), stop.clone()),
-            admin::serve(admins, ready.clone(), metrics.clone(), stop.clone()),
+            admin::serve(admins, ready.clone(), issuer.authority.clone(), metrics.clone(), stop.clone()),
             lease::hold(leases, args.holder(), leads.clone(), metrics.clone(), stop.clone()),
         );
     };
@@ -139,13 +148,17 @@ fn readiness(
     subscriptions: &Arc<Subscriptions>,
     issuer: &Arc<IssuerKeeper>,
     webhook_tls: &Arc<WebhookTls>,
+    version: &Arc<ClusterVersion>,
 ) -> Readiness {
     let (subscriptions, issuer, webhook_tls) = (subscriptions.clone(), issuer.clone(), webhook_tls.clone());
+    let version = version.clone();
     Readiness {
         conditions: vec![
             ("the cluster's objects", Box::new(move || subscriptions.is_synced())),
             ("the issuer", Box::new(move || issuer.tls.load().is_some())),
             ("the webhook's certificate", Box::new(move || webhook_tls.tls.load().is_some())),
+            // A pod injected before would have to guess what its node can run.
+            ("the cluster's version", Box::new(move || version.was_asked())),
         ],
     }
 }

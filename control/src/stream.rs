@@ -5,6 +5,7 @@
 
 use crate::compile::{self, Backend, Compiled};
 use crate::golden::{Golden, Link};
+use crate::issuer;
 use crate::limits;
 use crate::lines::Lines;
 use crate::listen::{self, Body, Peer};
@@ -15,6 +16,7 @@ use crate::rejections::Subject;
 use crate::subscriptions::{Follower, Subscriptions};
 use crate::tap::{self, Taps};
 use crate::tls;
+use crate::world::World;
 use crate::world::view::Name;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Version, header};
@@ -26,7 +28,7 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +42,8 @@ pub struct Streams {
     pub taps: Arc<Taps>,
     /// Rate limits kept by several proxies together.
     pub shares: Arc<Shares>,
+    /// Whom proxies should trust.
+    pub trust: watch::Receiver<Option<issuer::Told>>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Ends every conversation.
@@ -124,7 +128,7 @@ impl Streams {
     async fn listen(&self, follower: &Follower, links: Links, sent: &Sent, mut lines: Lines<Incoming>) -> String {
         let pod = follower.pod();
         let Links { golden: link, tapped, shared } = links;
-        let mut refused = 0u64;
+        let (mut refused, mut unreadable) = (0u64, 0u64);
         loop {
             let line = match timeout(limits::SILENCE, lines.next()).await {
                 Err(_) => return format!("it was silent for {:?}", limits::SILENCE),
@@ -179,7 +183,13 @@ impl Streams {
                 Ok(ProxyMessage::Heartbeat {} | ProxyMessage::Hello { .. } | ProxyMessage::Unknown) => {}
                 Err(error) => {
                     link.babbles(Instant::now());
-                    return format!("it sent what is no message: {error}");
+                    if !is_message(&line) {
+                        return format!("it sent what is no message: {error}");
+                    }
+                    unreadable += 1;
+                    if unreadable.is_power_of_two() {
+                        tracing::warn!(%pod, unreadable, %error, "cannot read a message; ignoring it");
+                    }
                 }
             }
         }
@@ -198,12 +208,18 @@ impl Streams {
         heartbeat.reset();
         let mut synced = std::pin::pin!(self.subscriptions.synced());
         let mut is_synced = false;
+        let mut trust = self.trust.clone();
+        trust.mark_changed();
         loop {
             let mut messages = Vec::new();
             tokio::select! {
                 () = self.stop.cancelled() => return "the control plane stops",
                 () = synced.as_mut(), if !is_synced => is_synced = true,
                 () = follower.todo.wake.notified(), if is_synced => {}
+                Ok(()) = trust.changed() => {
+                    let told = trust.borrow_and_update().clone();
+                    messages.extend(told.map(|told| told.message(self.metrics.proxies.get())));
+                }
                 _ = heartbeat.tick() => messages.push(ControlMessage::Heartbeat {}),
             }
             if is_synced {
@@ -226,6 +242,16 @@ impl Streams {
             }
         }
     }
+}
+
+/// True if a line has the form of a message: then a later release may mean something by it.
+pub fn is_message(line: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Outline {
+        #[serde(rename = "type")]
+        _type: String,
+    }
+    serde_json::from_slice::<Outline>(line).is_ok()
 }
 
 async fn hello(lines: &mut Lines<Incoming>) -> Result<Hello, String> {
@@ -300,6 +326,7 @@ impl Sent {
 #[derive(Default)]
 struct Told {
     version: u64,
+    finish: bool,
     inbound: Option<InboundPolicy>,
     egress: Option<Egress>,
     destinations: HashMap<SocketAddr, Arc<Compiled>>,
@@ -337,6 +364,12 @@ impl Told {
                 let version = self.next_version();
                 sent.expect(version, Pending { subject: Subject::Egress, address: None, before: None });
                 messages.push(ControlMessage::Egress { version, policy });
+            }
+            let finished = |world: &World| world.pod(follower.pod()).is_some_and(|pod| pod.finished);
+            if !self.finish && subscriptions.read(finished) {
+                self.finish = true;
+                tracing::info!(pod = %follower.pod(), "its application has ended; telling the proxy to end too");
+                messages.push(ControlMessage::Finish {});
             }
         }
         for address in follower.meant(&due.addresses) {

@@ -3,17 +3,18 @@
 //! What happens to a pod is decided by [`mesh_manifests::inject`], as for `meshctl inject`. A refusal, and a pod that
 //! asked for a proxy and cannot have one, are also told by an Event where its owner will be looked at.
 
+use crate::ca::Authority;
+use crate::cluster_version::ClusterVersion;
+use crate::event;
 use crate::limits;
 use crate::listen::{self, Body};
 use crate::metrics::Metrics;
 use crate::validation;
+use arc_swap::ArcSwapOption;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Event, EventSource, Namespace, ObjectReference};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::api::core::v1::{Event, Namespace, ObjectReference};
 use kube::Api;
-use kube::api::PostParams;
 use mesh_api::names::CONTROL_NAME;
 use mesh_manifests::config::MeshConfig;
 use mesh_manifests::inject::{Decision, Skip, decide};
@@ -29,6 +30,8 @@ pub const INJECT_PATH: &str = "/inject";
 pub struct Webhook {
     client: kube::Client,
     config: Arc<MeshConfig>,
+    authority: Arc<ArcSwapOption<Authority>>,
+    version: Arc<ClusterVersion>,
     metrics: Arc<Metrics>,
     event_slots: Arc<Semaphore>,
 }
@@ -38,14 +41,21 @@ pub struct Webhook {
 struct Verdict {
     response: Value,
     outcome: &'static str,
-    event: Option<(&'static str, &'static str, String)>,
+    event: Option<(&'static str, String)>,
 }
 
 impl Webhook {
-    /// Injects proxies as `config` says.
-    pub fn new(client: kube::Client, config: Arc<MeshConfig>, metrics: Arc<Metrics>) -> Self {
+    /// Injects proxies as `config` says, with the anchors of the authority there is at the moment, and in the form that a
+    /// cluster of this version runs.
+    pub fn new(
+        client: kube::Client,
+        config: Arc<MeshConfig>,
+        authority: Arc<ArcSwapOption<Authority>>,
+        version: Arc<ClusterVersion>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let event_slots = Arc::new(Semaphore::new(limits::EVENTS_AT_ONCE));
-        Self { client, config, metrics, event_slots }
+        Self { client, config, authority, version, metrics, event_slots }
     }
 
     /// Answers an AdmissionReview.
@@ -65,17 +75,27 @@ impl Webhook {
         let request = &review["request"];
         let namespace = request["namespace"].as_str().unwrap_or_default();
         let known = self.namespace(namespace).await;
-        let verdict = judge(request, &known, &self.config);
+        let verdict = judge(request, &known, &self.config());
         self.metrics.admission(verdict.outcome);
         tracing::debug!(namespace, pod = pod_name(&request["object"]), outcome = verdict.outcome, "pod reviewed");
-        if let Some((kind, reason, message)) = verdict.event {
+        if let Some((reason, message)) = verdict.event {
             tracing::info!(namespace, pod = pod_name(&request["object"]), reason, message, "pod not injected");
             if request["dryRun"] != true {
-                self.tell(event(namespace, &request["object"], kind, reason, message));
+                self.tell(event(namespace, &request["object"], reason, message));
             }
         }
         let version = review["apiVersion"].as_str().unwrap_or("admission.k8s.io/v1");
         json!({"apiVersion": version, "kind": "AdmissionReview", "response": verdict.response})
+    }
+
+    /// The mesh's configuration: its anchors may be others than those we were started with, and the cluster may have been
+    /// upgraded.
+    fn config(&self) -> MeshConfig {
+        let mut config = (*self.config).clone().settled(self.version.minor());
+        if let Some(authority) = self.authority.load_full() {
+            config.trust_anchors_pem.clone_from(&authority.anchors_pem);
+        }
+        config
     }
 
     /// The Namespace as it is now: it may have been labelled a moment ago. Unknown is `Null`.
@@ -101,16 +121,11 @@ impl Webhook {
             self.metrics.events_dropped.inc();
             return;
         };
-        let namespace = event.metadata.namespace.clone().unwrap_or_default();
-        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
-        let metrics = self.metrics.clone();
+        let (client, metrics) = (self.client.clone(), self.metrics.clone());
         tokio::spawn(async move {
             let _slot = slot;
-            let post = PostParams::default();
-            let written = tokio::time::timeout(limits::API_TIMEOUT, api.create(&post, &event)).await;
-            if !matches!(written, Ok(Ok(_))) {
+            if !event::write(client, &event).await {
                 metrics.events_dropped.inc();
-                tracing::debug!(?written, "an event could not be written");
             }
         });
     }
@@ -137,7 +152,7 @@ fn judge(request: &Value, namespace: &Value, config: &MeshConfig) -> Verdict {
             let event = match why {
                 // It asked for a proxy and gets none: somebody may wonder.
                 Skip::HostNetwork | Skip::NotLinux => {
-                    Some(("Warning", "MeshInjectionSkipped", format!("the pod gets no proxy: {why}")))
+                    Some(("MeshInjectionSkipped", format!("the pod gets no proxy: {why}")))
                 }
                 Skip::NotEnabled | Skip::Disabled(_) | Skip::AlreadyInjected => None,
             };
@@ -150,7 +165,7 @@ fn judge(request: &Value, namespace: &Value, config: &MeshConfig) -> Verdict {
 fn refuse(mut response: Value, outcome: &'static str, code: u16, message: String) -> Verdict {
     response["allowed"] = false.into();
     response["status"] = json!({"code": code, "message": message});
-    Verdict { response, outcome, event: Some(("Warning", "MeshInjectionRefused", message)) }
+    Verdict { response, outcome, event: Some(("MeshInjectionRefused", message)) }
 }
 
 /// The difference as the API server wants it: a JSON patch in base64.
@@ -166,7 +181,7 @@ fn pod_name(pod: &Value) -> &str {
 }
 
 /// An Event about whoever makes the pod; the pod itself may never come into being, and often has no name yet.
-fn event(namespace: &str, pod: &Value, kind: &str, reason: &str, message: String) -> Event {
+fn event(namespace: &str, pod: &Value, reason: &str, message: String) -> Event {
     let string = |value: &Value| value.as_str().map(str::to_owned);
     let owners = pod["metadata"]["ownerReferences"].as_array().into_iter().flatten();
     let owner = owners.into_iter().find(|owner| owner["controller"] == true);
@@ -191,24 +206,8 @@ fn event(namespace: &str, pod: &Value, kind: &str, reason: &str, message: String
             ..ObjectReference::default()
         },
     };
-    let now = Time(Timestamp::now());
-    Event {
-        metadata: ObjectMeta {
-            generate_name: Some("mesh-inject-".to_owned()),
-            namespace: Some(namespace.to_owned()),
-            ..ObjectMeta::default()
-        },
-        involved_object: ObjectReference { namespace: Some(namespace.to_owned()), ..about },
-        type_: Some(kind.to_owned()),
-        reason: Some(reason.to_owned()),
-        message: Some(message),
-        source: Some(EventSource { component: Some(CONTROL_NAME.to_owned()), host: None }),
-        reporting_component: Some(CONTROL_NAME.to_owned()),
-        count: Some(1),
-        first_timestamp: Some(now.clone()),
-        last_timestamp: Some(now),
-        ..Event::default()
-    }
+    let about = ObjectReference { namespace: Some(namespace.to_owned()), ..about };
+    event::warning(about, CONTROL_NAME, reason, message)
 }
 
 #[cfg(test)]
@@ -252,7 +251,7 @@ mod tests {
         let check = |annotation, spec, namespace: &Value, outcome, allowed: bool, reason: Option<&str>| {
             let verdict = judge(&request(annotation, spec), namespace, &config);
             assert_eq!((verdict.outcome, verdict.response["allowed"] == allowed), (outcome, true));
-            assert_eq!(verdict.event.as_ref().map(|event| event.1), reason);
+            assert_eq!(verdict.event.as_ref().map(|event| event.0), reason);
             assert_eq!(verdict.response["uid"], "u1");
         };
         check(None, spec(), &Value::Null, "not-enabled", true, None);
@@ -265,7 +264,7 @@ mod tests {
     #[test]
     fn the_event_is_about_whoever_makes_the_pod() {
         let about = |metadata: Value| {
-            let event = event("shop", &json!({"metadata": metadata}), "Warning", "R", "m".to_owned());
+            let event = event("shop", &json!({"metadata": metadata}), "R", "m".to_owned());
             (event.involved_object.kind.unwrap(), event.involved_object.name.unwrap())
         };
         let owner = json!([{"kind": "ReplicaSet", "name": "web-1", "controller": true}]);

@@ -5,6 +5,7 @@
 
 pub mod access_policy;
 pub mod egress_policy;
+mod finish;
 pub mod key_set;
 mod probe;
 pub mod route;

@@ -10,6 +10,9 @@ use crate::sidecar;
 use mesh_api::names;
 use serde_json::{Map, Value};
 
+/// Annotation of Kubernetes: the container that `kubectl logs` and `kubectl exec` mean unless told otherwise.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+
 /// What shall happen to a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
@@ -132,11 +135,20 @@ fn free_of_conflicts(spec: &Value) -> Result<(), Refusal> {
 fn injected(pod: &Value, settings: &ProxySettings, config: &MeshConfig) -> Value {
     let mut pod = pod.clone();
     let version = Value::from(config.version.as_str());
+    let main = pod["spec"]["containers"][0]["name"].as_str().map(Value::from);
     object(object(&mut pod, "metadata"), "annotations");
     pod["metadata"]["annotations"][names::PROXY_VERSION] = version;
+    // The proxy is the first container then, and `kubectl logs` would take it for the one that is meant.
+    let annotations = &mut pod["metadata"]["annotations"];
+    if let (false, Some(main), true) = (settings.native_sidecar, main, annotations[DEFAULT_CONTAINER].is_null()) {
+        annotations[DEFAULT_CONTAINER] = main;
+    }
     let spec = object(&mut pod, "spec");
-    let own = [sidecar::redirect_container(settings, config), sidecar::proxy_container(settings, config)];
-    prepend(spec, "initContainers", own);
+    for sidecar::Addition { list, containers, last } in sidecar::containers(settings, config) {
+        let there: Vec<Value> = items(&spec[list]).cloned().collect();
+        let all = if last { [there, containers] } else { [containers, there] };
+        spec[list] = Value::Array(all.concat());
+    }
     let volumes = items(&spec["volumes"]).cloned().chain([sidecar::token_volume()]).collect();
     spec["volumes"] = Value::Array(volumes);
     let secrets = sidecar::pull_secrets(spec, config);
@@ -144,11 +156,6 @@ fn injected(pod: &Value, settings: &ProxySettings, config: &MeshConfig) -> Value
         spec["imagePullSecrets"] = items(&spec["imagePullSecrets"]).cloned().chain(secrets).collect();
     }
     pod
-}
-
-fn prepend<const N: usize>(spec: &mut Value, key: &str, first: [Value; N]) {
-    let all = first.into_iter().chain(items(&spec[key]).cloned()).collect();
-    spec[key] = Value::Array(all);
 }
 
 /// The member `key`, made an empty object if it is none.

@@ -55,8 +55,54 @@ fn an_injected_pod() {
 
 #[test]
 fn injecting_again_changes_nothing() {
-    let once = inject(&pod(enabled(), json!({})));
-    assert_eq!(decide(&once, &Value::Null, &config()), Decision::Skip(Skip::AlreadyInjected));
+    for annotations in [enabled(), with("meshctl.dev/native-sidecar", "false")] {
+        let once = inject(&pod(annotations, json!({})));
+        assert_eq!(decide(&once, &Value::Null, &config()), Decision::Skip(Skip::AlreadyInjected));
+    }
+}
+
+#[test]
+fn without_native_sidecars_the_proxy_is_the_first_container() {
+    let spec = json!({ "initContainers": [{ "name": "migrate" }], "restartPolicy": "Never" });
+    let pod_for = |annotations: Value, minor: Option<u32>| {
+        let config = config().settled(minor);
+        match decide(&pod(annotations, spec.clone()), &Value::Null, &config) {
+            Decision::Inject(pod) => pod,
+            other => panic!("not injected: {other:?}"),
+        }
+    };
+    let names = |pod: &Value, list: &str| -> Vec<String> {
+        items(&pod["spec"][list]).filter_map(|c| Some(c["name"].as_str()?.to_owned())).collect()
+    };
+    for (annotations, minor, native) in [
+        (enabled(), None, true),
+        (enabled(), Some(29), true),
+        (enabled(), Some(28), false),
+        (with("meshctl.dev/native-sidecar", "true"), Some(28), true),
+        (with("meshctl.dev/native-sidecar", "false"), Some(34), false),
+    ] {
+        let pod = pod_for(annotations, minor);
+        let (init, containers) = (names(&pod, "initContainers"), names(&pod, "containers"));
+        match native {
+            true => assert_eq!(
+                (init.join(" "), containers.join(" ")),
+                ("mesh-redirect mesh-proxy migrate".into(), "web".into())
+            ),
+            false => assert_eq!(
+                (init.join(" "), containers.join(" ")),
+                ("migrate mesh-redirect".into(), "mesh-proxy web".into())
+            ),
+        }
+    }
+    let pod = pod_for(enabled(), Some(28));
+    let proxy = &pod["spec"]["containers"][0];
+    assert_eq!(proxy["restartPolicy"], Value::Null);
+    let hook = &proxy["lifecycle"]["postStart"]["exec"]["command"];
+    assert_eq!(*hook, json!(["/usr/local/bin/mesh-proxy", "await", "--timeout", "120s"]));
+    assert!(items(&proxy["env"]).any(|e| e["name"] == "MESH_OUTLIVE_APPLICATION" && e["value"] == "true"));
+    assert!(proxy["startupProbe"].is_object() && proxy["readinessProbe"].is_object());
+    assert_eq!(pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"], "web");
+    assert!(!pod_for(enabled(), None).to_string().contains("MESH_OUTLIVE_APPLICATION"));
 }
 
 #[test]
@@ -115,6 +161,7 @@ fn a_value_that_means_nothing_is_refused_by_name() {
         ("meshctl.dev/proxy-memory-limit", "", "is not a quantity"),
         ("meshctl.dev/proxy-image", "my proxy", "write an image reference"),
         ("meshctl.dev/proxy-drain-timeout", "10", "`10` is not a duration"),
+        ("meshctl.dev/native-sidecar", "auto", "write `true` or `false`"),
         ("meshctl.dev/proxy-access-log", "xml", "write `json`, `apache` or `off`"),
         ("meshctl.dev/proxy-otlp-endpoint", "otel:4317", "http://HOST:4318"),
         ("meshctl.dev/proxy-trace-ratio", "2", "a number from 0 to 1"),
@@ -194,6 +241,31 @@ fn the_access_log_is_asked_for_by_annotation() {
         let pod = inject(&pod(with("meshctl.dev/proxy-access-log", form), json!({})));
         assert_eq!(environment_of(&pod, "MESH_ACCESS_LOG"), &expect, "{form}");
     }
+}
+
+#[test]
+fn in_cni_mode_the_pod_needs_no_privilege() {
+    let config = MeshConfig { cni_enabled: true, ..config() };
+    let annotated = pod(with("meshctl.dev/skip-outbound-ports", "25"), json!({}));
+    let Decision::Inject(injected) = decide(&annotated, &Value::Null, &config) else { panic!("not injected") };
+    let check = &injected["spec"]["initContainers"][0];
+    let args: Vec<_> = items(&check["args"]).filter_map(Value::as_str).collect();
+    assert_eq!(
+        args.join(" "),
+        "redirect --check --proxy-uid 2102 --outbound-port 4140 --inbound-port 4143 \
+        --skip-inbound-ports 4191 --skip-outbound-ports 25"
+    );
+    for container in items(&injected["spec"]["initContainers"]) {
+        // Pod Security `restricted`, v1.35: capabilities, privilege, user, seccomp.
+        let context = &container["securityContext"];
+        assert_eq!(context["capabilities"], json!({ "drop": ["ALL"] }), "{container}");
+        assert_eq!(context["allowPrivilegeEscalation"], false);
+        assert_eq!(context["runAsNonRoot"], true);
+        assert_eq!(context["seccompProfile"]["type"], "RuntimeDefault");
+    }
+    // Whoever checks must be redirected, and the proxy is not.
+    assert_eq!(check["securityContext"]["runAsUser"], names::CHECK_UID);
+    assert_ne!(names::CHECK_UID, names::PROXY_UID);
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //! Deterministic: the same values and the same issuer give the same objects. Only a generated issuer differs from one
 //! rendering to the next.
 
+use crate::cni;
 use crate::config::{CONFIG_KEY, MeshConfig, VERSION};
-use crate::inventory::{self, INVENTORY_KEY};
+use crate::inventory;
 use crate::issuer::{Issuer, IssuerError};
 use crate::policies;
 use crate::rbac;
@@ -37,9 +38,8 @@ pub const VALIDATOR_NAME: &str = "mesh-validator";
 pub const VALIDATE_PATH: &str = "/validate";
 /// Annotation on the namespace and on [`CONFIG_MAP`]: the version that was installed.
 pub const VERSION_ANNOTATION: &str = "meshctl.dev/version";
-/// The first minor release of Kubernetes 1 whose nodes run sidecars (init containers that keep running) without being
-/// asked.
-pub const LEAST_KUBERNETES_MINOR: u32 = 29;
+/// The first minor release of Kubernetes 1 that is supported: its definitions check their own rules.
+pub const LEAST_KUBERNETES_MINOR: u32 = 25;
 /// User that the control plane runs as.
 pub const CONTROL_UID: u32 = 2103;
 
@@ -75,10 +75,7 @@ pub fn render_with(values: &Values, issuer: &Issuer) -> Result<Vec<Value>, Insta
     let parts = parts(&Terms::of(values, issuer)?)?;
     let mut objects: Vec<Value> =
         parts.into_iter().filter(|part| part.when != When::Never).map(|part| part.object).collect();
-    let inventory = inventory::written(&inventory::of(&objects));
-    for object in objects.iter_mut().filter(|object| object["metadata"]["name"] == CONFIG_MAP) {
-        object["data"][INVENTORY_KEY] = inventory.as_str().into();
-    }
+    inventory::record(&mut objects, &[]);
     Ok(objects)
 }
 
@@ -101,6 +98,8 @@ pub(crate) fn parts(terms: &Terms) -> Result<Vec<Part>, InstallError> {
     parts.push(Part { when: terms.with_secret.clone(), object: issuer_secret(&names, terms) });
     parts.push(always(service(&names)));
     parts.push(Part { when: terms.network_policies.clone(), object: network_policy(&names) });
+    parts
+        .extend(cni::objects(&names, terms).into_iter().map(|object| Part { when: terms.cni.enabled.clone(), object }));
     parts.push(always(deployment(&names, terms)));
     parts.push(Part { when: terms.ha.clone(), object: disruption_budget(&names) });
     parts.push(always(api_service(&names)));
@@ -118,6 +117,7 @@ pub fn mesh_config(values: &Values, issuer: &Issuer) -> MeshConfig {
         cluster_domain: values.cluster_domain.clone(),
         control_log: values.control.log.clone(),
         image_pull_secrets: values.image_pull_secrets.clone(),
+        cni_enabled: values.cni.enabled,
         proxy: values.proxy.clone(),
         trust_anchors_pem: issuer.anchors_pem.clone(),
     }
@@ -384,13 +384,12 @@ fn api_service(names: &Names<'_>) -> Value {
     })
 }
 
-/// All namespaces but those that a webhook must never hold up.
-fn namespace_selector(terms: &Terms) -> Value {
-    json!({
-        "matchExpressions": [
-            { "key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": terms.excluded_namespaces },
-        ],
-    })
+/// All namespaces but those that a webhook must never hold up, and `more`.
+fn namespace_selector(terms: &Terms, more: Option<Value>) -> Value {
+    let excluded =
+        json!({ "key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": terms.excluded_namespaces });
+    let expressions: Vec<Value> = [excluded].into_iter().chain(more).collect();
+    json!({ "matchExpressions": expressions })
 }
 
 /// Where control is asked. The CA bundle is filled in by control, which makes the certificate.
@@ -421,7 +420,7 @@ fn validator(names: &Names<'_>, terms: &Terms) -> Value {
             "clientConfig": client_config(names, VALIDATE_PATH),
             "failurePolicy": "Ignore",
             "matchPolicy": "Equivalent",
-            "namespaceSelector": namespace_selector(terms),
+            "namespaceSelector": namespace_selector(terms, None),
             "rules": [
                 rule(policies::GROUP, policies::VERSION, &policies),
                 rule("gateway.networking.k8s.io", "*", &["httproutes", "grpcroutes", "tlsroutes", "tcproutes"]),
@@ -432,18 +431,18 @@ fn validator(names: &Names<'_>, terms: &Terms) -> Value {
     })
 }
 
+/// Asks control about every new pod, twice over: about those of namespaces that are labelled as meshed, whose pods may be
+/// held up while control is down, and about all others, which never are.
 fn webhook(names: &Names<'_>, terms: &Terms) -> Value {
-    json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "MutatingWebhookConfiguration",
-        "metadata": names.cluster_metadata(WEBHOOK_NAME),
-        "webhooks": [{
-            "name": "injector.meshctl.dev",
+    let hook = |name: &str, operator: &str, failure_policy: Value| {
+        let label = json!({ "key": names::INJECT, "operator": operator, "values": ["enabled"] });
+        json!({
+            "name": name,
             "admissionReviewVersions": ["v1"],
             "clientConfig": client_config(names, WEBHOOK_PATH),
-            "failurePolicy": terms.failure_policy,
+            "failurePolicy": failure_policy,
             "matchPolicy": "Equivalent",
-            "namespaceSelector": namespace_selector(terms),
+            "namespaceSelector": namespace_selector(terms, Some(label)),
             // Another webhook may replace the containers; deciding twice does no harm.
             "reinvocationPolicy": "IfNeeded",
             "rules": [{
@@ -456,7 +455,16 @@ fn webhook(names: &Names<'_>, terms: &Terms) -> Value {
             // Events about refused and skipped pods are not written for a dry run.
             "sideEffects": "NoneOnDryRun",
             "timeoutSeconds": terms.timeout_seconds,
-        }],
+        })
+    };
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingWebhookConfiguration",
+        "metadata": names.cluster_metadata(WEBHOOK_NAME),
+        "webhooks": [
+            hook("meshed.injector.meshctl.dev", "In", terms.failure_policy.clone()),
+            hook("injector.meshctl.dev", "NotIn", json!("Ignore")),
+        ],
     })
 }
 

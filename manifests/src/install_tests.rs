@@ -44,8 +44,21 @@ fn a_highly_available_install_differs_in_this() {
 }
 
 #[test]
+fn cni_mode_adds_these_objects() {
+    let plain = rendered(&[]);
+    let added: Vec<Value> =
+        rendered(&["cni.enabled=true", "cni.bin_dir=/var/lib/cni/bin", "webhook.excluded_namespaces=build"])
+            .into_iter()
+            .filter(|object| {
+                !plain.iter().any(|it| it["kind"] == object["kind"] && it["metadata"] == object["metadata"])
+            })
+            .collect();
+    insta::assert_snapshot!(text(&added));
+}
+
+#[test]
 fn every_object_is_recognisable_as_ours_and_stands_once() {
-    let objects = rendered(&["ha=true"]);
+    let objects = rendered(&["ha=true", "cni.enabled=true"]);
     let mut seen = std::collections::BTreeSet::new();
     for object in &objects {
         let labels = &object["metadata"]["labels"];
@@ -109,6 +122,13 @@ fn a_changed_configuration_restarts_control() {
 }
 
 #[test]
+fn other_trust_anchors_do_not_restart_control() {
+    let rotated = Issuer { anchors_pem: issuer().anchors_pem.repeat(2), ..issuer() };
+    let objects = render_with(&Values::default(), &rotated).unwrap();
+    assert_eq!(find(&objects, "Deployment"), find(&rendered(&[]), "Deployment"));
+}
+
+#[test]
 fn a_secret_from_elsewhere_is_not_rendered() {
     let objects = render_with(&Values::default(), &Issuer { pair: None, ..issuer() }).unwrap();
     assert_eq!(find(&objects, "Secret"), &Value::Null);
@@ -123,7 +143,7 @@ fn the_kubernetes_types_accept_every_object() {
     fn same<T: serde::Serialize + serde::de::DeserializeOwned>(object: &Value) -> Value {
         serde_json::to_value(serde_json::from_value::<T>(object.clone()).unwrap()).unwrap()
     }
-    for object in rendered(&["ha=true"]) {
+    for object in rendered(&["ha=true", "cni.enabled=true"]) {
         let mut typed = match object["kind"].as_str().unwrap() {
             "Namespace" => same::<core::Namespace>(&object),
             "CustomResourceDefinition" => same::<extensions::CustomResourceDefinition>(&object),
@@ -136,6 +156,7 @@ fn the_kubernetes_types_accept_every_object() {
             "Secret" => same::<core::Secret>(&object),
             "Service" => same::<core::Service>(&object),
             "NetworkPolicy" => same::<k8s_openapi::api::networking::v1::NetworkPolicy>(&object),
+            "DaemonSet" => same::<apps::DaemonSet>(&object),
             "Deployment" => same::<apps::Deployment>(&object),
             "PodDisruptionBudget" => same::<policy::PodDisruptionBudget>(&object),
             "MutatingWebhookConfiguration" => same::<ad::MutatingWebhookConfiguration>(&object),

@@ -1,6 +1,7 @@
 //! What an install put into a cluster: recorded with it, so that an upgrade knows what is no longer needed and an
 //! uninstall what to take away.
 
+use crate::install::CONFIG_MAP;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -24,6 +25,7 @@ pub const KINDS: &[(&str, &str)] = &[
     ("rbac.authorization.k8s.io/v1", "RoleBinding"),
     ("networking.k8s.io/v1", "NetworkPolicy"),
     ("apps/v1", "Deployment"),
+    ("apps/v1", "DaemonSet"),
     ("policy/v1", "PodDisruptionBudget"),
     ("apiregistration.k8s.io/v1", "APIService"),
     ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration"),
@@ -81,13 +83,24 @@ pub fn of(objects: &[Value]) -> Vec<Entry> {
     objects.iter().map(Entry::of).collect()
 }
 
+/// Makes the record among `objects` name all of them and `more`: what is no longer needed is there until it has been
+/// deleted. Returns the record as it was.
+pub fn record(objects: &mut [Value], more: &[Entry]) -> Option<Value> {
+    let inventory = written(&[&of(objects), more].concat());
+    let is_record = |object: &&mut Value| object["kind"] == "ConfigMap" && object["metadata"]["name"] == CONFIG_MAP;
+    let record = objects.iter_mut().find(is_record)?;
+    let before = record.clone();
+    record["data"][INVENTORY_KEY] = inventory.into();
+    Some(before)
+}
+
 /// Reads a recorded inventory.
 pub fn read(text: &str) -> Result<Vec<Entry>, serde_json::Error> {
     serde_json::from_str(text)
 }
 
 /// Writes an inventory, an entry a line.
-pub(crate) fn written(entries: &[Entry]) -> String {
+fn written(entries: &[Entry]) -> String {
     let lines: Vec<String> = entries.iter().map(line).collect();
     format!("[\n{}\n]\n", lines.join(",\n"))
 }
@@ -110,7 +123,7 @@ pub fn gone(old: &[Entry], new: &[Entry]) -> Vec<Entry> {
 mod tests {
     use super::*;
     use crate::install::render;
-    use crate::values::Values;
+    use crate::values::{CniValues, Values};
 
     fn entry(api_version: &str, name: &str) -> Entry {
         Entry { api_version: api_version.into(), kind: "Gadget".into(), namespace: None, name: name.into() }
@@ -118,8 +131,9 @@ mod tests {
 
     #[test]
     fn an_install_records_all_it_consists_of() {
-        for ha in [false, true] {
-            let objects = render(&Values { ha, ..Values::default() }).unwrap();
+        for on in [false, true] {
+            let cni = CniValues { enabled: on, ..CniValues::default() };
+            let objects = render(&Values { ha: on, cni, ..Values::default() }).unwrap();
             let map = objects.iter().find(|object| object["data"][INVENTORY_KEY].is_string()).unwrap();
             let recorded = read(map["data"][INVENTORY_KEY].as_str().unwrap()).unwrap();
             assert_eq!(recorded, of(&objects));

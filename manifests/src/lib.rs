@@ -5,6 +5,7 @@
 //! decide with this crate, so that they cannot disagree.
 
 pub mod chart;
+pub mod cni;
 pub mod config;
 pub mod inject;
 pub mod inject_text;
@@ -15,9 +16,12 @@ pub mod kustomization;
 pub mod nearest;
 pub mod policies;
 pub mod ports;
+#[cfg(test)]
+mod published_tests;
 pub mod quantity;
 pub mod rbac;
 pub mod reference;
+pub mod rotation;
 mod scalar;
 pub mod settings;
 pub mod sidecar;

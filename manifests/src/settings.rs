@@ -25,6 +25,8 @@ pub const PROXY_MEMORY_LIMIT: &str = "meshctl.dev/proxy-memory-limit";
 pub const PROXY_IMAGE: &str = "meshctl.dev/proxy-image";
 /// Annotation: how long the proxy drains when the pod stops.
 pub const PROXY_DRAIN_TIMEOUT: &str = "meshctl.dev/proxy-drain-timeout";
+/// Annotation: whether the proxy is a native sidecar.
+pub const NATIVE_SIDECAR: &str = "meshctl.dev/native-sidecar";
 
 /// Annotation: how the proxy logs requests on its standard output.
 pub const PROXY_ACCESS_LOG: &str = "meshctl.dev/proxy-access-log";
@@ -87,6 +89,12 @@ pub const ANNOTATIONS: &[Annotation] = &[
         PODS,
         "a duration: `30s`",
         "How long a stopping proxy finishes what it has; ends a second before the pod's grace period",
+    ),
+    annotation(
+        NATIVE_SIDECAR,
+        PODS,
+        "`true` or `false`",
+        "Whether the proxy is a native sidecar or, if not, the first of the containers; unset, the mesh decides",
     ),
     annotation(
         PROXY_ACCESS_LOG,
@@ -231,6 +239,8 @@ pub struct ProxySettings {
     pub resources: ProxyResources,
     /// How long a stopping proxy finishes what it has.
     pub drain_timeout: Duration,
+    /// True: a native sidecar; false: the first of the pod's containers.
+    pub native_sidecar: bool,
     /// Inbound ports that never pass the proxy.
     pub skip_inbound_ports: PortSet,
     /// Outbound ports that never pass the proxy.
@@ -262,6 +272,9 @@ impl ProxySettings {
             log: sources.parsed::<LogFilter>(PROXY_LOG_LEVEL)?.map_or_else(|| defaults.log.clone(), |l| l.0),
             resources: resources(sources, &defaults.resources)?,
             drain_timeout: drain.min(Duration::from_seconds(grace.saturating_sub(1))),
+            native_sidecar: sources
+                .parsed::<TrueOrFalse>(NATIVE_SIDECAR)?
+                .map_or_else(|| defaults.native_sidecar.resolved(None), |native| native.0),
             skip_inbound_ports: sources
                 .parsed(names::SKIP_INBOUND_PORTS)?
                 .unwrap_or_else(|| defaults.skip_inbound_ports.clone()),
@@ -355,6 +368,15 @@ impl FromStr for Ratio {
             Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(Self(text.to_owned())),
             _ => Err("write a number from 0 to 1"),
         }
+    }
+}
+
+struct TrueOrFalse(bool);
+
+impl FromStr for TrueOrFalse {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self).map_err(|_| "write `true` or `false`")
     }
 }
 

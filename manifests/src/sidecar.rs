@@ -1,8 +1,12 @@
 //! The parts that the injector adds to a pod: the redirect step, the proxy, its token.
 //!
-//! Both containers stand first among the init containers. The redirect is set before anything else runs; the proxy
-//! is a native sidecar (an init container that keeps running), so it is ready before the application's own init
+//! Where nodes run native sidecars (init containers that keep running), both containers stand first among the init
+//! containers. The redirect is set before anything else runs; the proxy is ready before the application's own init
 //! containers and outlives the application when the pod stops.
+//!
+//! Elsewhere the proxy is the first of the containers, and the others are started when it is ready, because a node waits
+//! for a container's `postStart` hook before it starts the next. The redirect is the last init container: those of the
+//! application run before it, without the mesh, as there is no proxy yet that their traffic could be brought to.
 
 use crate::config::MeshConfig;
 use crate::config::ProxyResources;
@@ -14,13 +18,19 @@ use serde_json::{Map, Value, json};
 pub const TOKEN_VOLUME: &str = "mesh-identity-token";
 /// Directory of the token in the proxy's container.
 const TOKEN_DIRECTORY: &str = "/var/run/secrets/meshctl.dev";
+/// Where the image has the proxy's program.
+const PROGRAM: &str = "/usr/local/bin/mesh-proxy";
+/// How long the application waits for a proxy that is no native sidecar: as long as the startup probe.
+const AWAIT: &str = "120s";
 /// Lifetime of the token; the node renews it well before.
 const TOKEN_SECONDS: u32 = 3600;
 
-/// The init container that makes the pod's traffic pass through the proxy.
+/// The init container that makes the pod's traffic pass through the proxy; or that, where the node has seen to it, proves
+/// by a connection that it does. The node's agent reads there what the pod needs.
 pub fn redirect_container(settings: &ProxySettings, config: &MeshConfig) -> Value {
-    let mut args = vec![
-        "redirect".to_owned(),
+    let mut args = vec!["redirect".to_owned()];
+    args.extend(config.cni_enabled.then(|| "--check".to_owned()));
+    args.extend([
         "--proxy-uid".to_owned(),
         names::PROXY_UID.to_string(),
         "--outbound-port".to_owned(),
@@ -29,7 +39,7 @@ pub fn redirect_container(settings: &ProxySettings, config: &MeshConfig) -> Valu
         names::INBOUND_PORT.to_string(),
         "--skip-inbound-ports".to_owned(),
         settings.skip_inbound_ports.union(&crate::ports::PortSet::of(&[names::ADMIN_PORT])).to_string(),
-    ];
+    ]);
     if !settings.skip_outbound_ports.is_empty() {
         args.extend(["--skip-outbound-ports".to_owned(), settings.skip_outbound_ports.to_string()]);
     }
@@ -39,17 +49,35 @@ pub fn redirect_container(settings: &ProxySettings, config: &MeshConfig) -> Valu
         "imagePullPolicy": config.proxy.image_pull_policy.as_str(),
         "args": args,
         "resources": resource_object(&settings.resources),
-        "securityContext": {
-            "allowPrivilegeEscalation": false,
-            "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"] },
-            "privileged": false,
-            "readOnlyRootFilesystem": true,
-            "runAsGroup": 0,
-            "runAsNonRoot": false,
-            "runAsUser": 0,
-            "seccompProfile": { "type": "RuntimeDefault" },
-        },
+        "securityContext": if config.cni_enabled { unprivileged(names::CHECK_UID) } else { over_the_network() },
         "terminationMessagePolicy": "FallbackToLogsOnError",
+    })
+}
+
+/// Root, with what it takes to set rules in the pod's network.
+fn over_the_network() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false,
+        "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"] },
+        "privileged": false,
+        "readOnlyRootFilesystem": true,
+        "runAsGroup": 0,
+        "runAsNonRoot": false,
+        "runAsUser": 0,
+        "seccompProfile": { "type": "RuntimeDefault" },
+    })
+}
+
+/// What Pod Security `restricted` demands, and no files to write.
+fn unprivileged(user: u32) -> Value {
+    json!({
+        "allowPrivilegeEscalation": false,
+        "capabilities": { "drop": ["ALL"] },
+        "readOnlyRootFilesystem": true,
+        "runAsGroup": user,
+        "runAsNonRoot": true,
+        "runAsUser": user,
+        "seccompProfile": { "type": "RuntimeDefault" },
     })
 }
 
@@ -63,7 +91,7 @@ pub fn proxy_container(settings: &ProxySettings, config: &MeshConfig) -> Value {
             "failureThreshold": failures,
         })
     };
-    json!({
+    let mut container = json!({
         "name": names::PROXY_CONTAINER,
         "image": settings.image,
         "imagePullPolicy": config.proxy.image_pull_policy.as_str(),
@@ -78,18 +106,38 @@ pub fn proxy_container(settings: &ProxySettings, config: &MeshConfig) -> Value {
         "readinessProbe": probe("/ready", 5, 3),
         "livenessProbe": probe("/live", 10, 3),
         "resources": resource_object(&settings.resources),
-        "securityContext": {
-            "allowPrivilegeEscalation": false,
-            "capabilities": { "drop": ["ALL"] },
-            "readOnlyRootFilesystem": true,
-            "runAsGroup": names::PROXY_UID,
-            "runAsNonRoot": true,
-            "runAsUser": names::PROXY_UID,
-            "seccompProfile": { "type": "RuntimeDefault" },
-        },
+        "securityContext": unprivileged(names::PROXY_UID),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [{ "name": TOKEN_VOLUME, "mountPath": TOKEN_DIRECTORY, "readOnly": true }],
-    })
+    });
+    if let (false, Some(fields)) = (settings.native_sidecar, container.as_object_mut()) {
+        fields.shift_remove("restartPolicy");
+        let wait = json!({ "exec": { "command": [PROGRAM, "await", "--timeout", AWAIT] } });
+        fields.insert("lifecycle".to_owned(), json!({ "postStart": wait }));
+    }
+    container
+}
+
+/// A list of a pod's spec, what is added to it, and at which end.
+pub struct Addition {
+    /// Key in the spec.
+    pub list: &'static str,
+    /// What is added.
+    pub containers: Vec<Value>,
+    /// Behind what is there, rather than before it.
+    pub last: bool,
+}
+
+/// The containers that a pod gets, and where.
+pub fn containers(settings: &ProxySettings, config: &MeshConfig) -> Vec<Addition> {
+    let (redirect, proxy) = (redirect_container(settings, config), proxy_container(settings, config));
+    match settings.native_sidecar {
+        true => vec![Addition { list: "initContainers", containers: vec![redirect, proxy], last: false }],
+        false => vec![
+            Addition { list: "initContainers", containers: vec![redirect], last: true },
+            Addition { list: "containers", containers: vec![proxy], last: false },
+        ],
+    }
 }
 
 /// The volume with the token that proves to control which service account the pod runs as.
@@ -134,6 +182,9 @@ fn environment(settings: &ProxySettings, config: &MeshConfig) -> Vec<Value> {
         plain("MESH_WORKERS", config.proxy.workers.to_string()),
         plain("MESH_TRUST_ANCHORS", config.trust_anchors_pem.clone()),
     ];
+    if !settings.native_sidecar {
+        environment.push(plain("MESH_OUTLIVE_APPLICATION", "true".to_owned()));
+    }
     environment.extend(settings.access_log.iter().map(|form| plain("MESH_ACCESS_LOG", form.clone())));
     environment.extend(settings.otlp_endpoint.iter().map(|url| plain("MESH_OTLP_ENDPOINT", url.clone())));
     environment.extend(settings.trace_ratio.iter().map(|ratio| plain("MESH_TRACE_RATIO", ratio.clone())));

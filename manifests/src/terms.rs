@@ -63,7 +63,8 @@ pub(crate) struct Terms {
     pub(crate) cluster_name: String,
     /// The mesh's configuration, YAML.
     pub(crate) config: String,
-    /// Beginning of the configuration's digest, which makes a change of it restart control.
+    /// Beginning of the configuration's digest, which makes a change of it restart control. Control follows the anchors in
+    /// the issuer's Secret: they alone are no reason to start it anew.
     pub(crate) digest: String,
     /// Values that differ from the defaults, YAML.
     pub(crate) overrides: String,
@@ -86,6 +87,29 @@ pub(crate) struct Terms {
     pub(crate) timeout_seconds: Value,
     /// Namespaces that the webhooks leave alone.
     pub(crate) excluded_namespaces: Value,
+    pub(crate) cni: CniTerms,
+}
+
+/// What can be chosen about CNI mode.
+pub(crate) struct CniTerms {
+    pub(crate) enabled: When,
+    pub(crate) bin_dir: Value,
+    pub(crate) conf_dir: Value,
+    /// Of the proxy, whose program is the plugin.
+    pub(crate) proxy_image: Value,
+    pub(crate) proxy_pull_policy: Value,
+    /// Namespaces whose pods get their network without a question; separated by commas.
+    pub(crate) excluded_namespaces: Value,
+}
+
+/// A configuration's text without the trust anchors.
+fn without_anchors(config: &str) -> String {
+    let mut inside = false;
+    let kept = config.lines().filter(|line| {
+        inside = line.starts_with("trust_anchors_pem:") || inside && (line.is_empty() || line.starts_with(' '));
+        !inside
+    });
+    kept.map(|line| format!("{line}\n")).collect()
 }
 
 impl Terms {
@@ -93,7 +117,8 @@ impl Terms {
     pub(crate) fn of(values: &Values, issuer: &Issuer) -> Result<Self, InstallError> {
         let namespace = &values.system_namespace;
         let config = mesh_config(values, issuer).to_yaml()?;
-        let digest: String = Sha256::digest(config.as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect();
+        let digest = Sha256::digest(without_anchors(&config).as_bytes());
+        let digest: String = digest.iter().take(8).map(|b| format!("{b:02x}")).collect();
         let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
         let pair = issuer.pair.as_ref();
         let own = pair.map(|pair| [&pair.certificate_pem, &pair.key_pem, &issuer.anchors_pem].map(|pem| base64(pem)));
@@ -128,6 +153,14 @@ impl Terms {
                 FailurePolicy::Fail => "Fail",
             }),
             timeout_seconds: json!(values.webhook.timeout_seconds),
+            cni: CniTerms {
+                enabled: When::is(values.cni.enabled),
+                bin_dir: json!(values.cni.bin_dir),
+                conf_dir: json!(values.cni.conf_dir),
+                proxy_image: json!(values.proxy.image),
+                proxy_pull_policy: json!(values.proxy.image_pull_policy.as_str()),
+                excluded_namespaces: json!(excluded.join(",")),
+            },
             excluded_namespaces: json!(excluded),
         })
     }
@@ -138,11 +171,15 @@ impl Terms {
         let value = |expression: &str| Value::from(mark(expression));
         let text = |expression: &str| format!("{TEXT}{expression}{END}");
         let base64 = |expression: &str| mark(&format!("{expression} | b64enc"));
+        let excluded =
+            r#"concat (list $v.system_namespace "kube-system") (without $v.webhook.excluded_namespaces "kube-system")"#;
         Self {
             namespace: mark("$v.system_namespace"),
             cluster_name: mark(r#"include "mesh.clusterName" $v"#),
             config: text(r#"include "mesh.config" $v"#),
-            digest: mark(r#"include "mesh.config" $v | sha256sum | trunc 16"#),
+            digest: mark(
+                r#"regexReplaceAll `(?m)^trust_anchors_pem:.*\n(?:(?: .*)?\n)*` (include "mesh.config" $v) "" | sha256sum | trunc 16"#,
+            ),
             overrides: text(r#"include "mesh.overrides" $v"#),
             anchors: text(r#"include "mesh.anchors" $v"#),
             issuer: [
@@ -165,9 +202,15 @@ impl Terms {
             replicas: value("$v.control.replicas | default (ternary 3 1 $v.ha)"),
             failure_policy: value(r#"$v.webhook.failure_policy | default (ternary "Fail" "Ignore" $v.ha)"#),
             timeout_seconds: value("$v.webhook.timeout_seconds"),
-            excluded_namespaces: value(
-                r#"concat (list $v.system_namespace "kube-system") (without $v.webhook.excluded_namespaces "kube-system")"#,
-            ),
+            cni: CniTerms {
+                enabled: When::If("$v.cni.enabled"),
+                bin_dir: value("$v.cni.bin_dir"),
+                conf_dir: value("$v.cni.conf_dir"),
+                proxy_image: value("$v.proxy.image"),
+                proxy_pull_policy: value("$v.proxy.image_pull_policy"),
+                excluded_namespaces: value(&format!("{excluded} | join \",\"")),
+            },
+            excluded_namespaces: value(excluded),
         }
     }
 }
@@ -182,6 +225,7 @@ pub(crate) fn chart_config() -> Value {
         "cluster_domain": mark("$v.cluster_domain"),
         "control_log": mark("$v.control.log"),
         "image_pull_secrets": mark("$v.image_pull_secrets"),
+        "cni_enabled": mark("$v.cni.enabled"),
         // The same struct stands in the values.
         "proxy": leaves(&serde_json::to_value(proxy).unwrap_or_default(), "$v.proxy"),
         "trust_anchors_pem": format!("{TEXT}include \"mesh.anchors\" $v{END}"),

@@ -16,6 +16,9 @@ use serde_json::{Map, Value};
 /// What [`dns_name`] takes, for the schema.
 const DNS_NAME: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 
+/// What [`absolute_path`] takes, for the schema.
+const ABSOLUTE_PATH: &str = r"^(/[A-Za-z0-9._-]+)+$";
+
 /// Everything that can be chosen at an install.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -42,6 +45,8 @@ pub struct Values {
     pub control: ControlValues,
     /// Defaults for every proxy.
     pub proxy: ProxyDefaults,
+    /// CNI mode: nodes set the redirect of pods, which then need no capability.
+    pub cni: CniValues,
     /// The injector's webhook.
     pub webhook: WebhookValues,
     /// Certificate authority.
@@ -70,11 +75,27 @@ pub struct ControlValues {
     pub resources: ProxyResources,
 }
 
+/// CNI mode: a plugin on every node sets the redirect of meshed pods, so that they satisfy Pod Security `restricted`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CniValues {
+    /// Whether to install the plugin, with an agent on every node (DaemonSet `mesh-cni` in `kube-system`), and to inject
+    /// pods for it. Pods that were injected before go on with a redirect of their own.
+    pub enabled: bool,
+    /// Directory of the nodes with the programs of network plugins.
+    #[schemars(regex(pattern = ABSOLUTE_PATH))]
+    pub bin_dir: String,
+    /// Directory of the nodes with the configurations of networks.
+    #[schemars(regex(pattern = ABSOLUTE_PATH))]
+    pub conf_dir: String,
+}
+
 /// How the API server asks the injector.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WebhookValues {
-    /// What happens to a new pod while no injector answers; `Ignore`, or `Fail` with `ha`, unless set.
+    /// What happens to a new pod of a namespace labelled `meshctl.dev/inject: enabled` while no injector answers;
+    /// `Ignore`, or `Fail` with `ha`, unless set. Pods of other namespaces start in any case.
     pub failure_policy: Option<FailurePolicy>,
     /// How long the API server waits for an answer, 1 to 30.
     #[schemars(range(min = 1, max = 30))]
@@ -122,6 +143,7 @@ impl Default for Values {
             image_pull_secrets: Vec::new(),
             control: ControlValues::default(),
             proxy: ProxyDefaults::default(),
+            cni: CniValues::default(),
             webhook: WebhookValues::default(),
             identity: IdentityValues::default(),
         }
@@ -143,6 +165,12 @@ impl Default for ControlValues {
                 memory_limit: Some(Quantity::known("512Mi")),
             },
         }
+    }
+}
+
+impl Default for CniValues {
+    fn default() -> Self {
+        Self { enabled: false, bin_dir: "/opt/cni/bin".to_owned(), conf_dir: "/etc/cni/net.d".to_owned() }
     }
 }
 
@@ -293,6 +321,12 @@ impl Values {
         if let Some(class) = &self.control.priority_class {
             name("control.priority_class", class, "a PriorityClass's name")?;
         }
+        for (key, path) in [("cni.bin_dir", &self.cni.bin_dir), ("cni.conf_dir", &self.cni.conf_dir)] {
+            if !absolute_path(path) {
+                let reason = format!("`{path}` is not the whole path of a directory, like /opt/cni/bin");
+                return Err(ValuesError::Unfit { key, reason });
+            }
+        }
         if !(1..=30).contains(&self.webhook.timeout_seconds) {
             let reason = format!("{} is not between 1 and 30", self.webhook.timeout_seconds);
             return Err(ValuesError::Unfit { key: "webhook.timeout_seconds", reason });
@@ -311,7 +345,7 @@ impl Values {
         self.control.replicas.unwrap_or(if self.ha { 3 } else { 1 })
     }
 
-    /// What happens to a new pod while no injector answers.
+    /// What happens to a new pod of a namespace labelled as meshed while no injector answers.
     pub fn failure_policy(&self) -> FailurePolicy {
         self.webhook.failure_policy.unwrap_or(if self.ha { FailurePolicy::Fail } else { FailurePolicy::Ignore })
     }
@@ -418,6 +452,13 @@ fn dns_name(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(label)
 }
 
+/// Names of letters, digits, `.`, `_` and `-`, each behind a slash; none leads back.
+fn absolute_path(text: &str) -> bool {
+    let known = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let mut names = text.split('/');
+    names.next() == Some("") && names.all(|name| !name.is_empty() && name != ".." && name.bytes().all(known))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -499,6 +540,8 @@ mod tests {
             ("", "control.replicas=0", "control.replicas: without a control plane"),
             ("", "image_pull_secrets=My_Key", "image_pull_secrets: `My_Key` is not a Secret's name"),
             ("", "control.priority_class=A", "control.priority_class: `A` is not a PriorityClass's name"),
+            ("", "cni.bin_dir=bin", "cni.bin_dir: `bin` is not the whole path of a directory"),
+            ("", "cni.conf_dir=/etc/../x", "cni.conf_dir: `/etc/../x` is not the whole path"),
             ("", "trust_domain=Example_Org", "trust_domain: `Example_Org` is not a trust domain"),
             ("", "ha", "--set ha: expected key=value"),
             ("", "a..b=1", "expected key=value"),

@@ -1,5 +1,5 @@
-//! The admin port: `/live /ready /metrics /config`. It runs beside control traffic on a thread of its own, so that it
-//! answers also while the data thread is busy.
+//! The admin port: `/live /ready /metrics /config /identity`. It runs beside control traffic on a thread of its own, so
+//! that it answers also while the data thread is busy.
 
 use crate::breaker::Standing;
 use crate::limits;
@@ -14,7 +14,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_api::{Destination, Egress, Endpoint, InboundPolicy, Protocol, ServiceRef};
+use mesh_api::names::IDENTITY_PATH;
+use mesh_api::{Destination, Egress, Endpoint, InboundPolicy, Protocol, ServiceRef, Trust};
 use serde::Serialize;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -58,12 +59,21 @@ fn answer(proxy: &Arc<Proxy>, method: &Method, path: &str, format: Format) -> Re
         "/ready" if proxy.is_ready() => text(StatusCode::OK, "ready\n".to_owned()),
         "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", why_not_ready(proxy))),
         "/metrics" => typed(StatusCode::OK, format.content_type(), metrics::render(proxy, format)),
-        "/config" => match serde_json::to_string_pretty(&Shown::of(proxy)) {
+        "/config" => match shown(proxy) {
             Ok(json) => typed(StatusCode::OK, "application/json", json + "\n"),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
-        _ => text(StatusCode::NOT_FOUND, "there are /live /ready /metrics /config\n".to_owned()),
+        IDENTITY_PATH => match serde_json::to_string(&proxy.credentials.report(proxy.state.is_connected())) {
+            Ok(json) => typed(StatusCode::OK, "application/json", json + "\n"),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        },
+        _ => text(StatusCode::NOT_FOUND, "there are /live /ready /metrics /config /identity\n".to_owned()),
     }
+}
+
+/// What `/config` shows, JSON.
+pub fn shown(proxy: &Proxy) -> serde_json::Result<String> {
+    serde_json::to_string_pretty(&Shown::of(proxy))
 }
 
 fn why_not_ready(proxy: &Proxy) -> &'static str {
@@ -88,6 +98,7 @@ struct Shown<'a> {
     settings: &'a crate::proxy::Settings,
     identity: Option<String>,
     identity_expires_at: Option<u64>,
+    trust: Trust,
     control_connected: bool,
     marks_sockets: bool,
     connections: usize,
@@ -174,6 +185,7 @@ impl<'a> Shown<'a> {
             settings: &proxy.settings,
             identity: current.as_ref().map(|c| c.identity.to_string()),
             identity_expires_at: current.as_ref().map(|c| c.expires_at),
+            trust: proxy.credentials.report(proxy.state.is_connected()),
             control_connected: proxy.state.is_connected(),
             marks_sockets: proxy.dialer.marks(),
             connections: proxy.drain.open(),

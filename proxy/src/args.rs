@@ -2,10 +2,12 @@
 
 use crate::access_log::Form;
 use crate::client::Control;
+use crate::cni::InstallArgs;
 use crate::limits;
 use crate::otlp::Tracing;
 use crate::proxy::{Settings, Source};
-use crate::redirect::RedirectArgs;
+use crate::readiness::AwaitArgs;
+use crate::redirect::RedirectCommand;
 use anyhow::{Context, bail};
 use clap::Parser;
 use mesh_api::{SpiffeId, names};
@@ -29,7 +31,11 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Set the redirect that brings a pod's connections to its proxy
-    Redirect(RedirectArgs),
+    Redirect(RedirectCommand),
+    /// Put this program into a directory of CNI plugins, as mesh-cni
+    CniInstall(InstallArgs),
+    /// Wait until the proxy of this pod is ready
+    Await(AwaitArgs),
 }
 
 /// How to carry traffic.
@@ -82,6 +88,9 @@ pub struct RunArgs {
     /// How long to go on listening after SIGTERM, while endpoint lists forget this pod; part of --drain-timeout
     #[arg(long, env = "MESH_DRAIN_LINGER", value_name = "DURATION", default_value = "2s", value_parser = duration)]
     drain_linger: Duration,
+    /// After SIGTERM, go on listening until the application has ended: it was told to end at the same moment
+    #[arg(long, env = "MESH_OUTLIVE_APPLICATION", value_name = "true|false", default_value = "false", action = clap::ArgAction::Set)]
+    outlive_application: bool,
     /// Connections open at once; newer ones are turned away. Half the limit of open files, if that is less
     #[arg(long, env = "MESH_MAX_CONNECTIONS", value_name = "N", default_value_t = limits::MAX_CONNECTIONS)]
     max_connections: usize,
@@ -134,6 +143,7 @@ impl RunArgs {
             log: _,
             drain_timeout,
             drain_linger,
+            outlive_application,
             max_connections,
             max_handshakes,
             workers,
@@ -169,6 +179,7 @@ impl RunArgs {
             pod_ips,
             drain_linger,
             drain_timeout,
+            outlive_application,
             workers,
             max_connections: bounded(max_connections),
             max_handshakes: bounded(max_handshakes),
@@ -185,7 +196,7 @@ fn required(value: Option<String>, name: &str) -> anyhow::Result<String> {
 }
 
 /// `500ms`, `30s`, `2m`, or plain seconds.
-fn duration(text: &str) -> anyhow::Result<Duration> {
+pub(crate) fn duration(text: &str) -> anyhow::Result<Duration> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().with_context(|| format!("`{text}` does not begin with a number"))?;

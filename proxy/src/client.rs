@@ -4,11 +4,14 @@
 //! it comes back within a second, asks about everything again, and meanwhile goes on with what it knows.
 
 use crate::balance::Random;
+use crate::credentials;
+use crate::identity;
 use crate::limits;
 use crate::metrics::count;
 use crate::proxy::{Proxy, unix_ms};
 use crate::rate_limit::shared;
 use crate::state::News;
+use crate::tls;
 use anyhow::{Context, bail, ensure};
 use bytes::{Bytes, BytesMut};
 use http::{Method, Request};
@@ -63,6 +66,7 @@ impl Control {
 /// Keeps the conversation going, for ever.
 pub async fn follow(proxy: Arc<Proxy>, control: &Control) {
     let mut pause = Backoff::default();
+    let mut refused: Option<Instant> = None;
     loop {
         let started = Instant::now();
         let ended = session(&proxy, control).await;
@@ -72,7 +76,14 @@ pub async fn follow(proxy: Arc<Proxy>, control: &Control) {
         }
         *proxy.observer.lock() = None;
         proxy.taps.stop_all();
+        proxy.credentials.forget_told();
         let error = ended.err().unwrap_or_else(|| anyhow::anyhow!("control ended the stream"));
+        let lately = refused.is_some_and(|at| at.elapsed() < limits::REFUSED_PAUSE);
+        if !lately && tls::refuses_certificate(&error) {
+            refused = Some(Instant::now());
+            tracing::warn!("control refuses our certificate; asking for another");
+            identity::obtain(&proxy, control).await;
+        }
         tracing::debug!(after = ?started.elapsed(), "the stream from control ended");
         pause.failed("no stream from control", &error).await;
     }
@@ -169,7 +180,7 @@ async fn converse(proxy: &Arc<Proxy>, mut outgoing: Outgoing, mut lines: Lines) 
                 let Some(line) = line.context("control has fallen silent")?? else { return Ok(()) };
                 let replies = match serde_json::from_slice(&line) {
                     Ok(message) => apply(proxy, message, &observer),
-                    Err(error) => vec![unreadable(&line, &error)?],
+                    Err(error) => unreadable(&line, &error)?.into_iter().collect(),
                 };
                 for reply in replies {
                     outgoing.send(&reply).await?;
@@ -258,19 +269,29 @@ pub async fn part(proxy: &Proxy) {
     }
 }
 
-/// What to answer to a line that cannot be read: a version with a word that only later releases know is refused, and
-/// what was there stays in use. An error: it is no such thing.
-fn unreadable(line: &[u8], error: &serde_json::Error) -> anyhow::Result<ProxyMessage> {
+/// What to answer to a line that cannot be read, because it holds a word that only later releases know. A version is
+/// refused, and what was there stays in use; a tap is refused; anything else is left alone. An error: it is no message.
+pub fn unreadable(line: &[u8], error: &serde_json::Error) -> anyhow::Result<Option<ProxyMessage>> {
     #[derive(serde::Deserialize)]
-    struct Versioned {
-        version: u64,
+    struct Outline {
+        r#type: String,
+        version: Option<u64>,
+        order: Option<OrderOutline>,
     }
-    let Ok(Versioned { version }) = serde_json::from_slice(line) else {
+    #[derive(serde::Deserialize)]
+    struct OrderOutline {
+        id: u64,
+    }
+    let Ok(Outline { r#type, version, order }) = serde_json::from_slice(line) else {
         bail!("control sent what is no message ({error}): {}", excerpt(line));
     };
-    tracing::warn!(version, %error, "cannot read an update; what was there stays in use");
-    let release = env!("CARGO_PKG_VERSION");
-    Ok(ProxyMessage::Reject { version, reason: format!("a proxy of release {release} cannot read it: {error}") })
+    let reason = || format!("a proxy of release {} cannot read it: {error}", env!("CARGO_PKG_VERSION"));
+    if let Some(version) = version {
+        tracing::warn!(version, %error, "cannot read an update; what was there stays in use");
+        return Ok(Some(ProxyMessage::Reject { version, reason: reason() }));
+    }
+    tracing::warn!(r#type, %error, "cannot read a message; ignoring it");
+    Ok(order.map(|OrderOutline { id }| ProxyMessage::TapEnded { id, refusal: Some(reason()) }))
 }
 
 /// Does what control says; returns what to answer.
@@ -299,6 +320,15 @@ fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFr
                 ProxyMessage::Reject { version, reason }
             }
         }),
+        ControlMessage::Trust { anchors_pem, issuer, renew_within_ms } => {
+            let renew_within = Duration::from_millis(renew_within_ms.into());
+            if let Err(error) =
+                proxy.credentials.trust(credentials::Told { anchors: anchors_pem, issuer, renew_within })
+            {
+                tracing::error!(%error, "cannot use the trust anchors that control tells of; those that were there stay");
+            }
+            None
+        }
         ControlMessage::RateShares { shares } => {
             shared::set_shares(&proxy.state, shares);
             None
@@ -322,6 +352,10 @@ fn apply(proxy: &Proxy, message: ControlMessage, observer: &mpsc::Sender<ProxyFr
             })
         }
         ControlMessage::StopTap { id } => return proxy.taps.stop(id),
+        ControlMessage::Finish {} => {
+            proxy.drain.note_application_ended();
+            None
+        }
         ControlMessage::Heartbeat {} => Some(ProxyMessage::Heartbeat {}),
         ControlMessage::Unknown => None,
     };
@@ -476,10 +510,16 @@ mod tests {
             unreadable(text.as_bytes(), &error)
         };
         let line = r#"{"type":"inbound","version":7,"policy":{"access":{"default":"lunar"}}}"#;
-        let ProxyMessage::Reject { version, reason } = read(line).unwrap() else { panic!("a refusal") };
+        let Some(ProxyMessage::Reject { version, reason }) = read(line).unwrap() else { panic!("a refusal") };
         assert_eq!(version, 7);
         assert!(reason.contains("lunar") && reason.contains(env!("CARGO_PKG_VERSION")), "{reason}");
-        assert!(read("{\"type\":\"inbound\"}").unwrap_err().to_string().contains("no message"));
+        let order = r#"{"type":"tap","order":{"id":3,"filter":"moon=full","until_ms":"dusk"}}"#;
+        let Some(ProxyMessage::TapEnded { id: 3, refusal: Some(reason) }) = read(order).unwrap() else {
+            panic!("a refusal")
+        };
+        assert!(reason.contains(env!("CARGO_PKG_VERSION")), "{reason}");
+        assert_eq!(read(r#"{"type":"trust","anchors_pem":7}"#).unwrap(), None);
+        assert!(read("{\"kind\":\"inbound\"}").unwrap_err().to_string().contains("no message"));
         assert!(read("\u{1}").is_err());
     }
 }

@@ -1,22 +1,23 @@
 //! `--config FILE`: a proxy without a control plane.
 //!
 //! The file is YAML (hence also JSON) in the form of [`FileConfig`]; paths in it are relative to its folder. It and the
-//! certificates it names are looked at every second, by what they hold and not by their times, so that a file written in
-//! place, renamed over or reached through links that move (as a mounted ConfigMap does it) is noticed all the same. A
-//! change that cannot be used is reported with its place, and the last good state stays in use.
+//! certificates it names are looked at every second: which file each is and when it last changed in any way, as the kernel
+//! tells, so that one written in place, renamed over or reached through links that move (as a mounted ConfigMap does it) is
+//! noticed, whatever its modification time says. A change that cannot be used is reported with its place, and the last good state stays in use.
 
 use crate::group;
 use crate::limits;
 use crate::proxy::{Defaults, Proxy};
 use crate::state;
 use crate::tls::Current;
+use crate::told;
 use anyhow::{Context, anyhow, bail, ensure};
 use mesh_api::FileConfig;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_saphyr::Spanned;
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -91,17 +92,18 @@ pub fn apply(proxy: &Proxy, loaded: Loaded) {
 
 /// Follows changes of the file, for ever.
 pub async fn follow(proxy: Arc<Proxy>, path: PathBuf) {
-    let mut seen = fingerprint(&path);
+    let mut files = Seen::new(path.clone());
+    let mut seen = files.look();
     loop {
         tokio::time::sleep(limits::FILE_POLL).await;
-        let now = fingerprint(&path);
+        let now = files.look();
         if now == seen {
             continue;
         }
         // Whoever writes several files may be in the middle of it; what is half done is told from what is wrong by
         // looking again.
         tokio::time::sleep(limits::FILE_SETTLE).await;
-        if fingerprint(&path) != now {
+        if files.look() != now {
             continue;
         }
         seen = now;
@@ -153,7 +155,7 @@ fn check(config: &FileConfig, places: &Places) -> anyhow::Result<()> {
             let line = line(place.and_then(|place| place.endpoints.as_ref()));
             anyhow!("{line}destinations[{at}].endpoints: {reason}; expected IP:PORT of something that listens")
         })?;
-        state::validate(entry).map_err(|reason| {
+        told::validate(entry).map_err(|reason| {
             let line = line(place.and_then(|place| place.address.as_ref()));
             anyhow!("{line}destinations[{at}]: {reason}")
         })?;
@@ -165,29 +167,83 @@ fn check(config: &FileConfig, places: &Places) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A hash of the file and of the files it names, as far as they can be read.
-fn fingerprint(path: &Path) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    let text = read(path).ok();
-    text.hash(&mut hasher);
-    let config: Option<FileConfig> = text.and_then(|text| serde_saphyr::from_str(&text).ok());
-    if let Some(identity) = config.and_then(|config| config.identity) {
-        for named in [&identity.certificate, &identity.key, &identity.anchors] {
-            read(&beside(path, named)).ok().hash(&mut hasher);
-        }
+/// A state of a file that differs from every other: which file it is, its size, and when it changed, seconds and
+/// nanoseconds. Whoever sees it change reads the file a while later ([`limits::FILE_SETTLE`]), so that two writes within a
+/// tick of the clock are one.
+type Stamp = Option<(u64, u64, u64, (i64, i64))>;
+
+fn stamp(path: &Path) -> Stamp {
+    let file = std::fs::metadata(path).ok()?;
+    Some((file.dev(), file.ino(), file.len(), (file.ctime(), file.ctime_nsec())))
+}
+
+/// What a file and the files it names were like when they were last looked at.
+struct Seen {
+    path: PathBuf,
+    stamp: Stamp,
+    /// The files that it names; read out of it only when it has changed.
+    named: Vec<PathBuf>,
+}
+
+impl Seen {
+    fn new(path: PathBuf) -> Self {
+        Self { path, stamp: None, named: Vec::new() }
     }
-    hasher.finish()
+
+    /// The state of them all.
+    fn look(&mut self) -> Vec<Stamp> {
+        let now = stamp(&self.path);
+        if now != self.stamp {
+            self.stamp = now;
+            let text = read(&self.path).ok();
+            let config: Option<FileConfig> = text.and_then(|text| serde_saphyr::from_str(&text).ok());
+            let identity = config.and_then(|config| config.identity);
+            let named = identity.map(|identity| [identity.certificate, identity.key, identity.anchors]);
+            self.named = named.into_iter().flatten().map(|named| beside(&self.path, &named)).collect();
+        }
+        [now].into_iter().chain(self.named.iter().map(|path| stamp(path))).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn error_of(text: &str) -> String {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("proxy.yaml");
         std::fs::write(&path, text).unwrap();
         format!("{:#}", load(&path).unwrap_err())
+    }
+
+    #[test]
+    fn a_change_of_any_file_is_seen_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            // Past the kernel's tick: what is written within one has one time.
+            std::thread::sleep(Duration::from_millis(20));
+            std::fs::write(folder.path().join(name), text).unwrap();
+        };
+        let identity = |certificate: &str| format!("identity: {{certificate: {certificate}, key: k, anchors: a}}\n");
+        ["one", "two", "k", "a"].iter().for_each(|name| write(name, "1"));
+        write("proxy.yaml", &identity("one"));
+        let mut files = Seen::new(folder.path().join("proxy.yaml"));
+        let mut seen = files.look();
+        let mut changes = |change: &dyn Fn(), expect: bool| {
+            change();
+            let now = files.look();
+            assert_eq!((now != seen, files.look()), (expect, now.clone()));
+            seen = now;
+        };
+        changes(&|| (), false);
+        changes(&|| write("one", "2"), true);
+        changes(&|| write("two", "2"), false);
+        changes(&|| write("proxy.yaml", &identity("two")), true);
+        changes(&|| write("one", "3"), false);
+        changes(&|| write("two", "3"), true);
+        changes(&|| std::fs::remove_file(folder.path().join("k")).unwrap(), true);
+        changes(&|| write("proxy.yaml", "nonsense: ["), true);
     }
 
     #[test]

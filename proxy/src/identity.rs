@@ -1,8 +1,8 @@
 //! How the proxy gets its certificate: a key made here that never leaves, a signing request for the pod's SPIFFE
 //! identity, and the projected service account token that proves the right to it.
 //!
-//! The certificate is renewed after about two thirds of its life. While control cannot be reached the last one stays
-//! in use and the attempts go on.
+//! The certificate is renewed after about two thirds of its life, or when control signs with another one than it did
+//! (a rotation of the mesh's authority). While control cannot be reached the last one stays in use and the attempts go on.
 
 use crate::balance::Random;
 use crate::client::{self, Control};
@@ -15,6 +15,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use mesh_api::{CertifyRequest, CertifyResponse, SpiffeId};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Gets the first certificate, as long as that takes.
 pub async fn obtain(proxy: &Proxy, control: &Control) {
@@ -30,12 +31,31 @@ pub async fn obtain(proxy: &Proxy, control: &Control) {
 /// Keeps the certificate fresh, for ever.
 pub async fn renew(proxy: &Proxy, control: &Control) {
     let mut random = Random::from_os();
+    let mut tried = Instant::now();
     loop {
         if let Some(current) = proxy.credentials.current() {
-            tokio::time::sleep(renew_in(unix_ms() / 1000, current.expires_at, &mut random)).await;
+            // Fixed once a certificate: what control says can only bring it forward.
+            let mut due = Instant::now() + renew_in(unix_ms() / 1000, current.expires_at, &mut random);
+            loop {
+                if let Some(within) = proxy.credentials.renewal() {
+                    due = due.min(Instant::now() + asked_in(within, tried.elapsed(), &mut random));
+                }
+                tokio::select! {
+                    () = tokio::time::sleep_until(due) => break,
+                    () = proxy.credentials.told_anew() => {}
+                }
+            }
         }
         obtain(proxy, control).await;
+        tried = Instant::now();
     }
+}
+
+/// How long after control has named another issuer a certificate of it is asked for: at random, so that not all proxies
+/// ask at once, and with a pause if one was asked for just now, since replicas of control may differ for a moment.
+fn asked_in(within: Duration, since_last: Duration, random: &mut Random) -> Duration {
+    let spread = within.min(limits::RENEW_WINDOW).mul_f64(random.below(1000) as f64 / 1000.0);
+    spread + limits::RENEW_PAUSE.saturating_sub(since_last)
 }
 
 /// How long a certificate obtained now is used before the next is asked for.
@@ -53,8 +73,11 @@ async fn certify(proxy: &Proxy, control: &Control) -> anyhow::Result<()> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("cannot make a key")?;
     let request = CertifyRequest { csr_pem: signing_request(&control.own, &key)?, token: token.trim().to_owned() };
     let response = ask(proxy, control, &request).await?;
-    let current = Current::from_pem(&response.chain_pem, &key.serialize_pem(), &response.anchors_pem)
-        .context("control sent a certificate that cannot be used")?;
+    // An answer may have been on its way while the stream told of other anchors.
+    let anchors = proxy.credentials.told().map_or(response.anchors_pem, |told| told.anchors);
+    let current = Current::from_pem(&response.chain_pem, &key.serialize_pem(), &anchors)
+        .context("control sent a certificate that cannot be used")?
+        .issued_by(response.issuer);
     ensure!(current.identity == control.own, "control sent a certificate for {}", current.identity);
     tracing::info!(identity = %current.identity, expires_at = current.expires_at, "certificate obtained");
     proxy.credentials.set(Some(current));
@@ -72,10 +95,10 @@ fn signing_request(identity: &SpiffeId, key: &KeyPair) -> anyhow::Result<String>
 }
 
 async fn ask(proxy: &Proxy, control: &Control, request: &CertifyRequest) -> anyhow::Result<CertifyResponse> {
-    // Anchors that came with the last certificate may be newer than those the pod was started with.
-    let newer = proxy.credentials.current().map(|current| current.anchors.clone()).unwrap_or_default();
-    let anchors = format!("{}\n{newer}", control.anchors);
-    let config = tls::anonymous_client(&anchors).context("MESH_TRUST_ANCHORS cannot be used")?;
+    // Those that the pod was started with count only until control has told of others: they may be retired by now.
+    let newer = proxy.credentials.current().map(|current| current.anchors.clone());
+    let config = tls::anonymous_client(newer.as_ref().unwrap_or(&control.anchors))
+        .context("MESH_TRUST_ANCHORS cannot be used")?;
     let tcp = client::dial(proxy, control).await?;
     let stream = client::within(tls::connect_control(&config, tcp, &control.identity)).await?;
     let mut connection = client::Http2::handshake(stream).await?;
@@ -108,6 +131,17 @@ mod tests {
             assert!((51_000..=64_000).contains(&wait.as_secs()), "{wait:?}");
         }
         assert_eq!(renew_in(10, 5, &mut random), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn another_issuer_is_asked_within_the_window_and_after_a_pause() {
+        let mut random = Random::seeded(5);
+        let long = Duration::from_secs(3600);
+        for _ in 0..200 {
+            assert!(asked_in(Duration::from_secs(2), long, &mut random) < Duration::from_secs(2));
+            assert!(asked_in(long, long, &mut random) < limits::RENEW_WINDOW);
+            assert!(asked_in(Duration::ZERO, Duration::ZERO, &mut random) == limits::RENEW_PAUSE);
+        }
     }
 
     #[test]

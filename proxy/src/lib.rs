@@ -3,14 +3,15 @@
 //! Reading order: [`run`] starts threads and listeners; [`inbound`] and [`outbound`] find out where a connection goes
 //! and what it speaks ([`detect`]); [`guard`] refuses what two parsers could read differently ([`framing`], [`head`]);
 //! [`request`] is the straight line of every HTTP request and [`tcp`] of everything else; [`upstream`], [`pool`],
-//! [`streams`], [`mux`], [`balance`], [`breaker`], [`traffic`] and [`tls`] are the way to an endpoint, [`upload`] and [`body`] what passes there
+//! [`streams`], [`mux`], [`balance`], [`breaker`], [`traffic`] and [`tls`] (with [`credentials`]) are the way to an endpoint, [`upload`] and [`body`] what passes there
 //! and back; [`state`] is what the proxy knows, told by [`client`] (control) or [`file`](mod@file);
 //! [`record`] and [`golden`] account for everything, once; [`drain`] ends it without losing a request; [`redirect`]
-//! brings connections here in the first place, with rules written by [`nft`]. Every bound is in [`limits`].
+//! brings connections here in the first place, with rules written by [`nft`], in CNI mode for the node by [`cni`]. Every bound is in [`limits`].
 
 pub mod access;
 pub mod access_log;
 pub mod admin;
+pub mod application;
 pub mod args;
 pub mod away;
 pub mod balance;
@@ -18,8 +19,10 @@ pub mod body;
 pub mod breaker;
 pub mod carriage;
 pub mod client;
+pub mod cni;
 pub mod condition;
 pub mod course;
+pub mod credentials;
 pub mod detect;
 pub mod drain;
 pub mod egress;
@@ -53,6 +56,7 @@ pub mod patience;
 pub mod pool;
 pub mod proxy;
 pub mod rate_limit;
+pub mod readiness;
 pub mod record;
 pub mod redirect;
 pub mod request;
@@ -66,9 +70,11 @@ pub mod story;
 pub mod stream;
 pub mod streams;
 pub mod tap;
+pub mod target;
 pub mod tcp;
 pub mod timeout;
 pub mod tls;
+pub mod told;
 pub mod trace;
 pub mod traffic;
 pub mod upload;
@@ -79,8 +85,9 @@ use crate::args::{Args, Command, RunArgs};
 use anyhow::Context;
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -88,6 +95,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// The program `mesh-proxy`; `args` include the program's name.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let mut args = args.peekable();
+    if args.peek().is_some_and(|name| Path::new(name).file_name() == Some(OsStr::new(mesh_api::names::CNI_PLUGIN))) {
+        return cni::main();
+    }
     let args = match Args::try_parse_from(args) {
         Ok(args) => args,
         Err(error) => {
@@ -99,7 +110,18 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let Args { command, run } = args;
     log_to_stderr(&run.log);
     let done = match command {
-        Some(Command::Redirect(redirect)) => redirect::run(&redirect),
+        Some(Command::Redirect(command)) if command.check => {
+            return match redirect::check::run(&command.redirect) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(unproved) => {
+                    tracing::error!("{unproved}");
+                    ExitCode::from(unproved.exit_code())
+                }
+            };
+        }
+        Some(Command::Redirect(command)) => redirect::run(&command.redirect),
+        Some(Command::CniInstall(install)) => cni::install(&install),
+        Some(Command::Await(wait)) => readiness::run(&wait),
         None => carry(run),
     };
     match done {

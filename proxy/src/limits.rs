@@ -256,6 +256,12 @@ pub const CONTROL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 pub const CONTROL_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Answer to a certificate request.
 pub const CERTIFY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time over which proxies spread their asking for a certificate of another issuer.
+pub const RENEW_WINDOW: Duration = Duration::from_secs(120);
+/// Pause between two certificates asked for because of another issuer.
+pub const RENEW_PAUSE: Duration = Duration::from_secs(3);
+/// Pause between two certificates asked for because control refuses ours.
+pub const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// First pause after a failed attempt to reach control.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longest pause after a failed attempt to reach control.
@@ -314,6 +320,16 @@ pub const EGRESS_HOST_BYTES: usize = 253;
 pub const DRAIN_LINGER: Duration = Duration::from_secs(2);
 /// How long after that an HTTP/1 connection may stay silent before it is closed: a request may be on its way on it.
 pub const DRAIN_SETTLE: Duration = Duration::from_secs(1);
+/// How long an application must hold no TCP socket to count as ended. Part of the linger, unless that is shorter.
+pub const APPLICATION_SETTLE: Duration = Duration::from_secs(1);
+/// How often a proxy that ends looks whether it holds one.
+pub const APPLICATION_POLL: Duration = Duration::from_millis(200);
+/// How often `mesh-proxy await` asks.
+pub const READY_POLL: Duration = Duration::from_millis(100);
+/// How long the answer may take.
+pub const READY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Size of the answer.
+pub const READY_BYTES: u64 = 4096;
 /// How often the files of `--config` are looked at.
 pub const FILE_POLL: Duration = Duration::from_secs(1);
 /// How long they must stay as they are before a change counts.
@@ -327,3 +343,14 @@ pub const ADMIN_CONNECTIONS: usize = 64;
 
 // An idle connection is closed by the side that may open another one, never while a request is on its way on it.
 const _: () = assert!(POOL_IDLE_TIMEOUT.as_secs() + SWEEP_INTERVAL.as_secs() < HTTP1_CLIENT_IDLE.as_secs());
+
+// The node's network plugin (CNI).
+
+/// What a container runtime hands to the plugin: its configuration, and what the plugins before it did.
+pub const CNI_INPUT_BYTES: u64 = 1024 * 1024;
+/// Connecting to the agent.
+pub const CNI_CONNECT: Duration = Duration::from_secs(2);
+/// Its answer, for which it may have to ask the API server more than once.
+pub const CNI_ANSWER: Duration = Duration::from_secs(15);
+/// Each step of the connection that proves a redirect.
+pub const CHECK_WAIT: Duration = Duration::from_secs(3);

@@ -4,6 +4,7 @@ use crate::access;
 use crate::access_log::{AccessLog, Form};
 use crate::balance::Random;
 use crate::client::Control;
+use crate::credentials::Credentials;
 use crate::drain::Drain;
 use crate::egress::{self, hosts::Hosts};
 use crate::golden::Golden;
@@ -14,7 +15,6 @@ use crate::metrics::Counters;
 use crate::otlp::{Span, Tracer, Tracing};
 use crate::state::State;
 use crate::tap::Taps;
-use crate::tls::Credentials;
 use mesh_api::golden::ProxyFrame;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -36,6 +36,8 @@ pub struct Settings {
     pub drain_linger: Duration,
     /// How long it may take to end, the linger included.
     pub drain_timeout: Duration,
+    /// True: after SIGTERM it stays open until the application has ended.
+    pub outlive_application: bool,
     /// Threads that carry traffic.
     pub workers: usize,
     /// Accepted connections open at once.

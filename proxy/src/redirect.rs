@@ -14,11 +14,24 @@ use crate::nft::{
 use std::fmt;
 use std::str::FromStr;
 
+pub mod check;
+
 /// Name of the table that holds the redirect.
 pub const TABLE: &str = "mesh";
 
-/// Options of `mesh-proxy redirect`.
-#[derive(Debug, Clone, clap::Args)]
+/// The command line of `mesh-proxy redirect`.
+#[derive(Debug, clap::Args)]
+pub struct RedirectCommand {
+    /// Set nothing; prove by a connection that the node has set the redirect. Ends with 69 where it is missing
+    #[arg(long)]
+    pub check: bool,
+    /// What to redirect.
+    #[command(flatten)]
+    pub redirect: RedirectArgs,
+}
+
+/// What to redirect.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct RedirectArgs {
     /// User id of the proxy, whose connections are not redirected
     #[arg(long, default_value_t = mesh_api::names::PROXY_UID)]

@@ -5,13 +5,13 @@ use crate::memory::Thrift;
 use crate::metrics::count;
 use crate::proxy::{Proxy, Settings, Source};
 use crate::stream::Stream;
-use crate::{admin, client, file, identity, inbound, limits, listen, otlp, outbound, serve};
+use crate::{admin, application, client, file, identity, inbound, limits, listen, otlp, outbound, serve};
 use anyhow::Context;
 use mesh_api::MeshError;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -101,9 +101,23 @@ async fn carry(
     let sweeper = tokio::spawn(sweep(proxy.clone()));
     tracing::info!(inbound = proxy.inbound_port, outbound = proxy.outbound_port, "carrying traffic");
 
-    shutdown.await;
+    let linger = tokio::select! {
+        () = shutdown => proxy.settings.drain_linger,
+        () = proxy.drain.application_ended() => {
+            tracing::info!("the application has ended");
+            Duration::ZERO
+        }
+    };
     tracing::info!(connections = proxy.drain.open(), "draining");
-    let cut = proxy.drain.run(proxy.settings.drain_linger, proxy.settings.drain_timeout).await;
+    let outlived = async {
+        if proxy.settings.outlive_application {
+            tokio::select! {
+                () = application::ended() => {}
+                () = proxy.drain.application_ended() => {}
+            }
+        }
+    };
+    let cut = proxy.drain.run(linger, proxy.settings.drain_timeout, outlived).await;
     if cut > 0 {
         tracing::warn!(connections = cut, "connections were cut because the drain took too long");
     }

@@ -5,30 +5,24 @@
 
 use crate::access::evidence::Checks;
 use crate::golden::{Golden, Scope};
-
-use crate::group;
 pub use crate::group::{Backend, Group, Port};
-use crate::learned::Learned;
 use crate::limits;
 use crate::metrics::{Counters, count};
-use crate::rate_limit::Limiters;
 use crate::rate_limit::shared::{self, Shares};
 use crate::route::Table;
-use crate::traffic;
-use arc_swap::{ArcSwap, ArcSwapOption};
+pub use crate::target::{Known, Target};
+use crate::told::{self, Told};
+use arc_swap::ArcSwap;
 use mesh_api::breaker::Standing;
-use mesh_api::config::{FileBackend, FileDestination};
+use mesh_api::config::FileDestination;
 use mesh_api::golden::{Direction, EndpointLevel};
-use mesh_api::{
-    BackendChange, Destination, Egress, Endpoint, EndpointsChange, InboundPolicy, PortPolicy, ServiceRef,
-    TrafficPolicy, WorkloadRef,
-};
+use mesh_api::{BackendChange, Destination, Egress, Endpoint, EndpointsChange, InboundPolicy, PortPolicy, WorkloadRef};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::Notify;
 
 /// Everything control or the file has told.
@@ -72,51 +66,6 @@ pub enum News {
     Wanted(SocketAddr),
     /// There was none for a while.
     Unwanted(SocketAddr),
-}
-
-/// An address traffic goes to: an original destination (outbound) or a port of the application (inbound).
-#[derive(Debug)]
-pub struct Target {
-    /// The address.
-    pub address: SocketAddr,
-    /// Learned routes of its requests.
-    pub learned: Learned,
-    known: ArcSwapOption<Known>,
-    /// The address itself as its only endpoint, in plain text.
-    as_is: Arc<Known>,
-    told: Notify,
-    waits: AtomicBool,
-    /// How often it may be called, if it is a port of the application.
-    limiters: ArcSwapOption<Limiters>,
-    used: Mutex<Instant>,
-    server_first: Mutex<Option<Instant>>,
-}
-
-/// What a target turned out to be.
-#[derive(Debug)]
-pub struct Known {
-    /// What it is.
-    pub destination: Destination,
-    /// False while whoever can be asked has not said so.
-    pub certain: bool,
-    /// Who answers where no route says otherwise.
-    pub group: Arc<Group>,
-    /// Where requests go instead, if there are routes.
-    pub table: Option<Arc<Table>>,
-    /// Who answers for each of [`Table::services`].
-    pub groups: Vec<Arc<Group>>,
-    /// What was told of such services, in their order.
-    told: Vec<Arc<Group>>,
-    /// The name under which it is counted while no endpoint is chosen.
-    pub scope: Arc<Scope>,
-}
-
-/// What is said of a destination, all of it.
-struct Told {
-    destination: Destination,
-    endpoints: Vec<Endpoint>,
-    /// In the order of the services.
-    backends: Vec<(Port, Vec<Endpoint>)>,
 }
 
 impl State {
@@ -253,7 +202,7 @@ impl State {
         };
         let endpoints = Group::changed(before.as_ref().map(|known| &*known.group), change);
         let groups = before.as_ref().map_or(&[][..], |known| &known.told);
-        let told = Told { destination, endpoints, backends: changed_backends(groups, backends) };
+        let told = Told { destination, endpoints, backends: told::changed_backends(groups, backends) };
         let known = self.known(address, told, before.as_deref()).map_err(|reason| format!("{address}: {reason}"))?;
         target.learn(Some(known));
         Ok(())
@@ -395,9 +344,8 @@ impl State {
     }
 
     fn known(&self, address: SocketAddr, told: Told, before: Option<&Known>) -> Result<Known, String> {
+        told.check()?;
         let Told { destination, mut endpoints, backends } = told;
-        check_endpoints(&endpoints, &backends)?;
-        check_policies(&destination, &backends)?;
         let table = match (&destination.routes, before) {
             (None, _) => None,
             (Some(routes), Some(before)) if before.destination.routes.as_ref() == Some(routes) => before.table.clone(),
@@ -411,10 +359,10 @@ impl State {
         let service = destination.service.as_ref();
         let inbound = self.inbound.load();
         let zone = inbound.zone.as_deref();
-        let told: Vec<Arc<Group>> = backends
+        let others: Vec<Arc<Group>> = backends
             .into_iter()
             .map(|(port, endpoints)| {
-                let before = before.and_then(|known| find(&known.told, port.service.as_ref()?));
+                let before = before.and_then(|known| told::find(&known.told, port.service.as_ref()?));
                 let same =
                     |before: &Group| before.port == port && before.backends.iter().map(|b| &b.endpoint).eq(&endpoints);
                 match before {
@@ -427,11 +375,11 @@ impl State {
             .collect();
         let groups = table.iter().flat_map(|table| table.services()).map(|wanted| match service {
             Some(service) if service == wanted => group.clone(),
-            _ => find(&told, wanted).cloned().unwrap_or_else(|| Arc::new(Group::empty(wanted))),
+            _ => told::find(&others, wanted).cloned().unwrap_or_else(|| Arc::new(Group::empty(wanted))),
         });
         let groups = groups.collect();
         let scope = self.scope(address, &destination);
-        Ok(Known { destination, certain: true, group, table, groups, told, scope })
+        Ok(Known { destination, certain: true, group, table, groups, told: others, scope })
     }
 
     fn group(
@@ -460,91 +408,10 @@ impl State {
     }
 }
 
-impl Known {
-    fn new(destination: Destination, certain: bool, group: Group, scope: Arc<Scope>) -> Self {
-        Self { destination, certain, group: Arc::new(group), table: None, groups: Vec::new(), told: Vec::new(), scope }
-    }
-
-    /// Its own group and those of the services that its routes lead to.
-    pub fn all_groups(&self) -> impl Iterator<Item = &Arc<Group>> {
-        std::iter::once(&self.group).chain(&self.told)
-    }
-
-    /// The services that its routes lead to, as told.
-    pub fn told(&self) -> &[Arc<Group>] {
-        &self.told
-    }
-}
-
-impl From<FileDestination> for Told {
-    fn from(entry: FileDestination) -> Self {
-        let FileDestination { address: _, destination, mut endpoints, backends } = entry;
-        endpoints.sort_by_key(|e| e.address);
-        let mut backends: Vec<_> = backends
-            .into_iter()
-            .map(|FileBackend { service, protocol, policy, mut endpoints }| {
-                endpoints.sort_by_key(|e| e.address);
-                (Port { service: Some(service), protocol, policy }, endpoints)
-            })
-            .collect();
-        backends.sort_by(|(a, _), (b, _)| a.service.cmp(&b.service));
-        Self { destination, endpoints, backends }
-    }
-}
-
 /// An address outside the cluster as its own endpoint.
 fn itself(address: SocketAddr) -> Endpoint {
     let workload = WorkloadRef::new("", "external", &address.ip().to_string());
     Endpoint { address, identity: None, workload, pod: String::new(), zone: None }
-}
-
-fn find<'a>(groups: &'a [Arc<Group>], service: &ServiceRef) -> Option<&'a Arc<Group>> {
-    let at = groups.binary_search_by(|group| group.port.service.as_ref().cmp(&Some(service))).ok()?;
-    groups.get(at)
-}
-
-/// The services that routes lead to, after changes; in their order.
-fn changed_backends(before: &[Arc<Group>], changes: &[BackendChange]) -> Vec<(Port, Vec<Endpoint>)> {
-    let mut backends: Vec<(Port, Vec<Endpoint>)> =
-        before.iter().map(|group| (group.port.clone(), Group::changed(Some(group), None))).collect();
-    for BackendChange { service, gone, protocol, policy, endpoints } in changes {
-        let found = backends.binary_search_by(|(port, _)| port.service.as_ref().cmp(&Some(service)));
-        if *gone {
-            found.into_iter().for_each(|at| drop(backends.remove(at)));
-            continue;
-        }
-        let at = found.unwrap_or_else(|at| {
-            backends.insert(at, (Port { service: Some(service.clone()), ..Port::default() }, Vec::new()));
-            at
-        });
-        let (port, known) = &mut backends[at];
-        if let Some(protocol) = protocol {
-            port.protocol = *protocol;
-            port.policy.clone_from(policy);
-        }
-        if let Some(change) = endpoints {
-            change.apply(known);
-        }
-    }
-    backends
-}
-
-fn check_endpoints(endpoints: &[Endpoint], backends: &[(Port, Vec<Endpoint>)]) -> Result<(), String> {
-    group::validate(endpoints)?;
-    if backends.len() > limits::ROUTE_SERVICES {
-        return Err(format!("routes lead to {} services, more than {}", backends.len(), limits::ROUTE_SERVICES));
-    }
-    if let Some(pair) = backends.windows(2).find(|pair| pair[0].0.service == pair[1].0.service) {
-        return Err(format!("{} is there twice", pair[0].0));
-    }
-    backends.iter().try_for_each(|(port, endpoints)| group::validate(endpoints).map_err(|why| format!("{port}: {why}")))
-}
-
-fn check_policies(destination: &Destination, backends: &[(Port, Vec<Endpoint>)]) -> Result<(), String> {
-    let check =
-        |policy: &Option<Arc<TrafficPolicy>>| policy.as_ref().map_or(Ok(()), |policy| traffic::validate(policy));
-    check(&destination.policy).map_err(|why| format!("policy.{why}"))?;
-    backends.iter().try_for_each(|(port, _)| check(&port.policy).map_err(|why| format!("{port}: policy.{why}")))
 }
 
 /// Says why what is told of arriving traffic cannot be used.
@@ -561,80 +428,11 @@ fn read_inbound(policy: &InboundPolicy) -> Result<Checks, String> {
     Checks::compile(&policy.access)
 }
 
-/// Says why what a file says of a destination cannot be used.
-pub fn validate(entry: &FileDestination) -> Result<(), String> {
-    let told = Told::from(entry.clone());
-    check_endpoints(&told.endpoints, &told.backends)?;
-    check_policies(&told.destination, &told.backends)?;
-    entry.destination.routes.as_ref().map_or(Ok(()), |routes| Table::compile(routes).map(drop))
-}
-
-impl Target {
-    fn new(address: SocketAddr, as_is: Arc<Known>, waits: bool) -> Self {
-        Self {
-            address,
-            learned: Learned::default(),
-            known: ArcSwapOption::empty(),
-            as_is,
-            told: Notify::new(),
-            waits: AtomicBool::new(waits),
-            limiters: ArcSwapOption::empty(),
-            used: Mutex::new(Instant::now()),
-            server_first: Mutex::new(None),
-        }
-    }
-
-    /// What the target is, as known now.
-    pub fn now(&self) -> Arc<Known> {
-        self.known.load_full().unwrap_or_else(|| self.as_is.clone())
-    }
-
-    /// What the target is. The first connections wait up to `patience` for control's answer; without one the address
-    /// is used as it is.
-    pub async fn resolve(&self, patience: Duration) -> Arc<Known> {
-        if self.waits.load(Ordering::Relaxed) {
-            let told = self.told.notified();
-            if self.known.load().is_none() && tokio::time::timeout(patience, told).await.is_err() {
-                tracing::warn!(address = %self.address, "control did not say what the address is; forwarding as it is");
-            }
-            self.waits.store(false, Ordering::Relaxed);
-        }
-        self.now()
-    }
-
-    /// How often it may be called, if there is a limit.
-    pub fn limiters(&self) -> Option<Arc<Limiters>> {
-        self.limiters.load_full()
-    }
-
-    fn set_limits(&self, policy: &PortPolicy, shares: &Shares) {
-        let before = self.limiters.load_full();
-        // Whoever takes a policy in has checked it.
-        let limiters = Limiters::new(&policy.rate_limits, before.as_deref()).unwrap_or_default();
-        limiters.iter().for_each(|limiters| shares.give(limiters));
-        self.limiters.store(limiters);
-    }
-
-    /// Remembers that the server speaks first here.
-    pub fn set_server_first(&self, now: Instant) {
-        *self.server_first.lock() = Some(now);
-    }
-
-    /// True if the server was seen to speak first not long ago.
-    pub fn is_server_first(&self, now: Instant) -> bool {
-        self.server_first.lock().is_some_and(|at| now.saturating_duration_since(at) < limits::SERVER_FIRST_MEMORY)
-    }
-
-    fn learn(&self, known: Option<Known>) {
-        self.known.store(known.map(Arc::new));
-        self.told.notify_waiters();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use mesh_api::Protocol;
+    use std::time::Duration;
 
     fn state(asks: bool) -> State {
         State::new(asks, Arc::new(Golden::new(0)), Arc::default())

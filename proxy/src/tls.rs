@@ -5,7 +5,6 @@
 //! redirect, the port) so that sessions can be resumed. Certificates are swapped as a whole and never half.
 
 use crate::stream::Rewound;
-use arc_swap::ArcSwapOption;
 use mesh_api::SpiffeId;
 use mesh_api::names::{ALPN_H1, ALPN_H1_MUX, ALPN_H2, ALPN_H2_MUX, ALPN_TCP};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -13,6 +12,7 @@ use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -99,15 +99,14 @@ pub enum NoIdentity {
     /// A URI of another form.
     #[error(transparent)]
     Form(#[from] mesh_api::identity::InvalidSpiffeId),
-    /// Outside its validity.
-    #[error("it is not valid now")]
-    Expired,
-}
-
-/// The proxy's current certificate, if it has one; shared and swapped as a whole.
-#[derive(Debug, Default)]
-pub struct Credentials {
-    current: ArcSwapOption<Current>,
+    /// Not valid yet.
+    #[error(
+        "it is not valid before {0} s from now: the clock of this node is behind that of whoever signed it, or the other way round"
+    )]
+    Early(u64),
+    /// No longer valid.
+    #[error("it ended {0} s ago (or a clock is wrong)")]
+    Expired(u64),
 }
 
 /// One certificate and everything made from it.
@@ -117,8 +116,12 @@ pub struct Current {
     pub identity: SpiffeId,
     /// End of its validity, Unix seconds.
     pub expires_at: u64,
-    /// The trust anchors that came with it, PEM.
+    /// The trust anchors, PEM.
     pub anchors: String,
+    /// Fingerprint of the certificate that signed it, as control told.
+    pub issuer: Option<String>,
+    /// Chain and key, for other anchors beside them.
+    key: Arc<CertifiedKey>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
 }
@@ -134,51 +137,28 @@ pub struct Peer {
     pub port: Option<u16>,
 }
 
-impl Credentials {
-    /// The current certificate.
-    pub fn current(&self) -> Option<Arc<Current>> {
-        self.current.load_full()
-    }
-
-    /// Uses another certificate from now on; connections that exist go on with theirs.
-    pub fn set(&self, current: Option<Current>) {
-        self.current.store(current.map(Arc::new));
-    }
-}
-
 impl Current {
     /// Reads chain, key and anchors from PEM texts.
     pub fn from_pem(chain: &str, key: &str, anchors: &str) -> Result<Self, InvalidCredentials> {
         let chain = certificates(chain, "certificate chain")?;
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
             .map_err(|source| InvalidCredentials::Pem { what: "private key", source })?;
-        let roots = Arc::new(root_store(anchors)?);
-        let now = UnixTime::now();
-        let (identity, expires_at) = proven_identity(&chain[0], now)?;
+        let (identity, expires_at) = proven_identity(&chain[0], UnixTime::now())?;
+        let key = Arc::new(CertifiedKey::from_der(chain, key, &provider())?);
+        let (server, client) = configs(&key, anchors, &identity)?;
+        Ok(Self { identity, expires_at, anchors: anchors.to_owned(), issuer: None, key, server, client })
+    }
 
-        let verifier = Arc::new(MeshVerifier::new(roots.clone(), Some(identity.trust_domain.clone()))?);
-        let mut server = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(verifier.clone())
-            .with_single_cert(chain.clone(), key.clone_key())?;
-        server.alpn_protocols = Alpn::ALL.map(|alpn| alpn.name().to_vec()).to_vec();
-        server.ticketer = aws_lc_rs::Ticketer::new()?;
-        server.send_tls13_tickets = 1;
-        server.max_early_data_size = 0;
+    /// Says who signed it.
+    pub fn issued_by(self, issuer: Option<String>) -> Self {
+        Self { issuer, ..self }
+    }
 
-        let mut client = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .dangerous() // the verifier checks chain and identity, just not DNS names
-            .with_custom_certificate_verifier(verifier)
-            .with_client_auth_cert(chain, key)?;
-        client.resumption = Resumption::in_memory_sessions(RESUMABLE_SESSIONS);
-        Ok(Self {
-            identity,
-            expires_at,
-            anchors: anchors.to_owned(),
-            server: Arc::new(server),
-            client: Arc::new(client),
-        })
+    /// The same certificate and key, trusting others. Sessions begun before are not resumed.
+    pub fn with_anchors(&self, anchors: &str) -> Result<Self, InvalidCredentials> {
+        let (server, client) = configs(&self.key, anchors, &self.identity)?;
+        let (identity, issuer, key) = (self.identity.clone(), self.issuer.clone(), self.key.clone());
+        Ok(Self { identity, expires_at: self.expires_at, anchors: anchors.to_owned(), issuer, key, server, client })
     }
 
     /// Terminates mesh TLS; the client has to prove an identity of our trust domain.
@@ -220,6 +200,33 @@ impl Current {
     {
         connect_control(&self.client, io, control).await
     }
+}
+
+/// Both sides of mesh TLS with a certificate of `identity`.
+fn configs(
+    key: &Arc<CertifiedKey>,
+    anchors: &str,
+    identity: &SpiffeId,
+) -> Result<(Arc<ServerConfig>, Arc<ClientConfig>), InvalidCredentials> {
+    let roots = Arc::new(root_store(anchors)?);
+    let verifier = Arc::new(MeshVerifier::new(roots, Some(identity.trust_domain.clone()))?);
+    let shown = Arc::new(SingleCertAndKey::from(key.clone()));
+    let mut server = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier.clone())
+        .with_cert_resolver(shown.clone());
+    server.alpn_protocols = Alpn::ALL.map(|alpn| alpn.name().to_vec()).to_vec();
+    server.ticketer = aws_lc_rs::Ticketer::new()?;
+    server.send_tls13_tickets = 1;
+    server.max_early_data_size = 0;
+
+    let mut client = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous() // the verifier checks chain and identity, just not DNS names
+        .with_custom_certificate_verifier(verifier)
+        .with_client_cert_resolver(shown);
+    client.resumption = Resumption::in_memory_sessions(RESUMABLE_SESSIONS);
+    Ok((Arc::new(server), Arc::new(client)))
 }
 
 /// TLS to control before there is a certificate of our own.
@@ -271,8 +278,11 @@ pub fn proven_identity(certificate: &CertificateDer<'_>, now: UnixTime) -> Resul
     let seconds = |t: x509_parser::time::ASN1Time| u64::try_from(t.timestamp()).unwrap_or(0);
     let (from, to) = (seconds(x509.validity().not_before), seconds(x509.validity().not_after));
     // A resumed session is not verified again by the TLS library; this check also covers that.
-    if now.as_secs() < from || now.as_secs() > to {
-        return Err(NoIdentity::Expired);
+    if now.as_secs() < from {
+        return Err(NoIdentity::Early(from - now.as_secs()));
+    }
+    if now.as_secs() > to {
+        return Err(NoIdentity::Expired(now.as_secs() - to));
     }
     Ok((identity, to))
 }
@@ -285,6 +295,16 @@ fn peer_identity(certificates: Option<&[CertificateDer<'_>]>) -> io::Result<Spif
 fn expect_identity(certificates: Option<&[CertificateDer<'_>]>, expected: &SpiffeId) -> io::Result<()> {
     let proven = peer_identity(certificates)?;
     if proven == *expected { Ok(()) } else { Err(invalid(format!("expected {expected}, the other side is {proven}"))) }
+}
+
+/// True if the other side does not accept our certificate: nobody vouches for it any more, or it has ended. In TLS 1.3
+/// the alert (RFC 8446, section 6.2) arrives only with what is read after the handshake; HTTP/2 keeps no more of it than its
+/// text.
+pub fn refuses_certificate(error: &anyhow::Error) -> bool {
+    use rustls::AlertDescription::{AccessDenied, BadCertificate, CertificateExpired, CertificateUnknown, UnknownCA};
+    let refusals = [AccessDenied, BadCertificate, CertificateExpired, CertificateUnknown, UnknownCA];
+    let texts = refusals.map(|alert| rustls::Error::AlertReceived(alert).to_string());
+    error.chain().any(|cause| texts.iter().any(|text| cause.to_string().contains(text)))
 }
 
 fn invalid(why: impl Into<crate::error::BoxError>) -> io::Error {

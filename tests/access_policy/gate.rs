@@ -100,13 +100,7 @@ pub(crate) const OUTSIDER: Caller = (NS, "outsider");
 pub(crate) const GET: &str = "http://origin.gate:8080/some";
 
 fn lay(sandbox: &Sandbox) -> Result<()> {
-    let ourselves = std::env::current_exe()?;
-    let peer = ourselves.with_file_name("mesh-peer");
-    if !peer.exists() {
-        std::fs::hard_link(&ourselves, &peer)?;
-    }
-    let peer = peer.to_str().context("path")?;
-    sandbox.meshctl(["sandbox", "image", "add", "--name", &sandbox.name, "mesh-peer", peer])?.ok()?;
+    sandbox.add_peer()?;
     let namespaces =
         [NS, OTHER_NS].map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
     let accounts = [ALICE, BOB, CAROL].map(|(namespace, name)| {

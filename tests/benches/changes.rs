@@ -128,6 +128,7 @@ async fn start(runtime: &tokio::runtime::Runtime) -> Result<Control> {
         authority: Arc::new(ArcSwapOption::from(Some(authority.clone()))),
         tls: Arc::default(),
         client: Arc::default(),
+        told: tokio::sync::watch::Sender::new(None),
         metrics: metrics.clone(),
     };
     keeper.renew();
@@ -141,6 +142,7 @@ async fn start(runtime: &tokio::runtime::Runtime) -> Result<Control> {
         golden: Golden::new(metrics.clone(), "cluster.local"),
         taps: Taps::new(metrics.clone()),
         shares: Arc::default(),
+        trust: keeper.told.subscribe(),
         metrics,
         stop: CancellationToken::new(),
     });

@@ -58,18 +58,10 @@ impl Ground {
 
     fn lay() -> Result<Self> {
         let sandbox = SHOP.get()?;
-        let ourselves = std::env::current_exe()?;
-        let peer = ourselves.with_file_name("mesh-peer");
-        let _ = std::fs::remove_file(&peer);
-        std::fs::hard_link(&ourselves, &peer)?;
-        let peer = peer.to_str().context("path")?.to_owned();
+        let peer = sandbox.add_peer()?;
         let nghttpd = find_program("nghttpd").context("nghttpd is not installed")?;
         let openssl = find_program("openssl").context("openssl is not installed")?;
-        for (image, program) in [
-            ("mesh-peer", peer.as_str()),
-            ("nghttpd", &nghttpd.to_string_lossy()),
-            ("openssl", &openssl.to_string_lossy()),
-        ] {
+        for (image, program) in [("nghttpd", &nghttpd.to_string_lossy()), ("openssl", &openssl.to_string_lossy())] {
             sandbox.meshctl(["sandbox", "image", "add", "--name", &sandbox.name, image, program])?.ok()?;
         }
         // Another run of this may have been broken off half way.

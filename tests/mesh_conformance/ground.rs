@@ -187,13 +187,7 @@ impl Ground {
 }
 
 fn lay(sandbox: &Sandbox) -> Result<()> {
-    let ourselves = std::env::current_exe()?;
-    let peer = ourselves.with_file_name("mesh-peer");
-    if !peer.exists() {
-        std::fs::hard_link(&ourselves, &peer)?;
-    }
-    let peer = peer.to_str().context("path")?;
-    sandbox.meshctl(["sandbox", "image", "add", "--name", &sandbox.name, "mesh-peer", peer])?.ok()?;
+    sandbox.add_peer()?;
     let namespace = |name: &str| {
         let labels = json!({"meshctl.dev/inject": "enabled"});
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})

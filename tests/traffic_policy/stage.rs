@@ -185,13 +185,7 @@ impl Stage {
 }
 
 fn lay(sandbox: &Sandbox) -> Result<()> {
-    let ourselves = std::env::current_exe()?;
-    let peer = ourselves.with_file_name("mesh-peer");
-    if !peer.exists() {
-        std::fs::hard_link(&ourselves, &peer)?;
-    }
-    let peer = peer.to_str().context("path")?;
-    sandbox.meshctl(["sandbox", "image", "add", "--name", &sandbox.name, "mesh-peer", peer])?.ok()?;
+    sandbox.add_peer()?;
     let labels = json!({"meshctl.dev/inject": "enabled"});
     let account =
         |name: &str| json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"namespace": NS, "name": name}});

@@ -1,8 +1,11 @@
 //! What can be typed to ask why: `explain`, `diagnostics`, `identity`.
 
+use super::read::duration;
 use super::{Namespaces, TextFormat};
 use crate::output::RowFormat;
 use clap::{Args, Subcommand};
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// `meshctl explain`
 #[derive(Debug, Args)]
@@ -146,8 +149,13 @@ pub struct ProxyRows {
 #[command(after_long_help = "Examples:\n  \
     meshctl identity                # the issuer, the anchors, and the proxies of this namespace\n  \
     meshctl identity deploy/web -n shop\n  \
-    meshctl identity -A -o json")]
+    meshctl identity -A -o json\n  \
+    meshctl identity rotate         # a new authority, without a failed request")]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Identity {
+    /// What to do instead of showing.
+    #[command(subcommand)]
+    pub what: Option<IdentityWhat>,
     /// Whose proxies; all of the namespace unless given
     #[arg(value_name = "KIND[/NAME]", num_args = 0..=2)]
     pub resource: Vec<String>,
@@ -157,4 +165,47 @@ pub struct Identity {
     /// How to write it
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub output: RowFormat,
+}
+
+/// What `meshctl identity` can do besides showing.
+#[derive(Debug, Subcommand)]
+pub enum IdentityWhat {
+    /// Replace the mesh's authority: issuer and trust anchor
+    ///
+    /// In three phases, each waiting until every proxy has followed: all trust the new anchor beside the old one; all have
+    /// certificates of the new issuer; the old anchor is withdrawn. No request fails. What is reached is kept in the
+    /// issuer's secret: interrupted, at whatever point, it is continued by running the command again. Makes a new
+    /// authority unless one is brought.
+    Rotate(IdentityRotate),
+}
+
+/// `meshctl identity rotate`
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    meshctl identity rotate              # begin, or go on with what was interrupted\n  \
+    meshctl identity rotate --status\n  \
+    meshctl identity rotate --abort      # as long as the old issuer signs\n  \
+    meshctl identity rotate --issuer-certificate-file ca.crt --issuer-key-file ca.key --trust-anchors-file roots.crt")]
+pub struct IdentityRotate {
+    /// File with the new issuer's certificate, and any intermediates after it (PEM)
+    #[arg(long, value_name = "FILE", requires = "issuer_key_file")]
+    pub issuer_certificate_file: Option<PathBuf>,
+    /// File with its private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "issuer_certificate_file")]
+    pub issuer_key_file: Option<PathBuf>,
+    /// File with the trust anchors that vouch for it (PEM); the present ones unless given
+    #[arg(long, value_name = "FILE", requires = "issuer_certificate_file")]
+    pub trust_anchors_file: Option<PathBuf>,
+    /// How long each phase may wait for proxies
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub timeout: Duration,
+    /// When that time is over, go on without proxies that have not followed; they lose their connections
+    #[arg(long)]
+    pub force: bool,
+    /// Say how far a rotation is, and change nothing
+    #[arg(long, conflicts_with_all = ["abort", "force", "issuer_certificate_file"])]
+    pub status: bool,
+    /// Return to the old anchors; possible until the new issuer signs
+    #[arg(long, conflicts_with_all = ["force", "issuer_certificate_file"])]
+    pub abort: bool,
 }

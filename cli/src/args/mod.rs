@@ -10,8 +10,8 @@ pub mod sandbox;
 pub mod tap;
 
 pub use explain::{
-    Diagnostics, DiagnosticsWhat, Explain, ExplainError, ExplainPod, ExplainRequest, ExplainWhat, Identity, Proxies,
-    ProxyRows,
+    Diagnostics, DiagnosticsWhat, Explain, ExplainError, ExplainPod, ExplainRequest, ExplainWhat, Identity,
+    IdentityRotate, IdentityWhat, Proxies, ProxyRows,
 };
 pub use install::{Check, CheckFormat, Inject, Install, ManifestFormat, Prune, Uninject, Uninstall, Upgrade};
 pub use lint::{Lint, LintFormat};
@@ -187,9 +187,9 @@ pub enum Command {
     Policy(Policy),
     /// What proxies and control plane know and count
     Diagnostics(Diagnostics),
-    /// Certificates of proxies, issuer and trust anchors, with expiry
+    /// Certificates of proxies, issuer and trust anchors, with expiry; and their rotation
     ///
-    /// Exits 1 if one has expired.
+    /// Exits 1 if one has expired. `rotate` replaces issuer and anchor while the mesh runs.
     Identity(Identity),
     /// Show which versions run
     ///

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::version::Info;
 use kube::Api;
 use kube::api::PostParams;
 use mesh_api::names::OBSERVE_GROUP;
+use mesh_manifests::config::kubernetes_minor;
 use mesh_manifests::install::LEAST_KUBERNETES_MINOR as LEAST_MINOR;
 use mesh_manifests::rbac::{TAPPER_ROLE, VIEWER_ROLE};
 use std::sync::Arc;
@@ -18,15 +19,13 @@ pub(super) async fn version(subject: Arc<Subject>) -> Result<Finding, Error> {
 }
 
 fn judge_version(info: &Info) -> Finding {
-    // Some providers write `34+`.
-    let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().ok();
-    match (number(&info.major), number(&info.minor)) {
-        (Some(1), Some(minor)) if minor < LEAST_MINOR => Finding::failed(
+    match kubernetes_minor(&info.major, &info.minor) {
+        Some(minor) if minor < LEAST_MINOR => Finding::failed(
             format!("{} is too old", info.git_version),
-            format!("upgrade the cluster to 1.{LEAST_MINOR} or later: the proxy runs as a sidecar container"),
+            format!("upgrade the cluster to 1.{LEAST_MINOR} or later: older ones do not check the rules of policies"),
         ),
-        (Some(_), Some(_)) => Finding::ok(info.git_version.clone()),
-        _ => Finding::warning(
+        Some(_) => Finding::ok(info.git_version.clone()),
+        None => Finding::warning(
             format!("cannot read the version `{}`", info.git_version),
             format!("make sure that it is 1.{LEAST_MINOR} or later"),
         ),
@@ -51,11 +50,8 @@ pub(super) async fn extensions(subject: Arc<Subject>) -> Result<Finding, Error> 
     })
 }
 
-/// A thing that install creates, as access control sees it.
-pub(super) type Creates = (&'static str, &'static str, bool);
-
-/// Group, resource, and whether it lives in the control plane's namespace.
-const CREATES: &[Creates] = &[
+/// What install creates, as access control sees it: group, resource, and whether it lives in the control plane's namespace.
+const CREATES: &[(&str, &str, bool)] = &[
     ("apiextensions.k8s.io", "customresourcedefinitions", false),
     ("", "namespaces", false),
     ("", "serviceaccounts", true),
@@ -63,6 +59,8 @@ const CREATES: &[Creates] = &[
     ("", "secrets", true),
     ("", "services", true),
     ("apps", "deployments", true),
+    // In CNI mode.
+    ("apps", "daemonsets", false),
     ("networking.k8s.io", "networkpolicies", true),
     ("policy", "poddisruptionbudgets", true),
     ("rbac.authorization.k8s.io", "clusterroles", false),
@@ -74,30 +72,37 @@ const CREATES: &[Creates] = &[
     ("apiregistration.k8s.io", "apiservices", false),
 ];
 
-/// May the user create what install creates?
-pub(super) async fn permissions(subject: Arc<Subject>) -> Result<Finding, Error> {
+/// Asks whether the user may do each of these things; returns the names of those that are refused.
+async fn refused(subject: &Subject, things: Vec<(String, ResourceAttributes)>) -> Result<Vec<String>, Error> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(subject.cluster.client.clone());
-    let ask = |(group, resource, namespaced): Creates, verb: &'static str| {
-        let (reviews, namespace) = (reviews.clone(), subject.cluster.system_namespace.clone());
+    let ask = |(name, attributes): (String, ResourceAttributes)| {
+        let reviews = reviews.clone();
         async move {
-            let attributes = ResourceAttributes {
-                group: Some(group.to_owned()),
-                resource: Some(resource.to_owned()),
-                verb: Some(verb.to_owned()),
-                namespace: namespaced.then_some(namespace),
-                ..ResourceAttributes::default()
-            };
             let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
             let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
             let answer =
                 reviews.create(&PostParams::default(), &review).await.during(|| "ask what you are allowed to do")?;
             let allowed = answer.status.is_some_and(|status| status.allowed);
-            Ok::<_, Error>((!allowed).then(|| format!("{verb} {resource}")))
+            Ok::<_, Error>((!allowed).then_some(name))
         }
     };
-    let questions = CREATES.iter().flat_map(|creates| ["create", "patch"].map(|verb| ask(*creates, verb)));
-    let refused: Vec<String> = try_join_all(questions).await?.into_iter().flatten().collect();
-    Ok(judge_permissions(&refused))
+    Ok(try_join_all(things.into_iter().map(ask)).await?.into_iter().flatten().collect())
+}
+
+/// May the user create what install creates?
+pub(super) async fn permissions(subject: Arc<Subject>) -> Result<Finding, Error> {
+    let thing = |(group, resource, namespaced): (&str, &str, bool), verb: &str| {
+        let attributes = ResourceAttributes {
+            group: Some(group.to_owned()),
+            resource: Some(resource.to_owned()),
+            verb: Some(verb.to_owned()),
+            namespace: namespaced.then(|| subject.cluster.system_namespace.clone()),
+            ..ResourceAttributes::default()
+        };
+        (format!("{verb} {resource}"), attributes)
+    };
+    let things = CREATES.iter().flat_map(|creates| ["create", "patch"].map(|verb| thing(*creates, verb)));
+    Ok(judge_permissions(&refused(&subject, things.collect()).await?))
 }
 
 fn judge_permissions(refused: &[String]) -> Finding {
@@ -115,42 +120,29 @@ const USES: [(&str, &str); 2] = [("golden", "get"), ("tap", "watch")];
 
 /// May the user look at golden metrics and tap?
 pub(super) async fn use_permissions(subject: Arc<Subject>) -> Result<Finding, Error> {
-    let reviews: Api<SelfSubjectAccessReview> = Api::all(subject.cluster.client.clone());
-    let ask = |(subresource, verb): (&'static str, &'static str)| {
-        let (reviews, namespace) = (reviews.clone(), subject.namespace.clone());
-        async move {
-            let attributes = ResourceAttributes {
-                group: Some(OBSERVE_GROUP.to_owned()),
-                resource: Some("workloads".to_owned()),
-                subresource: Some(subresource.to_owned()),
-                verb: Some(verb.to_owned()),
-                namespace,
-                ..ResourceAttributes::default()
-            };
-            let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
-            let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
-            let answer =
-                reviews.create(&PostParams::default(), &review).await.during(|| "ask what you are allowed to do")?;
-            let allowed = answer.status.is_some_and(|status| status.allowed);
-            Ok::<_, Error>((!allowed).then_some(subresource))
-        }
+    let thing = |(subresource, verb): (&str, &str)| {
+        let attributes = ResourceAttributes {
+            group: Some(OBSERVE_GROUP.to_owned()),
+            resource: Some("workloads".to_owned()),
+            subresource: Some(subresource.to_owned()),
+            verb: Some(verb.to_owned()),
+            namespace: subject.namespace.clone(),
+            ..ResourceAttributes::default()
+        };
+        (subresource.to_owned(), attributes)
     };
-    let refused: Vec<&str> = try_join_all(USES.map(ask)).await?.into_iter().flatten().collect();
-    Ok(judge_use(&refused))
+    Ok(judge_use(&refused(&subject, USES.map(thing).to_vec()).await?, subject.namespace.as_deref()))
 }
 
-fn judge_use(refused: &[&str]) -> Finding {
-    let role = |refused: &&str| if *refused == "tap" { TAPPER_ROLE } else { VIEWER_ROLE };
-    match refused.last() {
-        None => Finding::ok("golden metrics and tap"),
-        Some(last) => Finding::failed(
-            format!("you may not use {}", refused.join(" and ")),
-            format!(
-                "kubectl create rolebinding NAME --clusterrole={} --user=YOU -n NAMESPACE grants it there",
-                role(last)
-            ),
-        ),
-    }
+fn judge_use(refused: &[String], namespace: Option<&str>) -> Finding {
+    let Some(last) = refused.last() else { return Finding::ok("golden metrics and tap") };
+    let place = namespace.map_or("in all namespaces".to_owned(), |namespace| format!("in namespace {namespace}"));
+    let role = if last == "tap" { TAPPER_ROLE } else { VIEWER_ROLE };
+    let namespace = namespace.unwrap_or("NAMESPACE");
+    Finding::failed(
+        format!("you may not use {} {place}", refused.join(" and ")),
+        format!("kubectl -n {namespace} create rolebinding NAME --clusterrole={role} --user=YOU grants it there"),
+    )
 }
 
 #[cfg(test)]
@@ -165,16 +157,17 @@ mod tests {
             assert_eq!(judge_version(&info).status, expect, "{major}.{minor}");
         };
         check("1", "34", Status::Ok);
-        check("1", "29+", Status::Ok);
-        check("1", "28", Status::Failed);
-        check("2", "0", Status::Ok);
+        check("1", "25+", Status::Ok);
+        check("1", "24", Status::Failed);
+        check("2", "0", Status::Warning);
         check("", "", Status::Warning);
     }
 
     #[test]
     fn everything_that_install_creates_is_asked_for() {
-        use mesh_manifests::values::Values;
-        let values = Values { ha: true, ..Values::default() };
+        use mesh_manifests::values::{CniValues, Values};
+        let cni = CniValues { enabled: true, ..CniValues::default() };
+        let values = Values { ha: true, cni, ..Values::default() };
         for object in mesh_manifests::install::render(&values).unwrap() {
             let api_version = object["apiVersion"].as_str().unwrap();
             let group = api_version.split_once('/').map_or("", |(group, _)| group);
@@ -193,10 +186,13 @@ mod tests {
 
     #[test]
     fn what_somebody_may_not_use_is_told() {
-        assert_eq!(judge_use(&[]).status, Status::Ok);
-        let finding = judge_use(&["tap"]);
-        assert_eq!((finding.status, finding.seen.as_str()), (Status::Failed, "you may not use tap"));
+        assert_eq!(judge_use(&[], None).status, Status::Ok);
+        let finding = judge_use(&["golden".to_owned(), "tap".to_owned()], None);
+        assert_eq!(finding.status, Status::Failed);
+        assert_eq!(finding.seen, "you may not use golden and tap in all namespaces");
         assert!(finding.fix.unwrap().contains("--clusterrole=mesh-tapper "));
-        assert!(judge_use(&["golden"]).fix.unwrap().contains("--clusterrole=mesh-viewer "));
+        let finding = judge_use(&["golden".to_owned()], Some("shop"));
+        assert_eq!(finding.seen, "you may not use golden in namespace shop");
+        assert!(finding.fix.unwrap().starts_with("kubectl -n shop create rolebinding NAME --clusterrole=mesh-viewer "));
     }
 }

@@ -1,18 +1,22 @@
 //! What the mesh has put into the cluster beside its control plane, and what everybody's clock says: definitions of kinds,
 //! webhooks that could stand in the way, time.
 
-use super::{Finding, Subject, control};
+use super::{Finding, Status, Subject, control};
 use crate::error::{Context, Error};
 use crate::observe::{self, Ask};
 use http::header::DATE;
-use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
+use k8s_openapi::api::admissionregistration::v1::{MutatingWebhook, MutatingWebhookConfiguration};
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::Api;
+use kube::api::ListParams;
 use kube::client::Body;
-use mesh_manifests::install::{VALIDATOR_NAME, WEBHOOK_NAME};
+use mesh_api::names::INJECT;
+use mesh_manifests::install::WEBHOOK_NAME;
 use mesh_manifests::policies;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -85,56 +89,79 @@ fn difference(wanted: &Value, there: &Value, place: String) -> Option<String> {
     }
 }
 
-/// A webhook, as far as it can stand in somebody's way.
-struct Hook {
-    name: String,
-    refuses: bool,
-    selector: Option<LabelSelector>,
-    objects: Option<LabelSelector>,
-}
-
 /// Can a webhook of the mesh lock the cluster?
 pub(super) async fn webhooks(subject: Arc<Subject>) -> Result<Finding, Error> {
-    let client = &subject.cluster.client;
-    let injecting: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
-    let judging: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
-    let injecting =
-        injecting.get_opt(WEBHOOK_NAME).await.during(|| format!("read webhook configuration {WEBHOOK_NAME}"))?;
-    let judging =
-        judging.get_opt(VALIDATOR_NAME).await.during(|| format!("read webhook configuration {VALIDATOR_NAME}"))?;
-    let refuses = |policy: &Option<String>| policy.as_deref() != Some("Ignore");
-    let injecting = injecting.into_iter().flat_map(|all| all.webhooks.unwrap_or_default()).map(|hook| Hook {
-        refuses: refuses(&hook.failure_policy),
-        name: hook.name,
-        selector: hook.namespace_selector,
-        objects: hook.object_selector,
-    });
-    let hooks: Vec<Hook> = injecting.collect();
-    let judges = judging.is_some();
-    Ok(judge_webhooks(&hooks, judges, &subject.cluster.system_namespace))
+    let api: Api<MutatingWebhookConfiguration> = Api::all(subject.cluster.client.clone());
+    let found = api.get_opt(WEBHOOK_NAME).await.during(|| format!("read webhook configuration {WEBHOOK_NAME}"))?;
+    let hooks: Vec<_> = found.into_iter().flat_map(|found| found.webhooks.unwrap_or_default()).collect();
+    let finding = judge_webhooks(&hooks, &subject.cluster.system_namespace, &subject.meshctl);
+    if finding.status != Status::Ok || !hooks.iter().any(refuses) {
+        return Ok(finding);
+    }
+    let api: Api<Namespace> = Api::all(subject.cluster.client.clone());
+    let namespaces = api.list(&ListParams::default()).await.during(|| "list namespaces")?.items;
+    Ok(judge_labels(&namespaces).unwrap_or(finding))
+}
+
+/// Namespaces that ask for proxies in a way that webhooks are not told by.
+fn judge_labels(namespaces: &[Namespace]) -> Option<Finding> {
+    let says = |of: &Option<BTreeMap<String, String>>| {
+        of.as_ref().and_then(|all| all.get(INJECT)).is_some_and(|value| value == "enabled")
+    };
+    let only_annotated = namespaces.iter().map(|namespace| &namespace.metadata);
+    let only_annotated: Vec<String> = only_annotated
+        .filter(|metadata| says(&metadata.annotations) && !says(&metadata.labels))
+        .filter_map(|metadata| metadata.name.clone())
+        .collect();
+    let fix = format!("kubectl label namespace {} {INJECT}=enabled", only_annotated.join(" "));
+    (!only_annotated.is_empty()).then(|| {
+        Finding::warning(
+            format!(
+                "while the control plane is down, pods of {} start without a proxy: these namespaces are annotated, \
+                 and the cluster selects by labels",
+                super::proxy::list(only_annotated)
+            ),
+            fix,
+        )
+    })
+}
+
+/// True if pods are refused while nobody answers. `Fail` is what Kubernetes takes for a policy that is not said.
+fn refuses(hook: &MutatingWebhook) -> bool {
+    hook.failure_policy.as_deref() != Some("Ignore")
 }
 
 /// Only what takes pods can lock a cluster: the webhook that judges policies and routes stands in nobody else's way.
-fn judge_webhooks(hooks: &[Hook], judges: bool, system: &str) -> Finding {
-    if hooks.is_empty() && !judges {
-        return Finding::skipped("there is no webhook of the mesh");
+fn judge_webhooks(hooks: &[MutatingWebhook], system: &str, meshctl: &str) -> Finding {
+    if hooks.is_empty() {
+        return Finding::skipped("there is no webhook that takes pods");
     }
-    for hook in hooks.iter().filter(|hook| hook.refuses) {
+    for hook in hooks.iter().filter(|hook| refuses(hook)) {
         let free = |namespace: &str| {
-            hook.selector.as_ref().is_some_and(|selector| leaves_out(selector, namespace))
-                || hook.objects.as_ref().is_some_and(only_marked)
+            hook.namespace_selector.as_ref().is_some_and(|selector| leaves_out(selector, namespace))
+                || hook.object_selector.as_ref().is_some_and(only_marked)
         };
         if let Some(namespace) = ["kube-system", system].into_iter().find(|namespace| !free(namespace)) {
             return Finding::failed(
                 format!("while the control plane is down, {} refuses every new pod in {namespace}", hook.name),
-                "install again, so that the webhook leaves these namespaces out: meshctl upgrade --apply",
+                format!("have the webhook leave these namespaces out again: {meshctl} upgrade --apply"),
+            );
+        }
+        // No namespace has this name.
+        if !free("") {
+            return Finding::warning(
+                format!(
+                    "while the control plane is down, {} refuses pods of namespaces that are not meshed, too",
+                    hook.name
+                ),
+                format!("have it ask for labelled namespaces only: {meshctl} upgrade --apply"),
             );
         }
     }
-    match hooks.iter().any(|hook| hook.refuses) {
-        true => {
-            Finding::ok(format!("while the control plane is down, pods of kube-system and {system} start all the same"))
-        }
+    match hooks.iter().any(refuses) {
+        true => Finding::ok(format!(
+            "while the control plane is down, pods start all the same in kube-system, {system} and wherever none are meshed"
+        )),
         false => Finding::ok("while the control plane is down, pods start, without a proxy"),
     }
 }
@@ -204,7 +231,6 @@ fn judge_clocks(seen: &[(&str, Option<i64>)]) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Status;
     use super::*;
     use serde_json::json;
 
@@ -231,30 +257,63 @@ mod tests {
         assert!(finding.fix.unwrap().contains("install --crds"));
     }
 
-    fn hook(refuses: bool, selector: Value, objects: Value) -> Hook {
-        let read = |value| serde_json::from_value(value).unwrap();
-        Hook { name: "inject.meshctl.dev".into(), refuses, selector: read(selector), objects: read(objects) }
+    fn hook(policy: Option<&str>, selector: Value, objects: Value) -> MutatingWebhook {
+        serde_json::from_value(
+            json!({"name": "injector.meshctl.dev", "admissionReviewVersions": ["v1"], "clientConfig": {},
+            "sideEffects": "None", "failurePolicy": policy, "namespaceSelector": selector, "objectSelector": objects}),
+        )
+        .unwrap()
     }
 
     #[test]
     fn a_webhook_that_could_lock_the_cluster_is_told() {
-        let judge = |hook: Hook| judge_webhooks(&[hook], true, "mesh-system").status;
-        assert_eq!(judge_webhooks(&[], false, "mesh-system").status, Status::Skipped);
-        assert_eq!(judge(hook(false, Value::Null, Value::Null)), Status::Ok);
-        assert_eq!(judge(hook(true, Value::Null, Value::Null)), Status::Failed);
+        let judge = |hook: MutatingWebhook| judge_webhooks(&[hook], "mesh-system", "meshctl").status;
+        assert_eq!(judge_webhooks(&[], "mesh-system", "meshctl").status, Status::Skipped);
+        assert_eq!(judge(hook(Some("Ignore"), Value::Null, Value::Null)), Status::Ok);
+        assert_eq!(judge(hook(None, Value::Null, Value::Null)), Status::Failed);
         let not_in =
             |values: Value| json!({"matchExpressions": [{"key": NAME_LABEL, "operator": "NotIn", "values": values}]});
-        assert_eq!(judge(hook(true, not_in(json!(["kube-system"])), Value::Null)), Status::Failed, "its own namespace");
-        assert_eq!(judge(hook(true, not_in(json!(["kube-system", "mesh-system"])), Value::Null)), Status::Ok);
         assert_eq!(
-            judge(hook(true, json!({"matchLabels": {"meshctl.dev/inject": "enabled"}}), Value::Null)),
+            judge(hook(Some("Fail"), not_in(json!(["kube-system"])), Value::Null)),
+            Status::Failed,
+            "its own namespace"
+        );
+        assert_eq!(
+            judge(hook(Some("Fail"), not_in(json!(["kube-system", "mesh-system"])), Value::Null)),
+            Status::Warning,
+            "namespaces that are not meshed"
+        );
+        assert_eq!(
+            judge(hook(Some("Fail"), json!({"matchLabels": {"meshctl.dev/inject": "enabled"}}), Value::Null)),
             Status::Ok
         );
         let marked = json!({"matchExpressions": [{"key": "meshctl.dev/inject", "operator": "Exists"}]});
-        assert_eq!(judge(hook(true, Value::Null, marked)), Status::Ok);
+        assert_eq!(judge(hook(Some("Fail"), Value::Null, marked)), Status::Ok);
         let unmarked =
             json!({"matchExpressions": [{"key": "meshctl.dev/inject", "operator": "NotIn", "values": ["disabled"]}]});
-        assert_eq!(judge(hook(true, Value::Null, unmarked)), Status::Failed);
+        assert_eq!(judge(hook(Some("Fail"), Value::Null, unmarked)), Status::Failed);
+    }
+
+    #[test]
+    fn namespaces_that_are_only_annotated_are_named() {
+        let namespace = |name: &str, annotation: Option<&str>, label: Option<&str>| -> Namespace {
+            let metadata = json!({"name": name, "annotations": {INJECT: annotation}, "labels": {INJECT: label}});
+            let mut value = json!({"metadata": metadata});
+            for place in ["annotations", "labels"] {
+                if let Some(all) = value["metadata"][place].as_object_mut() {
+                    all.retain(|_, value| !value.is_null());
+                }
+            }
+            serde_json::from_value(value).unwrap()
+        };
+        let enabled = Some("enabled");
+        let well =
+            [namespace("a", None, None), namespace("b", enabled, enabled), namespace("c", Some("disabled"), None)];
+        assert_eq!(judge_labels(&well), None);
+        let finding = judge_labels(&[namespace("shop", enabled, None), namespace("web", enabled, Some("no"))]).unwrap();
+        assert_eq!(finding.status, Status::Warning);
+        assert!(finding.seen.contains("pods of shop, web start without a proxy"), "{}", finding.seen);
+        assert_eq!(finding.fix.unwrap(), "kubectl label namespace shop web meshctl.dev/inject=enabled");
     }
 
     #[test]

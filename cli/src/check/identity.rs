@@ -7,6 +7,7 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use mesh_manifests::install::ISSUER_SECRET;
+use mesh_manifests::rotation::{Phase, Progress, ROTATION_ANNOTATION};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 const DAY_S: i64 = 24 * 3600;
 /// An issuer or anchor with less left than this is worth a warning.
-const ISSUER_WARN_S: i64 = 30 * DAY_S;
+const ISSUER_WARN_S: i64 = 60 * DAY_S;
 /// The webhook's certificate renews itself; with less left than this it evidently didn't.
 const WEBHOOK_WARN_S: i64 = 4 * 3600;
 
@@ -28,9 +29,10 @@ pub(super) async fn issuer(subject: Arc<Subject>) -> Result<Finding, Error> {
     Ok(judge_expiry("the issuer", &field(&secret, "tls.crt"), now_s(), ISSUER_WARN_S, FIX_ISSUER))
 }
 
-const FIX_ISSUER: &str = "put a new issuer into the secret mesh-identity-issuer, signed by one of its anchors";
-const FIX_ANCHORS: &str =
-    "add a new trust anchor beside the old one to ca.crt of the secret mesh-identity-issuer, then a new issuer";
+const FIX_ISSUER: &str = "meshctl identity rotate (with identity.existing_secret: let whoever keeps the secret \
+    mesh-identity-issuer put an issuer there that one of its anchors has signed)";
+const FIX_ANCHORS: &str = "meshctl identity rotate (with identity.existing_secret: add a new trust anchor beside the old \
+    one to ca.crt of the secret mesh-identity-issuer, then a new issuer)";
 
 /// Are the anchors valid, and is the issuer signed by one of them?
 pub(super) async fn anchors(subject: Arc<Subject>) -> Result<Finding, Error> {
@@ -40,6 +42,32 @@ pub(super) async fn anchors(subject: Arc<Subject>) -> Result<Finding, Error> {
     };
     let (anchors, issuer) = (field(&secret, "ca.crt"), field(&secret, "tls.crt"));
     Ok(judge_anchors(&anchors, &issuer, now_s()))
+}
+
+/// Is a rotation of the authority under way?
+pub(super) async fn rotation(subject: Arc<Subject>) -> Result<Finding, Error> {
+    let secret = match issuer_secret(&subject).await? {
+        Ok(secret) => secret,
+        Err(finding) => return Ok(finding),
+    };
+    let annotation = secret.metadata.annotations.as_ref().and_then(|all| all.get(ROTATION_ANNOTATION));
+    Ok(judge_rotation(annotation.map(String::as_str), now_s(), &subject.meshctl))
+}
+
+fn judge_rotation(annotation: Option<&str>, now_s: i64, meshctl: &str) -> Finding {
+    match annotation.map(Progress::read).transpose() {
+        Ok(None) => Finding::ok("none is under way"),
+        Ok(Some(progress)) => {
+            let since = now_s.saturating_sub(i64::try_from(progress.since).unwrap_or(now_s)).max(0);
+            let seen = format!("one is under way for {}, in phase {}", span_text(since), progress.phase);
+            let way_back = match progress.phase {
+                Phase::Trust => format!("; back: {meshctl} identity rotate --abort"),
+                Phase::Issue | Phase::Retire => String::new(),
+            };
+            Finding::warning(seen, format!("unless it is running, continue it: {meshctl} identity rotate{way_back}"))
+        }
+        Err(why) => Finding::failed(why.to_string(), "take the annotation off the secret if no rotation is under way"),
+    }
 }
 
 /// Is the certificate that the API server is told to expect of the webhook valid?
@@ -204,6 +232,26 @@ mod tests {
         assert_eq!(judge_expiry("x", b"", 0, 0, "fix").seen, "x's certificate: there is no certificate");
         let junk = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         assert_eq!(judge_expiry("x", junk, 0, 0, "fix").status, Status::Failed);
+    }
+
+    #[test]
+    fn a_rotation_under_way_is_told() {
+        let check = |annotation, status: Status, seen: &str, fix: &str| {
+            let finding = judge_rotation(annotation, 10_000, "meshctl");
+            assert_eq!((finding.status, finding.seen.as_str()), (status, seen));
+            assert_eq!(finding.fix.unwrap_or_default(), fix);
+        };
+        check(None, Status::Ok, "none is under way", "");
+        let go_on = "unless it is running, continue it: meshctl identity rotate";
+        check(
+            Some(r#"{"phase":"trust","since":2800}"#),
+            Status::Warning,
+            "one is under way for 2 hours, in phase trust",
+            &format!("{go_on}; back: meshctl identity rotate --abort"),
+        );
+        let seen = "one is under way for 1 minutes, in phase issue";
+        check(Some(r#"{"phase":"issue","since":9940}"#), Status::Warning, seen, go_on);
+        assert_eq!(judge_rotation(Some("x"), 0, "meshctl").status, Status::Failed);
     }
 
     #[test]

@@ -3,17 +3,22 @@
 //! [`CHECKS`] is the one list. Checks run in parallel and never leave the cluster; all but the first need the API,
 //! and are skipped if it cannot be reached.
 //!
-//! - [`api`], [`cluster`], [`control`], [`identity`], [`pods`], [`proxy`], [`routes`]: the probes; what they decide from what they read is pure.
+//! - [`api`], [`cluster`], [`cni`], [`control`], [`identity`], [`pods`], [`proxy`], [`routes`]: the probes; what they decide from what they read is
+//!   pure.
+//! - [`subject`]: what several of them read.
 
 mod api;
 mod cluster;
+mod cni;
 mod control;
 mod identity;
 mod pods;
 mod proxy;
 mod routes;
+mod subject;
 
 pub(crate) use control::{INJECTOR, is_ready, why_not_ready};
+pub use subject::Subject;
 
 use crate::args::Global;
 use crate::cluster::Cluster;
@@ -25,6 +30,7 @@ use std::time::{Duration, Instant};
 
 /// How bad it is if a check fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// The mesh does not work.
@@ -46,6 +52,7 @@ pub enum Set {
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// As it should be.
@@ -96,17 +103,6 @@ impl Finding {
     }
 }
 
-/// What probes work with.
-#[derive(Clone)]
-pub struct Subject {
-    /// The cluster.
-    pub cluster: Cluster,
-    /// Proxies of this namespace; of all if none.
-    pub namespace: Option<String>,
-    /// How to call meshctl again for the same cluster.
-    pub meshctl: String,
-}
-
 /// The page about every check, in Markdown.
 #[cfg(test)]
 fn reference() -> String {
@@ -115,7 +111,7 @@ fn reference() -> String {
 
 Each has a stable id, is run in parallel with the others, and is given up after its deadline. One that fails says what was
 seen, and what to do about it. Made from the checks themselves: `MESH_UPDATE=1 cargo test -p meshctl check` writes this page
-anew.
+anew. What `-o json` prints holds to [check.schema.json](check.schema.json).
 
 | id | what should hold | if not | deadline | run by |
 |---|---|---|---|---|
@@ -211,12 +207,16 @@ pub const CHECKS: &[Check] = {
         check("definitions.current", "the mesh's kinds are those of this release", Error, 10, &[Default], |s| {
             Box::pin(cluster::definitions(s))
         }),
+        check("cni.ready", "every node has its agent, in CNI mode", Error, 10, &[Default], |s| Box::pin(cni::ready(s))),
         check("observe.answers", "the observe API answers", Error, 8, &[Default], |s| Box::pin(control::observe(s))),
         check("identity.issuer-expiry", "the issuer's certificate is valid", Error, 5, &[Default], |s| {
             Box::pin(identity::issuer(s))
         }),
         check("identity.anchors-valid", "the trust anchors are valid and vouch for it", Error, 5, &[Default], |s| {
             Box::pin(identity::anchors(s))
+        }),
+        check("identity.rotation", "no rotation of the authority was left halfway", Warning, 5, &[Default], |s| {
+            Box::pin(identity::rotation(s))
         }),
         check("proxy.ready", "every proxy is ready", Error, 15, &[Default, Proxy], |s| Box::pin(proxy::ready(s))),
         check("proxy.connected", "every proxy talks to the control plane", Warning, 10, &[Default, Proxy], |s| {
@@ -265,6 +265,7 @@ pub const CHECKS: &[Check] = {
 
 /// How a check ended, as it is reported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Report {
     /// Stable name.
     pub id: &'static str,
@@ -335,7 +336,7 @@ pub async fn run(global: &Global, namespace: Option<&str>, set: Set, chosen: &Ch
     match connected {
         Ok(cluster) => {
             let namespace = namespace.map(str::to_owned);
-            let subject = Arc::new(Subject { cluster, namespace, meshctl: again(global) });
+            let subject = Arc::new(Subject::new(cluster, namespace, again(global)));
             reports.extend(join_all(checks.map(|check| run_one(check, subject.clone()))).await);
         }
         Err(_) => reports
@@ -452,11 +453,11 @@ mod tests {
             let taken: Vec<_> = CHECKS.iter().map(|check| check.id).filter(|id| chosen.takes(id)).collect();
             assert_eq!(taken, expect);
         };
-        check("identity", "", &["identity.issuer-expiry", "identity.anchors-valid"]);
+        check("identity", "", &["identity.issuer-expiry", "identity.anchors-valid", "identity.rotation"]);
         check("proxy.ready", "", &["proxy.ready"]);
         check(
             "",
-            "api permissions clock install control webhook definitions observe identity pods routes policies",
+            "api permissions clock install control webhook definitions cni observe identity pods routes policies",
             &[
                 "proxy.ready",
                 "proxy.connected",

@@ -3,7 +3,7 @@
 use super::proxy::{list, pod_name};
 use super::{Finding, Subject, control};
 use crate::error::{Context, Error};
-use crate::shown::{Shown, mesh_config};
+use crate::shown::mesh_config;
 use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod};
 use kube::Api;
 use kube::api::ListParams;
@@ -26,15 +26,6 @@ const SERVER_FIRST: [u16; 10] = [21, 22, 25, 110, 119, 143, 587, 3306, 4222, 590
 /// How long a sidecar may take to end after the last container did: a proxy's drain and the pod's grace period.
 const SIDECARS_END_WITHIN_S: i64 = 120;
 
-async fn pods(subject: &Subject) -> Result<Vec<Pod>, Error> {
-    let client = subject.cluster.client.clone();
-    let api: Api<Pod> = match &subject.namespace {
-        Some(namespace) => Api::namespaced(client, namespace),
-        None => Api::all(client),
-    };
-    Ok(api.list(&ListParams::default()).await.during(|| "list pods")?.items)
-}
-
 /// Has every pod a proxy that should have one?
 pub(super) async fn injected(subject: Arc<Subject>) -> Result<Finding, Error> {
     let Some(config) = mesh_config(&subject.cluster).await? else {
@@ -44,7 +35,7 @@ pub(super) async fn injected(subject: Arc<Subject>) -> Result<Finding, Error> {
     let namespaces = namespaces.list(&ListParams::default()).await.during(|| "list namespaces")?;
     let named =
         namespaces.items.iter().filter_map(|one| Some((one.metadata.name.clone()?, serde_json::to_value(one).ok()?)));
-    Ok(judge_injected(&pods(&subject).await?, &named.collect(), &config))
+    Ok(judge_injected(subject.pods().await?, &named.collect(), &config))
 }
 
 fn judge_injected(pods: &[Pod], namespaces: &BTreeMap<String, Value>, config: &MeshConfig) -> Finding {
@@ -79,7 +70,7 @@ fn judge_injected(pods: &[Pod], namespaces: &BTreeMap<String, Value>, config: &M
 /// Is a job finished but for its proxy?
 pub(super) async fn jobs(subject: Arc<Subject>) -> Result<Finding, Error> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed();
-    Ok(judge_jobs(&pods(&subject).await?, now))
+    Ok(judge_jobs(subject.pods().await?, now))
 }
 
 fn judge_jobs(pods: &[Pod], now_s: i64) -> Finding {
@@ -92,6 +83,16 @@ fn judge_jobs(pods: &[Pod], now_s: i64) -> Finding {
     let Some(first) = held.first() else { return Finding::ok(format!("none of {} pods of jobs", jobs.len())) };
     let namespace = first.metadata.namespace.as_deref().unwrap_or("default");
     let name = first.metadata.name.as_deref().unwrap_or_default();
+    let why = match is_native(first) {
+        true => {
+            "Kubernetes ends sidecars by itself once it knows them: look whether the node is of 1.29 or later and has \
+             SidecarContainers enabled, or set proxy.native_sidecar=false"
+        }
+        false => {
+            "control tells a proxy that is no native sidecar to end with its application: look whether the control plane \
+             runs and the proxy is connected to it (meshctl check --proxy)"
+        }
+    };
     Finding::failed(
         format!(
             "{} of {} pods of jobs wait for nothing but their proxy: {}",
@@ -99,11 +100,14 @@ fn judge_jobs(pods: &[Pod], now_s: i64) -> Finding {
             jobs.len(),
             list(held.iter().map(|pod| pod_name(pod)).collect())
         ),
-        format!(
-            "Kubernetes ends sidecars by itself once it knows them: look whether the node is of 1.29 or later and has \
-             SidecarContainers enabled; kubectl -n {namespace} delete pod {name} frees the job meanwhile"
-        ),
+        format!("{why}; kubectl -n {namespace} delete pod {name} frees the job meanwhile"),
     )
+}
+
+/// True if the pod's proxy is an init container that keeps running.
+fn is_native(pod: &Pod) -> bool {
+    let mut inits = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    inits.any(|container| container.name == PROXY_CONTAINER)
 }
 
 /// True if all containers ended a while ago, and the proxy goes on.
@@ -126,7 +130,7 @@ pub(super) async fn server_first(subject: Arc<Subject>) -> Result<Finding, Error
     if control::deployment(&subject).await?.is_none() {
         return Ok(Finding::skipped("the control plane is not installed"));
     }
-    let shown = Shown::read(&subject.cluster).await?;
+    let shown = subject.shown().await?;
     Ok(judge_server_first(&shown.world, &shown.config, subject.namespace.as_deref()))
 }
 
@@ -209,7 +213,8 @@ mod tests {
         let job = |main: &str, proxy: Option<&str>| {
             let (main, proxy) = (vec![status("main", main)], proxy.map(|proxy| vec![status(PROXY_CONTAINER, proxy)]));
             let statuses = json!({"containerStatuses": main, "initContainerStatuses": proxy});
-            pod("import-1", json!({"containers": []}), statuses, json!({}))
+            let spec = json!({"containers": [], "initContainers": [{"name": PROXY_CONTAINER}]});
+            pod("import-1", spec, statuses, json!({}))
         };
         let ended = 1_767_225_600; // 2026-01-01
         let check = |pod: Pod| judge_jobs(&[pod], ended + 600).status;
@@ -220,6 +225,15 @@ mod tests {
         let finding = judge_jobs(&[job("terminated", Some("running"))], ended + 600);
         assert!(finding.seen.contains("shop/import-1") && finding.fix.unwrap().contains("SidecarContainers"));
         assert_eq!(judge_jobs(&[job("terminated", Some("running"))], ended + 20).status, Status::Ok, "just ended");
+        // The proxy is one of the containers.
+        let other = |main: &str| {
+            let statuses = json!({"containerStatuses": [status(PROXY_CONTAINER, "running"), status("main", main)]});
+            pod("import-2", json!({"containers": [{"name": PROXY_CONTAINER}]}), statuses, json!({}))
+        };
+        assert_eq!(check(other("running")), Status::Ok);
+        let finding = judge_jobs(&[other("terminated")], ended + 600);
+        assert_eq!(finding.status, Status::Failed);
+        assert!(finding.fix.unwrap().contains("look whether the control plane runs"));
     }
 
     #[test]

@@ -1,16 +1,15 @@
 //! The proxies: ready, connected, and of one version.
 
 use super::control::{self, why_not_ready};
+use super::subject::names;
 use super::{Finding, Subject};
-use crate::commands::diagnostics::{self, ProxyConfig};
+use crate::commands::diagnostics::{ProxyConfig, endpoints};
 use crate::commands::version::{CLIENT, count_proxies};
-use crate::error::{Context, Error};
+use crate::error::Error;
 use crate::observe::{self, Ask};
-use crate::proxies::{self, Proxy};
+use crate::proxies::Proxy;
 use crate::shown::Shown;
 use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
-use kube::api::ListParams;
 use mesh_api::golden::{GoldenFrame, Senseless, Unreachable};
 use mesh_api::names::{PROXY_CONTAINER, PROXY_VERSION};
 use std::collections::BTreeSet;
@@ -19,39 +18,21 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// At most this many pods are named in one finding.
 const NAMED: usize = 5;
-/// At most this many proxies are asked one by one.
-const ASKED: usize = 200;
 /// A certificate of a day is renewed eight hours before its end, one of an hour twenty minutes.
 const RENEWED_BY_S: u64 = 600;
 /// What has changed reaches proxies within a second.
 const SETTLES: Duration = Duration::from_millis(1500);
 
-async fn meshed(subject: &Subject) -> Result<Vec<Pod>, Error> {
-    let client = subject.cluster.client.clone();
-    let api: Api<Pod> = match &subject.namespace {
-        Some(namespace) => Api::namespaced(client, namespace),
-        None => Api::all(client),
-    };
-    let pods = api.list(&ListParams::default()).await.during(|| "list pods")?;
-    Ok(pods.items.into_iter().filter(is_meshed).collect())
-}
-
-fn is_meshed(pod: &Pod) -> bool {
-    let injected = pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(PROXY_VERSION));
-    let ended = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    injected && pod.metadata.deletion_timestamp.is_none() && !matches!(ended, Some("Succeeded" | "Failed"))
-}
-
 /// Is every proxy ready?
 pub(super) async fn ready(subject: Arc<Subject>) -> Result<Finding, Error> {
-    Ok(judge_ready(&meshed(&subject).await?))
+    Ok(judge_ready(&subject.meshed().await?))
 }
 
-fn judge_ready(pods: &[Pod]) -> Finding {
+fn judge_ready(pods: &[&Pod]) -> Finding {
     if pods.is_empty() {
         return Finding::skipped("no pod has a proxy yet");
     }
-    let unready: Vec<&Pod> = pods.iter().filter(|pod| !proxy_ready(pod)).collect();
+    let unready: Vec<&Pod> = pods.iter().copied().filter(|pod| !proxy_ready(pod)).collect();
     let Some(first) = unready.first() else { return Finding::ok(format!("{} of {} ready", pods.len(), pods.len())) };
     let (namespace, name) = names(first);
     Finding::failed(
@@ -148,18 +129,19 @@ fn judge_connected(frame: &GoldenFrame) -> Finding {
 
 /// Do all proxies have one version?
 pub(super) async fn version(subject: Arc<Subject>) -> Result<Finding, Error> {
-    Ok(judge_versions(&meshed(&subject).await?))
+    Ok(judge_versions(&subject.meshed().await?))
 }
 
-fn judge_versions(pods: &[Pod]) -> Finding {
-    let versions = count_proxies(pods);
+fn judge_versions(pods: &[&Pod]) -> Finding {
+    let versions = count_proxies(pods.iter().copied());
     if versions.keys().all(|version| version == CLIENT) {
         return match versions.get(CLIENT) {
             None => Finding::skipped("no pod has a proxy yet"),
             Some(count) => Finding::ok(format!("{count} of {count} at {CLIENT}")),
         };
     }
-    let other = pods.iter().filter(|pod| version_of(pod).is_some_and(|version| version != CLIENT)).map(pod_name);
+    let other =
+        pods.iter().filter(|pod| version_of(pod).is_some_and(|version| version != CLIENT)).map(|pod| pod_name(pod));
     let counts = versions.iter().map(|(version, count)| format!("{count} at {version}")).collect::<Vec<_>>().join(", ");
     Finding::failed(
         format!("{counts}; not at {CLIENT}: {}", list(other.collect())),
@@ -167,29 +149,10 @@ fn judge_versions(pods: &[Pod]) -> Finding {
     )
 }
 
-/// What some of the running proxies say of themselves; those that do not answer are left out (`proxy.connected` names
-/// them).
-async fn configs(subject: &Subject) -> Result<Vec<(Proxy, ProxyConfig)>, Error> {
-    let running = |pod: &&Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
-    let asked: Vec<Proxy> = meshed(subject)
-        .await?
-        .iter()
-        .filter(running)
-        .take(ASKED)
-        .map(|pod| {
-            let (namespace, pod) = names(pod);
-            Proxy { namespace: namespace.to_owned(), pod: pod.to_owned() }
-        })
-        .collect();
-    let answers = proxies::ask_all(&subject.cluster, &asked, "/config").await;
-    let read = |answer: Result<String, Error>| diagnostics::read(&answer.ok()?).ok();
-    Ok(asked.into_iter().zip(answers).filter_map(|(proxy, answer)| Some((proxy, read(answer)?))).collect())
-}
-
 /// Is every proxy's certificate good for a while?
 pub(super) async fn certificates(subject: Arc<Subject>) -> Result<Finding, Error> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let asked = configs(&subject).await?;
+    let asked = subject.proxies().await?;
     let seen =
         asked.iter().map(|(proxy, config)| (format!("{}/{}", proxy.namespace, proxy.pod), config.identity_expires_at));
     Ok(judge_certificates(&seen.collect::<Vec<_>>(), now))
@@ -224,19 +187,20 @@ pub(super) async fn endpoints(subject: Arc<Subject>) -> Result<Finding, Error> {
     if control::deployment(&subject).await?.is_none() {
         return Ok(Finding::skipped("the control plane is not installed"));
     }
-    let differing = async || -> Result<(usize, BTreeSet<String>), Error> {
-        let (asked, shown) = futures::future::try_join(configs(&subject), Shown::read(&subject.cluster)).await?;
-        let differ = asked.iter().flat_map(|(proxy, config)| diagnostics::differing(proxy, config, &shown));
-        Ok((asked.len(), differ.collect()))
-    };
-    let (asked, first) = differing().await?;
+    let (asked, shown) = futures::future::try_join(subject.proxies(), subject.shown()).await?;
+    let first = differing(asked, shown);
     if first.is_empty() {
-        return Ok(judge_endpoints(asked, &first));
+        return Ok(judge_endpoints(asked.len(), &first));
     }
     // A change may be under way: what counts differs still.
     tokio::time::sleep(SETTLES).await;
-    let (asked, second) = differing().await?;
-    Ok(judge_endpoints(asked, &first.intersection(&second).cloned().collect()))
+    let (asked, shown) = futures::future::try_join(subject.ask_proxies(), Shown::read(&subject.cluster)).await?;
+    let second = differing(&asked, &shown);
+    Ok(judge_endpoints(asked.len(), &first.intersection(&second).cloned().collect()))
+}
+
+fn differing(asked: &[(Proxy, ProxyConfig)], shown: &Shown) -> BTreeSet<String> {
+    asked.iter().flat_map(|(proxy, config)| endpoints::differing(proxy, config, shown)).collect()
 }
 
 fn judge_endpoints(asked: usize, differ: &BTreeSet<String>) -> Finding {
@@ -255,10 +219,6 @@ fn judge_endpoints(asked: usize, differ: &BTreeSet<String>) -> Finding {
 
 fn version_of(pod: &Pod) -> Option<&str> {
     pod.metadata.annotations.as_ref()?.get(PROXY_VERSION).map(String::as_str)
-}
-
-fn names(pod: &Pod) -> (&str, &str) {
-    (pod.metadata.namespace.as_deref().unwrap_or("default"), pod.metadata.name.as_deref().unwrap_or_default())
 }
 
 pub(super) fn pod_name(pod: &Pod) -> String {
@@ -296,8 +256,8 @@ mod tests {
     #[test]
     fn proxies_that_are_not_ready_are_named() {
         assert_eq!(judge_ready(&[]).status, Status::Skipped);
-        assert_eq!(judge_ready(&[pod("a", CLIENT, true)]), Finding::ok("1 of 1 ready"));
-        let finding = judge_ready(&[pod("a", CLIENT, true), pod("b", CLIENT, false)]);
+        assert_eq!(judge_ready(&[&pod("a", CLIENT, true)]), Finding::ok("1 of 1 ready"));
+        let finding = judge_ready(&[&pod("a", CLIENT, true), &pod("b", CLIENT, false)]);
         assert_eq!(finding.seen, "1 of 2 are not ready: shop/b; b mesh-proxy: not ready");
         assert_eq!(finding.fix.as_deref(), Some("kubectl -n shop logs b -c mesh-proxy"));
     }
@@ -305,8 +265,8 @@ mod tests {
     #[test]
     fn versions_are_counted() {
         assert_eq!(judge_versions(&[]).status, Status::Skipped);
-        assert_eq!(judge_versions(&[pod("a", CLIENT, true)]).status, Status::Ok);
-        let finding = judge_versions(&[pod("a", CLIENT, true), pod("b", "0.0.9", true)]);
+        assert_eq!(judge_versions(&[&pod("a", CLIENT, true)]).status, Status::Ok);
+        let finding = judge_versions(&[&pod("a", CLIENT, true), &pod("b", "0.0.9", true)]);
         assert_eq!(finding.seen, format!("1 at 0.0.9, 1 at {CLIENT}; not at {CLIENT}: shop/b"));
     }
 

@@ -4,7 +4,7 @@ use crate::args::{Check, CheckFormat, Global};
 use crate::check::{self, Report, Set, Status};
 use crate::error::{Outcome, Result};
 use crate::output::Printer;
-use serde_json::json;
+use serde::Serialize;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
@@ -33,13 +33,23 @@ pub async fn run(global: &Global, args: &Check, printer: &Printer) -> Result<Out
     drop(step);
     let healthy = reports.iter().all(|report| report.status != Status::Failed);
     match args.output {
-        CheckFormat::Json => printer.json(&json!({"healthy": healthy, "checks": reports}))?,
+        CheckFormat::Json => printer.json(&Checked { healthy, checks: reports })?,
         CheckFormat::Table => printer.data(&table(&reports, printer.colors()))?,
         CheckFormat::Short => printer.data(&short(&reports))?,
         CheckFormat::Junit => printer.data(&junit(&reports))?,
         CheckFormat::Github => printer.data(&github(&reports))?,
     }
     Ok(if healthy { Outcome::Well } else { Outcome::Problems })
+}
+
+/// What `-o json` prints; `cli/check.schema.json` is its schema.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct Checked {
+    /// True if nothing failed.
+    healthy: bool,
+    /// Every check that was run.
+    checks: Vec<Report>,
 }
 
 fn table(reports: &[Report], colors: bool) -> String {
@@ -164,6 +174,7 @@ fn github(reports: &[Report]) -> String {
 mod tests {
     use super::*;
     use crate::check::Severity;
+    use serde_json::json;
 
     fn report(id: &'static str, what: &'static str, status: Status, seen: &str, fix: Option<&str>) -> Report {
         let fix = fix.map(str::to_owned);
@@ -210,6 +221,18 @@ mod tests {
             json!({"id": "control.pods-ready", "what": "its pods are ready", "severity": "error", "status": "failed",
                 "seen": "0 of 1 ready", "fix": "kubectl logs x", "took_ms": 3})
         );
+    }
+
+    #[test]
+    fn the_committed_schema_is_that_of_the_types() {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("check.schema.json");
+        let schema = schemars::schema_for!(Checked).to_value();
+        if std::env::var_os("MESH_UPDATE").is_some() {
+            std::fs::write(&file, serde_json::to_string_pretty(&schema).unwrap() + "\n").unwrap();
+        }
+        let committed = std::fs::read_to_string(&file).unwrap_or_default();
+        let committed: serde_json::Value = serde_json::from_str(&committed).unwrap_or_default();
+        assert_eq!(committed, schema, "run with MESH_UPDATE=1 to write check.schema.json anew");
     }
 
     #[test]

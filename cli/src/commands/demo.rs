@@ -57,13 +57,13 @@ async fn show(global: &Global, args: &Demo, ground: &mut Ground, printer: &Print
     }
     let shop = inject::annotated(mesh_sandbox::apps::SHOP_YAML, "shop.yaml")?;
     ground.remember(&cluster, &shop);
-    let deployments = apply::deployments(&shop, NAMESPACE);
+    let workloads = apply::workloads(&shop, NAMESPACE);
     let step = printer.step("deploying the shop");
     apply::apply(&cluster, shop, NAMESPACE, &step).await?;
-    apply::wait_available(&cluster, &deployments, deadline, &step).await?;
-    step.done(&format!("the shop's {} workloads run", deployments.len()));
+    apply::wait_available(&cluster, &workloads, deadline, &step).await?;
+    step.done(&format!("the shop's {} workloads run", workloads.len()));
 
-    let expected: Vec<String> = deployments.into_iter().map(|(_, name)| name).collect();
+    let expected: Vec<String> = workloads.into_iter().map(|workload| workload.name).collect();
     let interactive = has_terminal() && !args.once && args.output.is_none();
     let step = printer.step("waiting for traffic");
     let enough = if interactive { Duration::ZERO } else { WINDOW };

@@ -201,7 +201,7 @@ fn judge_pod(pod: &Value, namespace: &Value, webhook: bool, config: Option<&Mesh
     match wish(sources) {
         Err(refusal) => return told.end("wish", refusal.to_string(), "it has no proxy", "mend the annotation"),
         Ok(Wish::Unsaid) => {
-            let hint = format!("kubectl annotate namespace {of} {INJECT}=enabled, then restart its workloads");
+            let hint = format!("kubectl label namespace {of} {INJECT}=enabled, then restart its workloads");
             return told.end("wish", Skip::NotEnabled.to_string(), "it has no proxy: nobody asked for one", &hint);
         }
         Ok(Wish::Disabled(by)) => {

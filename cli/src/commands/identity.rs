@@ -1,9 +1,10 @@
-//! `meshctl identity`: certificates of proxies, issuer and trust anchors, and when they end.
+//! `meshctl identity`: certificates of proxies, issuer and trust anchors, and when they end; [`rotation`] replaces them.
 //!
 //! Proxies are asked themselves; issuer and anchors are read from the secret, by those who may. No key is read.
 
 use super::diagnostics::{print_rows, read};
-use crate::args::{Global, Identity};
+use super::rotation;
+use crate::args::{Global, Identity, IdentityWhat};
 use crate::cluster::Cluster;
 use crate::error::{Context, Error, Outcome, Result};
 use crate::output::{Printer, RowFormat, words};
@@ -13,7 +14,9 @@ use comfy_table::{Cell, Color};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
+use mesh_api::identity::fingerprint;
 use mesh_manifests::install::ISSUER_SECRET;
+use mesh_manifests::rotation::{Progress, ROTATION_ANNOTATION};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::Serialize;
@@ -31,14 +34,29 @@ struct Row {
     identity: String,
     expires_at: Option<String>,
     expires_in_s: Option<i64>,
+    /// Of the certificate of an issuer or anchor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fingerprint: Option<String>,
+    /// Fingerprint of the issuer that signed a proxy's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    issuer: Option<String>,
+    /// Fingerprints of the anchors that a proxy trusts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    trusts: Vec<String>,
 }
 
 /// Prints certificates.
 pub async fn run(global: &Global, args: &Identity, printer: &Printer) -> Result<Outcome> {
+    if let Some(IdentityWhat::Rotate(args)) = &args.what {
+        return rotation::run(global, args, printer).await;
+    }
     let cluster = Cluster::connect(global).await?;
     let now = Timestamp::now().as_second();
     let mut rows = match authority(&cluster, now).await {
-        Ok(rows) => rows,
+        Ok((rows, under_way)) => {
+            under_way.iter().for_each(|progress| printer.note(&rotation::under_way(progress, now)));
+            rows
+        }
         Err(error) => {
             printer.note(&format!("issuer and anchors are not shown: {error}"));
             Vec::new()
@@ -52,13 +70,12 @@ pub async fn run(global: &Global, args: &Identity, printer: &Printer) -> Result<
             let answers = proxies::ask_all(&cluster, &all, "/config").await;
             for (proxy, answer) in all.into_iter().zip(answers) {
                 match answer.and_then(|text| read(&text)) {
-                    Ok(config) => rows.push(Row::of(
-                        "proxy",
-                        (proxy.namespace, proxy.pod),
-                        config.identity.unwrap_or_default(),
-                        config.identity_expires_at.map(u64::cast_signed),
-                        now,
-                    )),
+                    Ok(config) => {
+                        let end = config.identity_expires_at.map(u64::cast_signed);
+                        let identity = config.identity.unwrap_or_default();
+                        let row = Row::of("proxy", (proxy.namespace, proxy.pod), identity, end, now);
+                        rows.push(Row { issuer: config.trust.issuer, trusts: config.trust.anchors, ..row });
+                    }
                     Err(error) => silent.push(error),
                 }
             }
@@ -73,18 +90,21 @@ pub async fn run(global: &Global, args: &Identity, printer: &Printer) -> Result<
     Ok(if expired || !silent.is_empty() { Outcome::Problems } else { Outcome::Well })
 }
 
-/// The issuer's and the anchors' certificates.
-async fn authority(cluster: &Cluster, now: i64) -> Result<Vec<Row>> {
+/// The issuer's and the anchors' certificates, and the rotation under way.
+async fn authority(cluster: &Cluster, now: i64) -> Result<(Vec<Row>, Option<Progress>)> {
     let namespace = &cluster.system_namespace;
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
     let secret = secrets.get(ISSUER_SECRET).await.during(|| format!("read secret {ISSUER_SECRET} in {namespace}"))?;
+    let annotation = secret.metadata.annotations.and_then(|mut all| all.remove(ROTATION_ANNOTATION));
+    let progress = annotation.map(|text| Progress::read(&text)).transpose();
+    let progress = progress.during(|| "understand how far the rotation is")?;
     let data = secret.data.unwrap_or_default();
     let field = |key: &str| data.get(key).map(|value| value.0.as_slice()).unwrap_or_default();
     let mut rows = certificates("issuer", namespace, field("tls.crt"), now)?;
     // What follows the issuer in its file only leads to an anchor.
     rows.truncate(1);
     rows.extend(certificates("anchor", namespace, field("ca.crt"), now)?);
-    Ok(rows)
+    Ok((rows, progress))
 }
 
 fn certificates(kind: &'static str, namespace: &str, pem: &[u8], now: i64) -> Result<Vec<Row>> {
@@ -96,7 +116,8 @@ fn certificates(kind: &'static str, namespace: &str, pem: &[u8], now: i64) -> Re
                 X509Certificate::from_der(&der).map_err(|error| Error::new(error.to_string())).during(tried)?;
             let subject = certificate.subject().to_string();
             let end = certificate.validity().not_after.timestamp();
-            Ok(Row::of(kind, (namespace.to_owned(), ISSUER_SECRET.to_owned()), subject, Some(end), now))
+            let row = Row::of(kind, (namespace.to_owned(), ISSUER_SECRET.to_owned()), subject, Some(end), now);
+            Ok(Row { fingerprint: Some(fingerprint(&der)), ..row })
         })
         .collect()
 }
@@ -110,7 +131,8 @@ impl Row {
         now: i64,
     ) -> Self {
         let (expires_at, expires_in_s) = (end.map(written), end.map(|end| end - now));
-        Self { kind, namespace, name, identity, expires_at, expires_in_s }
+        let (fingerprint, issuer, trusts) = (None, None, Vec::new());
+        Self { kind, namespace, name, identity, expires_at, expires_in_s, fingerprint, issuer, trusts }
     }
 }
 
@@ -120,11 +142,15 @@ pub(super) fn written(at: i64) -> String {
 }
 
 fn print(rows: &[Row], output: RowFormat, printer: &Printer) -> Result<()> {
-    let columns =
-        [words("KIND"), words("NAMESPACE"), words("NAME"), words("IDENTITY"), words("EXPIRES"), words("LEFT")];
+    let mut columns =
+        vec![words("KIND"), words("NAMESPACE"), words("NAME"), words("IDENTITY"), words("EXPIRES"), words("LEFT")];
+    let wide = output == RowFormat::Wide;
+    if wide {
+        columns.extend([words("FINGERPRINT"), words("SIGNED BY"), words("TRUSTS")]);
+    }
     let cells = |row: &Row| {
         let left = Cell::new(row.expires_in_s.map_or("no certificate".to_owned(), left));
-        vec![
+        let mut cells = vec![
             Cell::new(row.kind),
             Cell::new(&row.namespace),
             Cell::new(&row.name),
@@ -134,7 +160,14 @@ fn print(rows: &[Row], output: RowFormat, printer: &Printer) -> Result<()> {
                 Some(s) if s > HOUR_S => left,
                 _ => left.fg(Color::Red),
             },
-        ]
+        ];
+        if wide {
+            let or_dash = |text: Option<&str>| Cell::new(text.filter(|text| !text.is_empty()).unwrap_or("-"));
+            cells.push(or_dash(row.fingerprint.as_deref()));
+            cells.push(or_dash(row.issuer.as_deref()));
+            cells.push(or_dash(Some(&row.trusts.join(","))));
+        }
+        cells
     };
     print_rows(rows, &columns, cells, output, printer)
 }

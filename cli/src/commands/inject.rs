@@ -6,13 +6,12 @@
 use crate::args::{Global, Inject, Uninject};
 use crate::cluster::Cluster;
 use crate::commands::sources::{self, Source};
-use crate::error::{Context, Error, Hint, Outcome, Result};
+use crate::error::{Context, Hint, Outcome, Result};
+use crate::installed::no_mesh;
 use crate::output::Printer;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::Api;
-use mesh_manifests::config::{CONFIG_KEY, MeshConfig};
+use crate::shown::mesh_config;
+use mesh_manifests::config::kubernetes_minor;
 use mesh_manifests::inject_text::{self, Mode, Outcome as Became, Report};
-use mesh_manifests::install::CONFIG_MAP;
 use serde_json::Value;
 use std::io::{Read, Seek, Write};
 use tempfile::SpooledTempFile;
@@ -23,7 +22,10 @@ const SPOOL_BYTES: usize = 8 << 20;
 /// Adds the mesh to manifests.
 pub async fn run(global: &Global, args: &Inject, printer: &Printer) -> Result<Outcome> {
     if args.manual {
-        let config = mesh_config(&Cluster::connect(global).await?).await?;
+        let cluster = Cluster::connect(global).await?;
+        let minor = kubernetes_minor(&cluster.version.major, &cluster.version.minor);
+        // A sidecar written by hand must agree with the mesh.
+        let config = mesh_config(&cluster).await?.ok_or_else(|| no_mesh(&cluster))?.settled(minor);
         rewrite(&sources::find(&args.files)?, Mode::Manual(&config), printer)
     } else {
         rewrite(&sources::find(&args.files)?, Mode::Annotate, printer)
@@ -33,17 +35,6 @@ pub async fn run(global: &Global, args: &Inject, printer: &Printer) -> Result<Ou
 /// Takes the mesh out of manifests.
 pub fn run_uninject(args: &Uninject, printer: &Printer) -> Result<Outcome> {
     rewrite(&sources::find(&args.files)?, Mode::Uninject, printer)
-}
-
-/// How the mesh in the cluster is configured; a sidecar written by hand must agree with it.
-async fn mesh_config(cluster: &Cluster) -> Result<MeshConfig> {
-    let tried = || format!("read the mesh's configuration (config map {CONFIG_MAP} in {})", cluster.system_namespace);
-    let api: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), &cluster.system_namespace);
-    let map = api.get(CONFIG_MAP).await.during(tried);
-    let map = map.hint(|| "--manual needs an installed mesh: `meshctl install --apply`")?;
-    let text = map.data.as_ref().and_then(|data| data.get(CONFIG_KEY));
-    let text = text.ok_or_else(|| Error::new(format!("it has no {CONFIG_KEY}")).during(tried()))?;
-    MeshConfig::from_yaml(text).during(tried)
 }
 
 fn rewrite(sources: &[Source], mode: Mode<'_>, printer: &Printer) -> Result<Outcome> {

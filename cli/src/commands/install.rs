@@ -4,15 +4,17 @@ use super::install_files;
 use crate::apply;
 use crate::args::{Global, Install, ManifestFormat};
 use crate::cluster::Cluster;
-use crate::commands::version::control_version;
+use crate::commands::version::{CLIENT, control_version};
 use crate::error::{Context, Error, Hint, Outcome, Result};
+use crate::installed;
 use crate::output::Printer;
 use crate::plan;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use mesh_api::names::CONTROL_NAME;
-use mesh_manifests::install::{render, to_yaml};
+use mesh_manifests::install::{render, render_with, to_yaml};
+use mesh_manifests::issuer::Issuer;
 use mesh_manifests::policies;
 use mesh_manifests::values::{Values, document};
 use serde_json::{Value, json};
@@ -55,7 +57,16 @@ pub async fn run(global: &Global, args: &Install, printer: &Printer) -> Result<O
     if args.apply {
         let mut cluster = Cluster::connect(global).await?;
         cluster.system_namespace.clone_from(&values.system_namespace);
-        refuse_second(&cluster).await?;
+        let objects = match the_same(&cluster, &values).await? {
+            None => {
+                refuse_second(&cluster).await?;
+                objects
+            }
+            Some(issuer) => {
+                printer.note("this mesh is installed already, or was begun to be: going on with the identity it has");
+                render_with(&values, &issuer).during(|| "render the manifests")?
+            }
+        };
         apply_and_wait(&cluster, objects, Instant::now() + args.timeout, printer).await?;
         return Ok(Outcome::Well);
     }
@@ -121,6 +132,24 @@ pub async fn installed(cluster: &Cluster) -> Result<Option<String>> {
     Ok(deployment.map(|deployment| control_version(&deployment).unwrap_or_else(|| "of unknown version".to_owned())))
 }
 
+/// The issuer of the mesh that is installed, if that is this one, whole or interrupted: of this version, with these
+/// values. An install that was interrupted before its control plane has no issuer that anybody has met.
+async fn the_same(cluster: &Cluster, values: &Values) -> Result<Option<Issuer>> {
+    if installed(cluster).await?.is_none() {
+        return Ok(None);
+    }
+    let Some(there) = installed::read(cluster).await? else { return Ok(None) };
+    let sources = [("the installed values".to_owned(), there.values)];
+    let its = Values::from_sources(&sources, &[]).during(|| "understand the installed values")?;
+    if there.version != CLIENT || there.release.is_some() || its.overrides() != values.overrides() {
+        return Ok(None);
+    }
+    let issuer = installed::issuer(cluster, values.identity.existing_secret).await?;
+    let brought = values.identity.issuer_certificate_pem.as_deref().map(str::trim);
+    let signs = issuer.pair.as_ref().map(|pair| pair.certificate_pem.trim());
+    Ok((brought.is_none() || brought == signs).then_some(issuer))
+}
+
 async fn refuse_second(cluster: &Cluster) -> Result<()> {
     match installed(cluster).await? {
         None => Ok(()),
@@ -154,11 +183,11 @@ pub async fn apply_and_wait(
 ) -> Result<()> {
     wait_until_gone(cluster, deadline, printer).await?;
     let step = printer.step("installing the mesh");
-    let deployments = apply::deployments(&objects, &cluster.system_namespace);
-    let count = apply::apply(cluster, objects, &cluster.system_namespace, &step).await?;
+    let workloads = apply::workloads(&objects, &cluster.system_namespace);
+    let count = apply::apply_over(cluster, objects, &cluster.system_namespace, &step).await?;
     step.done(&format!("{count} objects applied"));
     let step = printer.step("waiting for the control plane");
-    apply::wait_available(cluster, &deployments, deadline, &step).await?;
+    apply::wait_available(cluster, &workloads, deadline, &step).await?;
     apply::wait_wired(cluster, deadline, &step).await?;
     step.done("the control plane is ready");
     Ok(())
@@ -187,6 +216,7 @@ mod tests {
     use super::*;
     use crate::args::{Cli, Command};
     use crate::testing::TestCluster;
+    use mesh_manifests::install::ANCHORS_KEY;
 
     fn args(line: &str) -> Install {
         let words = ["meshctl", "install"].into_iter().chain(line.split_whitespace()).map(Into::into);
@@ -252,12 +282,59 @@ mod tests {
         let control: Deployment = serde_json::from_value(control.unwrap()).unwrap();
         let deployments: Api<Deployment> = Api::namespaced(client, "mesh-system");
         deployments.create(&Default::default(), &control).await.unwrap();
-        for line in ["", "--apply"] {
+        for line in ["", "--apply", "--diff"] {
             let (printer, read) = Printer::memory();
             let error = run(&cluster.global(), &args(line), &printer).await.unwrap_err();
             assert_eq!(error.to_string(), "cannot install: the cluster has a mesh already: 0.1.0");
             assert!(error.hint_text().unwrap().contains("upgrade"));
             assert_eq!(read().0, "");
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn interrupted_after_any_object_it_is_continued_by_the_same_command() {
+        let args = args("--apply --set control.log=debug --timeout 1ms");
+        let global = Global { system_namespace: "mesh-system".to_owned(), ..Global::default() };
+        let values = values(&global, &args).unwrap();
+        let first = apply::in_order(objects(&values).unwrap());
+        let control = first.iter().position(|object| object["kind"] == "Deployment").unwrap();
+        for done in 0..=first.len() {
+            let server = TestCluster::start();
+            let cluster = server.connect().await;
+            let (printer, read) = Printer::memory();
+            let part = first[..done].to_vec();
+            apply::apply_over(&cluster, part, "mesh-system", &printer.step("installing")).await.unwrap();
+            // There is no node here that would run the control plane.
+            let error = run(&server.global(), &args, &printer).await.unwrap_err();
+            assert!(error.to_string().contains("wait for deployment mesh-control"), "{done}: {error}");
+            let issuer = installed::issuer(&cluster, false).await.unwrap();
+            let whole = render_with(&values, &issuer).unwrap();
+            let (text, changes) = plan::text(&plan::plan(&cluster, whole, &[], "mesh-system").await.unwrap());
+            assert!(!changes, "{done}: {text}");
+            // Whom a control plane may have signed for already goes on being trusted.
+            let kept = first.iter().any(|object| object["data"][ANCHORS_KEY] == *issuer.anchors_pem);
+            assert_eq!(
+                (kept, read().1.contains("going on with the identity")),
+                (done > control, done > control),
+                "{done}"
+            );
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_mesh_with_other_values_is_not_installed_over() {
+        let server = TestCluster::start();
+        let cluster = server.connect().await;
+        let (printer, _) = Printer::memory();
+        let step = printer.step("installing");
+        apply::apply(&cluster, defaults("mesh-system").unwrap(), "mesh-system", &step).await.unwrap();
+        for line in ["--apply --ha", "--apply --set trust_domain=example.org"] {
+            let error = run(&server.global(), &args(line), &printer).await.unwrap_err();
+            assert_eq!(error.to_string(), "cannot install: the cluster has a mesh already: 0.1.0", "{line}");
+        }
+        let mut other = values(&server.global(), &args("")).unwrap();
+        assert!(the_same(&cluster, &other).await.unwrap().is_some());
+        other.identity.issuer_certificate_pem = Some("another".to_owned());
+        assert!(the_same(&cluster, &other).await.unwrap().is_none());
     }
 }

@@ -20,6 +20,8 @@ pub mod live;
 pub mod man;
 pub mod policy;
 mod policy_egress;
+mod rotation;
+mod rotation_wait;
 pub mod routes;
 pub mod sandbox;
 pub mod sandbox_context;

@@ -125,24 +125,27 @@ fn print(objects: &[Value], format: ManifestFormat, printer: &Printer) -> Result
 
 async fn apply_all(
     cluster: &Cluster,
-    objects: Vec<Value>,
+    mut objects: Vec<Value>,
     gone: &[Entry],
     args: &Upgrade,
     printer: &Printer,
 ) -> Result<()> {
     let deadline = Instant::now() + args.timeout;
     let step = printer.step("upgrading the control plane");
-    let deployments = apply::deployments(&objects, &cluster.system_namespace);
+    let workloads = apply::workloads(&objects, &cluster.system_namespace);
+    // Interrupted, the next upgrade has to know what this one was going to delete.
+    let record = inventory::record(&mut objects, gone);
     let count = apply::apply_over(cluster, objects, &cluster.system_namespace, &step).await?;
     step.done(&format!("{count} objects applied"));
     let step = printer.step("waiting for the control plane");
-    apply::wait_available(cluster, &deployments, deadline, &step).await?;
+    apply::wait_available(cluster, &workloads, deadline, &step).await?;
     apply::wait_wired(cluster, deadline, &step).await?;
     step.done("the control plane is ready");
     if !gone.is_empty() {
         let step = printer.step("deleting what is no longer needed");
         let objects = gone.iter().map(Entry::object).collect();
         apply::delete(cluster, objects, &cluster.system_namespace, &step).await?;
+        apply::apply_over(cluster, record.into_iter().collect(), &cluster.system_namespace, &step).await?;
         step.done(&format!("{} deleted that this version does without", gone.len()));
     }
     Ok(())
@@ -152,6 +155,8 @@ async fn apply_all(
 mod tests {
     use super::*;
     use crate::testing::TestCluster;
+    use mesh_manifests::issuer::Issuer;
+    use std::time::{Duration, SystemTime};
 
     #[test]
     fn steps_that_could_hurt_are_named() {
@@ -203,6 +208,44 @@ mod tests {
         args.reset_values = true;
         args.set.clear();
         assert_eq!(render(&cluster, &installed, &args).await.unwrap().1.proxy.workers, 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn interrupted_after_any_object_it_is_continued_by_the_same_command() {
+        let read = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+            Values::from_sources(&[], &sets).unwrap()
+        };
+        let (old, new) = (read(&["ha=true"]), read(&["control.log=debug"]));
+        let issuer = Issuer::generate(&old.trust_domain, SystemTime::now()).unwrap();
+        let (before, after) = (render_with(&old, &issuer).unwrap(), render_with(&new, &issuer).unwrap());
+        let budget = Entry::of(before.iter().find(|object| object["kind"] == "PodDisruptionBudget").unwrap());
+        // What an upgrade applies before it can delete.
+        let mut first = after.clone();
+        assert!(inventory::record(&mut first, std::slice::from_ref(&budget)).is_some());
+        let first = apply::in_order(first);
+        let args = Upgrade {
+            apply: true,
+            set: vec!["ha=false".to_owned(), "control.log=debug".to_owned()],
+            timeout: Duration::from_millis(1),
+            ..Upgrade::default()
+        };
+        for done in 0..=first.len() {
+            let server = TestCluster::start();
+            let cluster = server.connect().await;
+            let (printer, _) = Printer::memory();
+            let step = printer.step("upgrading");
+            apply::apply(&cluster, before.clone(), "mesh-system", &step).await.unwrap();
+            apply::apply_over(&cluster, first[..done].to_vec(), "mesh-system", &step).await.unwrap();
+            // There is no node here that would run the control plane.
+            let error = run(&server.global(), &args, &printer).await.unwrap_err();
+            assert!(error.to_string().contains("wait for deployment mesh-control"), "{done}: {error}");
+            let (text, changes) = plan::text(&plan::plan(&cluster, first.clone(), &[], "mesh-system").await.unwrap());
+            assert!(!changes, "{done}: {text}");
+            let installed = installed::expect(&cluster).await.unwrap();
+            let gone = inventory::gone(&installed.inventory, &inventory::of(&after));
+            assert_eq!(gone, std::slice::from_ref(&budget), "{done}");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -66,7 +66,7 @@ pub fn control_version(deployment: &Deployment) -> Option<String> {
 }
 
 /// How many pods have a proxy, by its version.
-pub fn count_proxies(pods: &[Pod]) -> BTreeMap<String, u32> {
+pub fn count_proxies<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> BTreeMap<String, u32> {
     let mut proxies = BTreeMap::new();
     for pod in pods {
         if let Some(version) = pod.metadata.annotations.as_ref().and_then(|all| all.get(PROXY_VERSION)) {

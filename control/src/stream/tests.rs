@@ -32,6 +32,7 @@ pub(crate) struct Control {
     pub(crate) streams: Arc<Streams>,
     /// How it calls other replicas.
     pub(crate) client: Arc<ArcSwapOption<ClientConfig>>,
+    told: watch::Sender<Option<issuer::Told>>,
 }
 
 impl Control {
@@ -51,6 +52,7 @@ impl Control {
             authority: Arc::new(ArcSwapOption::from(Some(authority.clone()))),
             tls: Arc::default(),
             client: Arc::default(),
+            told: watch::Sender::new(None),
             metrics: metrics.clone(),
         };
         issuer.renew();
@@ -64,13 +66,14 @@ impl Control {
             golden: Golden::new(metrics.clone(), "cluster.local"),
             taps: Taps::new(metrics.clone()),
             shares: Arc::default(),
+            trust: issuer.told.subscribe(),
             metrics,
             stop: CancellationToken::new(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve::serve(listener, issuer.tls.clone(), Arc::new(certifier), streams.clone()));
-        let control = Self { address, authority, streams, client: issuer.client.clone() };
+        let control = Self { address, authority, streams, client: issuer.client.clone(), told: issuer.told.clone() };
         control.put_service(json!([{"name": "http", "port": 80}]));
         control.put_slice(json!([{"addresses": ["10.244.0.5"]}, {"addresses": ["10.244.0.6"]}]));
         control.put_pod("web-1", "10.244.0.5");
@@ -342,13 +345,37 @@ async fn a_proxy_speaks_only_for_its_own_pod() {
 async fn a_certificate_of_another_authority_gets_nowhere() {
     let control = Control::start().await;
     let (address, streams, client) = (control.address, control.streams.clone(), control.client.clone());
-    let other = Control { authority: Arc::new(authority()), address, streams, client };
+    let other = Control { authority: Arc::new(authority()), address, streams, client, told: control.told.clone() };
     let attempt = tokio::spawn(async move {
         let proxy = other.hello(Some(&web()), &web(), "web-1").await;
         proxy.map(|_| ()).map_err(|_| ())
     });
     // TLS 1.3 tells the client of it only with the first answer: the request fails.
     assert!(attempt.await.is_err(), "the connection was used");
+}
+
+#[tokio::test]
+async fn whom_to_trust_is_told_at_the_beginning_and_whenever_it_changes() {
+    let control = Control::start().await;
+    let tell = |anchors: &str, issuer: &str| {
+        let (anchors_pem, issuer) = (anchors.to_owned(), issuer.to_owned());
+        control.told.send_replace(Some(issuer::Told { anchors_pem, issuer }));
+    };
+    tell("one", "a");
+    // The world need not be known for that.
+    let mut proxy = control.hello(Some(&web()), &web(), "web-1").await.unwrap_or_else(|e| panic!("{e:?}"));
+    for (anchors, issuer) in [("one", "a"), ("both", "a"), ("both", "b")] {
+        if anchors != "one" {
+            tell(anchors, issuer);
+        }
+        let ControlMessage::Trust { anchors_pem, issuer: told, renew_within_ms } = proxy.hear_any().await else {
+            panic!("whom to trust")
+        };
+        assert_eq!((anchors_pem.as_str(), told.as_str()), (anchors, issuer));
+        assert!(renew_within_ms < 1000, "one proxy need not spread");
+    }
+    let many = issuer::Told { anchors_pem: String::new(), issuer: String::new() };
+    assert!(matches!(many.message(1000), ControlMessage::Trust { renew_within_ms: 20_000, .. }));
 }
 
 #[tokio::test]

@@ -125,6 +125,8 @@ pub struct PodView {
     pub running: bool,
     /// True once it is asked to stop.
     pub deleted: bool,
+    /// True once its application has ended for good and it waits for nothing but its proxy.
+    pub finished: bool,
     /// Ports that bypass its proxy.
     pub skip_inbound: PortSet,
     /// Named TCP ports of its containers.
@@ -285,6 +287,7 @@ impl From<&Pod> for PodView {
             injected: own_network && containers().any(|c| c.name == names::PROXY_CONTAINER),
             running: phase == "Running",
             deleted: pod.metadata.deletion_timestamp.is_some(),
+            finished: super::finish::is_finished(pod),
             skip_inbound: skip_inbound(pod),
             ports: containers().filter(|c| c.name != names::PROXY_CONTAINER).flat_map(named).collect(),
             opaque: opaque("Pod", &pod.metadata),

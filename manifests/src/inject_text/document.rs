@@ -171,6 +171,7 @@ type Changes = Vec<(&'static [&'static str], Payload)>;
 
 const ANNOTATIONS: &[&str] = &["metadata", "annotations"];
 const INIT_CONTAINERS: &[&str] = &["spec", "initContainers"];
+const CONTAINERS: &[&str] = &["spec", "containers"];
 const VOLUMES: &[&str] = &["spec", "volumes"];
 const PULL_SECRETS: &[&str] = &["spec", "imagePullSecrets"];
 
@@ -201,17 +202,13 @@ fn sidecar_parts(template: &Value, config: &MeshConfig) -> Result<Result<Changes
                 let added: Vec<&str> = secrets.iter().filter_map(|secret| secret["name"].as_str()).collect();
                 annotations.push((settings::PULL_SECRETS, added.join(" ").into()));
             }
-            let mut changes: Changes = vec![
-                (ANNOTATIONS, Payload::Entries(annotations)),
-                (
-                    INIT_CONTAINERS,
-                    Payload::Items(vec![
-                        sidecar::redirect_container(&settings, config),
-                        sidecar::proxy_container(&settings, config),
-                    ]),
-                ),
-                (VOLUMES, Payload::Items(vec![sidecar::token_volume()])),
-            ];
+            let mut changes: Changes = vec![(ANNOTATIONS, Payload::Entries(annotations))];
+            changes.extend(sidecar::containers(&settings, config).into_iter().map(|added| {
+                let path = if added.list == "containers" { CONTAINERS } else { INIT_CONTAINERS };
+                let payload = if added.last { Payload::Last } else { Payload::Items };
+                (path, payload(added.containers))
+            }));
+            changes.push((VOLUMES, Payload::Items(vec![sidecar::token_volume()])));
             if !secrets.is_empty() {
                 changes.push((PULL_SECRETS, Payload::Items(secrets)));
             }
@@ -238,6 +235,7 @@ fn uninject(editor: &Editor<'_>, template: &Node, value: &mut Value, edits: &mut
     for (path, known) in [
         (ANNOTATIONS, Known::Keys(&OUR_ANNOTATIONS)),
         (INIT_CONTAINERS, Known::Names(&OUR_CONTAINERS)),
+        (CONTAINERS, Known::Names(&OUR_CONTAINERS)),
         (VOLUMES, Known::Names(&[sidecar::TOKEN_VOLUME])),
         (PULL_SECRETS, Known::Names(&secrets)),
     ] {
@@ -271,6 +269,10 @@ fn put(template: &mut Value, path: &[&str], payload: Payload) {
             let old = at.as_array().into_iter().flatten().cloned();
             *at = Value::Array(items.into_iter().chain(old).collect());
         }
+        Payload::Last(items) => {
+            let old = at.as_array().into_iter().flatten().cloned();
+            *at = Value::Array(old.chain(items).collect());
+        }
     }
 }
 
@@ -287,6 +289,7 @@ fn forget(template: &mut Value) {
     }
     for (list, ours) in [
         ("/spec/initContainers", &OUR_CONTAINERS[..]),
+        ("/spec/containers", &OUR_CONTAINERS[..]),
         ("/spec/volumes", &[sidecar::TOKEN_VOLUME]),
         ("/spec/imagePullSecrets", &secrets),
     ] {
@@ -302,6 +305,7 @@ fn prune(template: &mut Value) {
         ("/metadata", "annotations"),
         ("", "metadata"),
         ("/spec", "initContainers"),
+        ("/spec", "containers"),
         ("/spec", "volumes"),
         ("/spec", "imagePullSecrets"),
     ] {

@@ -9,6 +9,9 @@
 //! | it isn't there | key, then lines 2 deeper (list items: as deep) | key, then parts with 1 space inside the marks |
 //! | it is there and nothing | lines 4 deeper than the key | |
 //! | it is `~`, `null`, `Null`, `NULL` | parts with 2, 3, 4, 5 spaces inside the marks | the same |
+//!
+//! What has to stand last in a list that holds something follows the last item, as lines or as parts with the separator
+//! before each.
 
 use super::tree::{Entry, Kind, Node};
 use crate::yaml::{self, YamlError};
@@ -59,7 +62,10 @@ fn obstacle<T>(why: impl Into<String>) -> Result<T, Obstacle> {
 /// What is added to a map or a list.
 pub(super) enum Payload {
     Entries(Vec<(&'static str, Value)>),
+    /// Before what a list holds.
     Items(Vec<Value>),
+    /// Behind what it holds.
+    Last(Vec<Value>),
 }
 
 impl Payload {
@@ -70,7 +76,7 @@ impl Payload {
                 let map = entries.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
                 yaml::one(&Value::Object(map))?
             }
-            Self::Items(items) => yaml::one(&Value::Array(items.clone()))?,
+            Self::Items(items) | Self::Last(items) => yaml::one(&Value::Array(items.clone()))?,
         };
         let pad = " ".repeat(indent);
         Ok(text.lines().map(|l| if l.is_empty() { String::new() } else { format!("{pad}{l}") }).collect())
@@ -86,7 +92,7 @@ impl Payload {
                     false => Ok(format!("{key}: {}", yaml::one(value)?.trim_end())),
                 })
                 .collect::<Result<_, YamlError>>()?,
-            Self::Items(items) => items.iter().map(Value::to_string).collect(),
+            Self::Items(items) | Self::Last(items) => items.iter().map(Value::to_string).collect(),
         };
         if more {
             parts.push(String::new());
@@ -97,7 +103,7 @@ impl Payload {
     fn marks(&self) -> (char, char) {
         match self {
             Self::Entries(_) => ('{', '}'),
-            Self::Items(_) => ('[', ']'),
+            Self::Items(_) | Self::Last(_) => ('[', ']'),
         }
     }
 }
@@ -180,7 +186,10 @@ impl Editor<'_> {
             (at, key) = (&entry.value, Some(&entry.key));
         }
         match (&at.kind, payload) {
-            (Kind::Seq { .. }, Payload::Items(_)) if !at.anchored => {}
+            (Kind::Seq { items, .. }, Payload::Last(_)) if !at.anchored && !items.is_empty() => {
+                return self.append(at, payload);
+            }
+            (Kind::Seq { .. }, Payload::Items(_) | Payload::Last(_)) if !at.anchored => {}
             (Kind::Map { .. }, Payload::Entries(_)) => self.may_edit(at, path, path.len())?,
             _ => return obstacle(format!("its {} is {}, which cannot be added to", path.join("."), at.describe())),
         }
@@ -236,6 +245,22 @@ impl Editor<'_> {
             _ => line,
         };
         Ok(Edit { range: at..at, text: lines.join(newline) + newline })
+    }
+
+    /// Adds behind the last item of a list that holds some.
+    fn append(&self, list: &Node, payload: &Payload) -> Result<Edit, Obstacle> {
+        let Some(last) = children(list).last().map(Child::end) else { return obstacle("it is empty") };
+        if is_flow(list) {
+            let text = separator(self.json).to_owned() + &payload.parts(false, self.json)?;
+            return Ok(Edit { range: last..last, text });
+        }
+        let (first, column, _) = self.head(list)?;
+        let (newline, lines) = (self.newline(first), payload.lines(column)?.join(self.newline(first)));
+        let end = self.line_end(last);
+        Ok(match end < self.text.len() {
+            true => Edit { range: end + 1..end + 1, text: lines + newline },
+            false => Edit { range: end..end, text: newline.to_owned() + &lines },
+        })
     }
 
     /// Gives a key without a value one.
@@ -393,9 +418,17 @@ impl Editor<'_> {
             Child::Entry(e) => return Ok(e.key.start),
             Child::Item(item) => item,
         };
-        let line = self.line_start(item.start);
-        let before = self.text[line..item.start].trim_end_matches(' ');
-        match before.strip_suffix('-') {
+        // Between the dash and the item there may be an anchor, a tag and line breaks.
+        let mut before = self.text[..item.start].trim_end();
+        loop {
+            let word = before.rfind(char::is_whitespace).map_or(0, |blank| blank + 1);
+            if !before[word..].starts_with(['&', '!']) {
+                break;
+            }
+            before = before[..word].trim_end();
+        }
+        let line = self.line_start(before.len());
+        match before[line..].strip_suffix('-') {
             Some(indent) if indent.bytes().all(|b| b == b' ') => Ok(line + indent.len()),
             // In a flow there is none.
             _ => Ok(item.start),
@@ -442,7 +475,7 @@ fn block(chain: &[&str], payload: &Payload, indent: usize) -> Result<Vec<String>
     let Some((key, below)) = chain.split_first() else { return payload.lines(indent) };
     // Items of a list stand as deep as its key, as `kubectl` writes them.
     let deeper = match (below.is_empty(), payload) {
-        (true, Payload::Items(_)) => indent,
+        (true, Payload::Items(_) | Payload::Last(_)) => indent,
         _ => indent + 2,
     };
     let mut lines = vec![format!("{}{key}:", " ".repeat(indent))];

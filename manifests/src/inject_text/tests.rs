@@ -18,8 +18,9 @@ fn manual() -> MeshConfig {
 fn there_and_back(text: &str) -> String {
     let config = manual();
     let private = MeshConfig { image_pull_secrets: vec!["x".to_owned(), "registry".to_owned()], ..manual() };
+    let (old, old_private) = (config.clone().settled(Some(28)), private.clone().settled(Some(28)));
     let mut annotated = String::new();
-    for mode in [Mode::Manual(&private), Mode::Manual(&config), Mode::Annotate] {
+    for mode in [&private, &config, &old_private, &old].map(Mode::Manual).into_iter().chain([Mode::Annotate]) {
         let (injected, reports) = run(mode, text).unwrap_or_else(|e| panic!("{e}\n{text}"));
         assert!(reports.iter().any(|r| r.outcome == Outcome::Injected), "{reports:?}\n{text}");
         let (again, _) = run(mode, &injected).unwrap_or_else(|e| panic!("{e}\n{injected}"));
@@ -89,6 +90,11 @@ fn other_forms_go_there_and_back() {
         format!("---\n# one\n{block}---\n# two\n{block}...\n"),
         format!("{block}      initContainers:\n      # first\n      - name: a\n      volumes:\n      - name: v\n"),
         format!("{block}      initContainers: []\n      volumes: [ ]\n"),
+        format!("{block}      # before\n      initContainers:\n      - name: a\n        args:\n        - |\n          one\n\n          two\n      # behind\n      dnsPolicy: Default\n"),
+        format!("{block}      initContainers:\n      - {{name: a}}\n      - name: b # last"),
+        format!("{block}      initContainers: [{{name: a}}, {{name: b}} ]\n"),
+        format!("{block}      initContainers: [\n        {{name: a}}, # one\n        {{name: b}}, # two\n      ]\n"),
+        format!("{block}      initContainers:\n        - name: a\n\n\n      volumes: []\n"),
         format!("{block}      initContainers:\n      volumes: ~\n"),
         format!("{block}      initContainers: null\n      volumes: [{{name: v}}]\n"),
         format!("{block}      initContainers:\n          - name: a\n            image: b\n      volumes:\n        -   name: v\n"),

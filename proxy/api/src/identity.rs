@@ -1,6 +1,7 @@
 //! Who a workload is, and how it gets the certificate that proves it.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::fmt;
 use std::str::FromStr;
 
@@ -100,6 +101,29 @@ pub struct CertifyResponse {
     pub anchors_pem: String,
     /// End of the leaf's validity, Unix seconds.
     pub expires_at: u64,
+    /// [`fingerprint`] of the certificate that signed it; earlier releases do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+}
+
+/// Whom a part of the mesh trusts, and who vouches for it: what its admin port answers at
+/// [`crate::names::IDENTITY_PATH`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Trust {
+    /// [`fingerprint`]s of its trust anchors, sorted.
+    pub anchors: Vec<String>,
+    /// [`fingerprint`] of the certificate that signed its own (for control: that signs others'); `None` if nobody said.
+    pub issuer: Option<String>,
+    /// End of its own certificate's validity (for control: of the issuer's), Unix seconds.
+    pub expires_at: Option<u64>,
+    /// True if it hears of changes at once.
+    pub connected: bool,
+}
+
+/// The short name of a certificate (DER): the first eight bytes of its SHA-256 digest, hexadecimal.
+pub fn fingerprint(der: &[u8]) -> String {
+    Sha256::digest(der).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

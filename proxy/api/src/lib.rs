@@ -7,6 +7,7 @@
 pub mod access;
 pub mod balance;
 pub mod breaker;
+pub mod cni;
 pub mod condition;
 pub mod config;
 pub mod egress;
@@ -34,7 +35,7 @@ pub use config::{FileConfig, FileIdentity, InboundPolicy, PortLimit, PortPolicy}
 pub use egress::{Egress, EgressDefault, EgressRule};
 pub use error::MeshError;
 pub use histogram::Histogram;
-pub use identity::{CertifyRequest, CertifyResponse, SpiffeId};
+pub use identity::{CertifyRequest, CertifyResponse, SpiffeId, Trust};
 pub use millis::Millis;
 pub use network::Network;
 pub use service::{BackendChange, Destination, Endpoint, EndpointsChange, Protocol, ServiceRef, WorkloadRef};

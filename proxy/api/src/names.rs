@@ -29,7 +29,7 @@ pub const IDENTITY_AUDIENCE: &str = "mesh-identity";
 pub const OUTBOUND_PORT: u16 = 4140;
 /// Where the redirect sends what arrives for the application.
 pub const INBOUND_PORT: u16 = 4143;
-/// `/metrics /live /ready /config` of a proxy.
+/// `/metrics /live /ready /config /identity` of a proxy.
 pub const ADMIN_PORT: u16 = 4191;
 /// The proxy's user; its traffic is not redirected.
 pub const PROXY_UID: u32 = 2102;
@@ -46,8 +46,18 @@ pub const CONTROL_ADMIN_PORT: u16 = 9990;
 pub const CONTROL_NAME: &str = "mesh-control";
 /// Name of the proxy's container in a pod, and of its redirect step.
 pub const PROXY_CONTAINER: &str = "mesh-proxy";
-/// Init container that sets the redirect.
+/// Init container that sets the redirect or, in CNI mode, proves that the node has set it.
 pub const REDIRECT_CONTAINER: &str = "mesh-redirect";
+/// User of the step that proves the redirect in CNI mode: anyone but the proxy.
+pub const CHECK_UID: u32 = 2104;
+/// Exit code of that step where the redirect is missing (EX_UNAVAILABLE of sysexits.h): the pod must be made anew.
+pub const REDIRECT_MISSING: u8 = 69;
+/// The CNI plugin: the name under which `mesh-proxy` is one, and its `type` in a network configuration.
+pub const CNI_PLUGIN: &str = "mesh-cni";
+/// Directory of a node where plugin and agent meet.
+pub const CNI_RUN_DIR: &str = "/run/mesh-cni";
+/// Socket in it, at which the agent tells the plugin what a pod needs ([`crate::cni`]).
+pub const CNI_SOCKET: &str = "/run/mesh-cni/agent.sock";
 
 /// ALPN between proxies: HTTP/1.1.
 pub const ALPN_H1: &[u8] = b"mesh-h1";
@@ -72,3 +82,5 @@ pub const ERROR_HEADER: &str = "mesh-error";
 pub const CERTIFY_PATH: &str = "/v1/certify";
 /// Path on the proxy API: the long-lived stream of [`crate::wire`] messages, one JSON value a line, both ways.
 pub const PROXY_STREAM_PATH: &str = "/v1/proxy";
+/// Path on the admin ports of proxies and control: whom they trust and who vouches for them ([`crate::Trust`], JSON).
+pub const IDENTITY_PATH: &str = "/identity";

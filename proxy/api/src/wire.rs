@@ -132,6 +132,17 @@ pub enum ControlMessage {
         /// The policy, whole.
         policy: Egress,
     },
+    /// Whom to trust from now on, and who signs certificates; sent after Hello and whenever it changes.
+    Trust {
+        /// Trust anchors, PEM; they replace those the proxy had.
+        anchors_pem: String,
+        /// [`crate::identity::fingerprint`] of the certificate that signs. A proxy whose certificate another one signed
+        /// asks for a new one.
+        issuer: String,
+        /// The time over which proxies spread their asking, milliseconds.
+        #[serde(default)]
+        renew_within_ms: u32,
+    },
     /// Which part of shared rate limits the proxy may let through from now on.
     RateShares {
         /// Millionths of each limit, by what it is called. Those not named stay as they are.
@@ -165,6 +176,9 @@ pub enum ControlMessage {
         /// The order's id.
         id: u64,
     },
+    /// The application has ended for good, and the pod waits for nothing but its proxy: end too, with success. Said to
+    /// proxies that are no native sidecars, which the node would end itself.
+    Finish {},
     /// Still there; sent every few seconds.
     Heartbeat {},
     /// Something a later release says.

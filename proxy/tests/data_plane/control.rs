@@ -106,7 +106,7 @@ async fn answer(
             return Response::builder().status(401).body(boxed("the token is not valid".into())).unwrap();
         }
         let chain_pem = authority.sign(&csr_pem, &account("web"));
-        let answer = CertifyResponse { chain_pem, anchors_pem: authority.anchors(), expires_at: 0 };
+        let answer = CertifyResponse { chain_pem, anchors_pem: authority.anchors(), expires_at: 0, issuer: None };
         return Response::new(boxed(serde_json::to_string(&answer).unwrap()));
     }
     let (hear, heard) = mpsc::unbounded_channel();
@@ -147,6 +147,7 @@ fn follow(authority: &Authority, plane: &Plane, token: &std::path::Path) -> Foll
     let settings = Settings {
         source: Source::Control(Box::new(control.clone())),
         pod_ips: Vec::new(),
+        outlive_application: false,
         drain_linger: Duration::ZERO,
         max_connections: 1000,
         max_handshakes: 100,

@@ -3,6 +3,7 @@
 use crate::world::*;
 use bytes::Bytes;
 use mesh_api::SpiffeId;
+use mesh_proxy::credentials::{Credentials, Told};
 use mesh_proxy::stream::Rewound;
 use mesh_proxy::tls::{Alpn, Current, provider};
 use rustls::{HandshakeKind, NamedGroup};
@@ -66,6 +67,45 @@ async fn another_authority_or_trust_domain_is_refused() {
     let stranger = SpiffeId::new("elsewhere.example", "shop", "load");
     let stranger = credentials(&authority.issue(&stranger));
     assert!(shake(&stranger, &web, &account("web")).await.is_err());
+}
+
+#[tokio::test]
+async fn other_anchors_are_taken_over_with_certificate_and_key() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let both = old.anchors() + &new.anchors();
+    let web = Credentials::default();
+    web.set(Some(credentials(&old.issue(&account("web"))).issued_by(Some("old".to_owned()))));
+    let ahead = credentials(&Pems { anchors: both.clone(), ..new.issue(&account("load")) });
+    let behind = credentials(&Pems { anchors: both.clone(), ..old.issue(&account("load")) });
+    let current = || web.current().unwrap();
+    let tell = |anchors: &str, issuer: &str| {
+        let renew_within = std::time::Duration::from_secs(7);
+        web.trust(Told { anchors: anchors.to_owned(), issuer: issuer.to_owned(), renew_within })
+    };
+    assert!(shake(&ahead, &current(), &account("web")).await.is_err(), "the new authority is not known yet");
+    let (kept, _) = shake(&behind, &current(), &account("web")).await.unwrap();
+
+    tell(&both, "old").unwrap();
+    assert_eq!((web.report(true).anchors.len(), web.renewal()), (2, None));
+    for peer in [&ahead, &behind] {
+        shake(peer, &current(), &account("web")).await.unwrap();
+        shake(&current(), peer, &account("load")).await.unwrap();
+    }
+    tell(&both, "new").unwrap();
+    assert_eq!(web.renewal(), Some(std::time::Duration::from_secs(7)));
+    assert!(tell("nonsense", "newer").is_err());
+    assert_eq!(web.report(true).anchors.len(), 2, "what cannot be used changes nothing");
+
+    let renewed = Pems { anchors: both, ..new.issue(&account("web")) };
+    web.set(Some(credentials(&renewed).issued_by(Some("new".to_owned()))));
+    assert_eq!(web.renewal(), None);
+    // What was begun under the old anchor is not resumed once that is gone.
+    let (resumable, _) = shake(&behind, &current(), &account("web")).await.unwrap();
+    drop(resumable);
+    tell(&new.anchors(), "new").unwrap();
+    shake(&ahead, &current(), &account("web")).await.unwrap();
+    assert!(shake(&behind, &current(), &account("web")).await.is_err(), "the old authority is retired");
+    assert_eq!(kept.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
 }
 
 #[tokio::test]

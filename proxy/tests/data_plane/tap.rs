@@ -46,6 +46,7 @@ impl Tapped {
         let settings = Settings {
             source: Source::File(path.clone()),
             pod_ips: Vec::new(),
+            outlive_application: false,
             drain_linger: Duration::ZERO,
             max_connections: 1000,
             max_handshakes: 100,

@@ -133,6 +133,7 @@ impl Proxy {
         let mut settings = Settings {
             source,
             pod_ips: Vec::new(),
+            outlive_application: false,
             drain_linger: Duration::from_millis(300),
             max_connections: 1000,
             max_handshakes: 100,

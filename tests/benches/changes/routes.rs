@@ -147,6 +147,7 @@ impl Proxy {
         let settings = Settings {
             source: Source::File(file.path().to_owned()),
             pod_ips: Vec::new(),
+            outlive_application: false,
             drain_linger: Duration::ZERO,
             drain_timeout: Duration::ZERO,
             workers: 1,

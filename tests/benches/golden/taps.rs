@@ -84,6 +84,7 @@ fn start() -> Result<Running> {
     let settings = Settings {
         source: Source::File(file.clone()),
         pod_ips: Vec::new(),
+        outlive_application: false,
         drain_linger: Duration::ZERO,
         drain_timeout: Duration::ZERO,
         workers: 1,

@@ -2,9 +2,10 @@
 //!
 //! [`Kubelet`] watches pods and keeps a [`worker`] for each. A worker decides by [`plan`] and reports by [`status`],
 //! which are pure; [`container`] and [`run`] turn a decision to start something into a process by way of the
-//! [`spawner`]; [`supervise`] probes it. [`network`] and [`volumes`] are what a pod is given.
+//! [`spawner`]; [`supervise`] probes it. [`network`] (with [`cni`]) and [`volumes`] are what a pod is given.
 
 mod addresses;
+mod cni;
 mod container;
 pub mod dns;
 mod environment;
@@ -142,6 +143,7 @@ impl Kubelet {
         images: Images,
     ) -> anyhow::Result<Self> {
         let addresses = network.addresses();
+        cni::prepare(&config.root)?;
         registration::register(&client, addresses).await?;
         let node = Arc::new(Node {
             config,

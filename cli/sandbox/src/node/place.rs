@@ -5,7 +5,7 @@ use super::addresses::Addresses;
 use super::network::Attachment;
 use super::services::DNS_ADDRESS;
 use super::spawner::Namespaces;
-use super::{Node, layout, pod_files};
+use super::{Node, cni, layout, pod_files};
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::{Api, Client};
@@ -28,6 +28,11 @@ impl Place {
         }
         let namespaces = node.spawner.namespaces(&pod_files::hostname(pod)).await?;
         let attachment = node.network.attach(&namespaces.net).await?;
+        if let Err(error) = cni::add(&node.config.root, pod, &namespaces.net, attachment.addresses).await {
+            drop(namespaces);
+            node.network.detach(attachment).await;
+            return Err(error);
+        }
         Ok(Self {
             addresses: attachment.addresses,
             attachment: Some(attachment),

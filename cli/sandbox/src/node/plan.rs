@@ -60,6 +60,8 @@ pub(super) struct Seen {
     /// The run before this one.
     pub(super) last: Option<Ended>,
     pub(super) restarts: i32,
+    /// Its post-start hook, if any, has succeeded.
+    pub(super) hooked: bool,
     /// Its startup probe and post-start hook, if any, have succeeded.
     pub(super) started: bool,
     pub(super) ready: bool,
@@ -79,6 +81,7 @@ impl Default for Seen {
             state: State::Waiting(None),
             last: None,
             restarts: 0,
+            hooked: false,
             started: false,
             ready: false,
             stopping: false,
@@ -93,6 +96,13 @@ impl Seen {
     /// It occupies a process, or is about to.
     pub(super) fn is_live(&self) -> bool {
         matches!(self.state, State::Starting | State::Running { .. })
+    }
+
+    /// It is about to be started, or its post-start hook is not done yet. As with the kubelet, the next container waits for
+    /// the hook, however that comes out; not for a container that cannot be started.
+    fn is_before_hook(&self) -> bool {
+        let coming = matches!(self.state, State::Waiting(None) | State::Starting | State::Running { .. });
+        coming && !self.hooked && self.condemned.is_none()
     }
 
     /// The end of its current run.
@@ -110,7 +120,7 @@ impl Seen {
             self.restarts += 1;
         }
         self.state = State::Starting;
-        (self.started, self.ready, self.stopping) = (false, false, false);
+        (self.hooked, self.started, self.ready, self.stopping) = (false, false, false, false);
         self.condemned = None;
     }
 
@@ -143,7 +153,7 @@ impl Seen {
         self.failures += 1;
         self.not_before = ended.finished.checked_add(wait).ok();
         self.state = State::Ended(ended);
-        (self.started, self.ready, self.stopping) = (false, false, false);
+        (self.hooked, self.started, self.ready, self.stopping) = (false, false, false, false);
     }
 }
 
@@ -197,6 +207,10 @@ pub(super) fn restarts(part: Part, policy: &str, ended: &Ended) -> bool {
 /// The restart policy, `Always` unless given.
 pub(super) fn policy(spec: &PodSpec) -> &str {
     spec.restart_policy.as_deref().unwrap_or("Always")
+}
+
+fn has_hook(container: &Container) -> bool {
+    container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some())
 }
 
 /// The pod's grace period.
@@ -269,7 +283,7 @@ pub(super) fn decide(pod: &Pod, seen: &Sightings, stop: Option<Stop>, now: Times
         let passed = match part {
             Part::Init => seen.ended().is_some_and(|ended| ended.code == 0),
             Part::Sidecar => begun || (seen.started && matches!(seen.state, State::Running { .. })),
-            Part::App => true,
+            Part::App => !(has_hook(container) && seen.is_before_hook()),
         };
         if !passed {
             break;

@@ -49,6 +49,7 @@ fn sightings(text: &str) -> Sightings {
             "wait" => {}
             "starting" => seen.state = State::Starting,
             "run" => seen.state = running,
+            "hooked" => (seen.state, seen.hooked) = (running, true),
             "started" => (seen.state, seen.started) = (running, true),
             "stopping" => (seen.state, seen.stopping) = (running, true),
             "sick" => (seen.state, seen.condemned) = (running, Some("sick".into())),
@@ -60,7 +61,11 @@ fn sightings(text: &str) -> Sightings {
 }
 
 fn check(policy: &str, seen: &str, stop: Option<Stop>, expect: &str) {
-    let decision = decide(&pod(policy), &sightings(seen), stop, NOW);
+    check_pod(&pod(policy), seen, stop, expect);
+}
+
+fn check_pod(pod: &Pod, seen: &str, stop: Option<Stop>, expect: &str) {
+    let decision = decide(pod, &sightings(seen), stop, NOW);
     let words: Vec<String> = decision
         .actions
         .iter()
@@ -70,7 +75,25 @@ fn check(policy: &str, seen: &str, stop: Option<Stop>, expect: &str) {
             Action::Finish => "finish".into(),
         })
         .collect();
-    assert_eq!(words.join(", "), expect, "{policy} {seen}");
+    assert_eq!(
+        words.join(", "),
+        expect,
+        "{:?} {seen}",
+        pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_ref())
+    );
+}
+
+#[test]
+fn the_next_container_waits_for_a_hook() {
+    let spec =
+        json!({"containers": [{"name": "a", "lifecycle": {"postStart": {"sleep": {"seconds": 1}}}}, {"name": "b"}]});
+    let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap();
+    check_pod(&pod, "", None, "start a");
+    check_pod(&pod, "a:starting", None, "");
+    check_pod(&pod, "a:run", None, "");
+    check_pod(&pod, "a:hooked", None, "start b");
+    check_pod(&pod, "a:sick", None, "stop a 30, start b");
+    check_pod(&pod, "a:1", None, "start a, start b");
 }
 
 #[test]

@@ -41,6 +41,7 @@ impl Ward {
             });
             return self.tell(News::Condemned("failed its postStart hook".into()));
         }
+        self.tell(News::Hooked);
         if Kind::Startup.of(&self.container).is_some() && !self.probe(Kind::Startup).await {
             return;
         }

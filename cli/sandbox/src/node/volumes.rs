@@ -1,5 +1,6 @@
 //! A pod's volumes on the node: directories on the sandbox's own tmpfs, filled from the API and kept current.
 
+use super::cni;
 use super::environment::{Contents, Reference, Subject};
 use super::payload::{self, Payload, TokenWish};
 use super::spawner::Bind;
@@ -27,6 +28,8 @@ pub(super) struct Volumes {
     client: Client,
     /// The cluster's authority, for namespaces whose config map isn't there yet.
     ca: String,
+    /// Of the node's own file system.
+    root: PathBuf,
     folder: PathBuf,
     tokens: BTreeMap<TokenWish, Token>,
     published: HashMap<String, Payload>,
@@ -38,8 +41,8 @@ struct Token {
 }
 
 impl Volumes {
-    pub(super) fn new(client: Client, ca: String, folder: PathBuf) -> Self {
-        Self { client, ca, folder, tokens: BTreeMap::new(), published: HashMap::new() }
+    pub(super) fn new(client: Client, ca: String, root: PathBuf, folder: PathBuf) -> Self {
+        Self { client, ca, root, folder, tokens: BTreeMap::new(), published: HashMap::new() }
     }
 
     /// Makes what isn't there and renews what has changed.
@@ -78,7 +81,8 @@ impl Volumes {
             return Ok(());
         }
         if let Some(host) = &volume.host_path {
-            return host_path(&host.path, host.type_.as_deref().unwrap_or_default());
+            let path = cni::host(&self.root, &host.path);
+            return host_path(&path, host.type_.as_deref().unwrap_or_default());
         }
         if !payload::is_made_of_objects(volume) {
             anyhow::bail!(
@@ -148,7 +152,7 @@ impl Volumes {
             let volume = volumes.clone().find(|volume| volume.name == mount.name);
             let volume = volume.with_context(|| format!("there is no volume \"{}\"", mount.name))?;
             let mut source = match &volume.host_path {
-                Some(host) => PathBuf::from(&host.path),
+                Some(host) => cni::host(&self.root, &host.path),
                 None => self.folder.join(&volume.name),
             };
             let sub = mount.sub_path_expr.as_deref().map(&expand).or_else(|| mount.sub_path.clone());
@@ -190,17 +194,18 @@ fn make_empty(folder: &Path, memory_limit: Option<&str>, group: Option<u32>) -> 
     Ok(())
 }
 
-fn host_path(path: &str, kind: &str) -> anyhow::Result<()> {
+fn host_path(path: &Path, kind: &str) -> anyhow::Result<()> {
     let meta = fs::metadata(path);
+    let shown = path.display();
     match (kind, &meta) {
-        ("DirectoryOrCreate", Err(_)) => fs::create_dir_all(path).with_context(|| format!("making {path}")),
-        ("FileOrCreate", Err(_)) => fs::write(path, "").with_context(|| format!("making {path}")),
-        (_, Err(error)) => anyhow::bail!("hostPath {path}: {error}"),
+        ("DirectoryOrCreate", Err(_)) => fs::create_dir_all(path).with_context(|| format!("making {shown}")),
+        ("FileOrCreate", Err(_)) => fs::write(path, "").with_context(|| format!("making {shown}")),
+        (_, Err(error)) => anyhow::bail!("hostPath {shown}: {error}"),
         ("Directory" | "DirectoryOrCreate", Ok(meta)) if !meta.is_dir() => {
-            anyhow::bail!("hostPath type check failed: {path} is not a directory")
+            anyhow::bail!("hostPath type check failed: {shown} is not a directory")
         }
         ("File" | "FileOrCreate", Ok(meta)) if !meta.is_file() => {
-            anyhow::bail!("hostPath type check failed: {path} is not a file")
+            anyhow::bail!("hostPath type check failed: {shown} is not a file")
         }
         _ => Ok(()),
     }

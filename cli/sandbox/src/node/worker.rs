@@ -39,6 +39,7 @@ pub(super) enum Word {
 
 /// News of a run of a container.
 pub(super) enum News {
+    Hooked,
     Started,
     Ready(bool),
     Condemned(String),
@@ -115,7 +116,12 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn new(node: Arc<Node>, pod: &Pod, shared: Arc<Shared>, words: UnboundedSender<Word>) -> Self {
         let folder = layout::pod(&node.config.root, &shared.uid);
-        let volumes = Volumes::new(node.client.clone(), node.config.ca.clone(), layout::volumes(&folder));
+        let volumes = Volumes::new(
+            node.client.clone(),
+            node.config.ca.clone(),
+            node.config.root.clone(),
+            layout::volumes(&folder),
+        );
         Self {
             events: Arc::new(Events::new(node.client.clone())),
             effective: Arc::new(pod.clone()),
@@ -194,6 +200,7 @@ impl Worker {
         }
         let Some(seen) = self.seen.get_mut(name).filter(|_| current) else { return };
         match news {
+            News::Hooked => seen.hooked = true,
             News::Started => seen.started = true,
             News::Ready(ready) => seen.ready = ready,
             News::Condemned(why) => seen.condemned = Some(why),

@@ -343,8 +343,7 @@ fn a_thousand_routes() {
     );
 }
 
-/// Not a benchmark, but what one screen costs with a thousand routes must stay far below the second that it lasts:
-/// `cargo test -p meshctl --release a_thousand_routes_are_drawn -- --nocapture` prints the numbers.
+/// Not a benchmark, but what one screen costs with a thousand routes must stay far below the second that it lasts.
 #[test]
 fn a_thousand_routes_are_drawn_in_time() {
     let mut state = state((200, 60), 0);
@@ -367,10 +366,6 @@ fn a_thousand_routes_are_drawn_in_time() {
         times[2] = times[2].min(begun.elapsed());
     }
     let [taken_in, moved, drawn] = times.map(|time| time.as_secs_f64() * 1000.0);
-    #[allow(clippy::print_stdout, reason = "this test's output is its purpose")]
-    {
-        println!("1000 routes, 10 s: a frame {taken_in:.1} ms, a key {moved:.2} ms, a drawing {drawn:.2} ms");
-    }
     assert!(taken_in < 900.0 && moved < 50.0 && drawn < 80.0, "{times:?}");
 }
 
