@@ -291,6 +291,9 @@ pub const POLICY_LOG_EVERY: Duration = Duration::from_secs(60);
 pub const POLICY_LOG_LINES: usize = 1024;
 /// How long a client that would not be let in unseen may stay silent before it says what it wants.
 pub const ACCESS_SILENCE: Duration = Duration::from_secs(30);
+/// How long a client that says nothing is heard when no endpoint can be: it may turn out to be a probe, which goes
+/// without a word, or speak a protocol that has an answer for that.
+pub const UNREACHED_SILENCE: Duration = Duration::from_secs(1);
 /// Routes that access policies of a workload are about.
 pub const ACCESS_ROUTES: usize = 64;
 /// Issuers of tokens that they ask for.

@@ -195,25 +195,16 @@ pub async fn opaque(client: &Arc<Client>, known: &Known, stream: Stream, server_
         account(client, None, route).failed(error);
         return stream.reset();
     }
-    let taken = known.table.as_ref().and_then(|table| table.take_connection(server_name));
-    let (course, route) = match taken {
-        None => (Ok(Course::unrouted(known)), route),
-        Some(None) => (Err(MeshError::NoRoute), route),
-        Some(Some(rule)) => (Course::of_connection(&client.proxy, known, rule), rule.name.clone()),
-    };
-    let opened = match course {
-        Ok(course) => open_opaque(client, &course, route.clone()).await,
-        Err(error) => {
-            account(client, None, route.clone()).failed(error);
-            None
-        }
-    };
+    let (opened, route) = open(client, known, server_name, route).await;
     match opened {
-        Some(opened) => {
+        Ok(opened) => {
             let record = account(client, Some(&opened.backend), route);
             tcp::carry(stream, opened.server, BytesMut::new(), &record).await;
         }
-        None => stream.reset(),
+        Err(Unopened { backend, error }) => {
+            account(client, backend.as_ref(), route).failed(error);
+            stream.reset();
+        }
     }
 }
 
@@ -244,7 +235,7 @@ pub fn passthrough_route(target: &Target, server_name: Option<&str>) -> Arc<str>
 }
 
 /// A connection to an endpoint for opaque traffic.
-pub struct Opened {
+struct Opened {
     server: Stream,
     backend: Arc<Backend>,
     _flight: Flight,
@@ -252,8 +243,34 @@ pub struct Opened {
     _slot: Option<OwnedSemaphorePermit>,
 }
 
-/// Connects to the best endpoint, or another one if that fails. `None`: no endpoint; it is counted, under `route`.
-pub async fn open_opaque(client: &Arc<Client>, course: &Course<'_>, route: Arc<str>) -> Option<Opened> {
+/// Why there is no connection for opaque traffic.
+struct Unopened {
+    /// The last endpoint that was tried.
+    backend: Option<Arc<Backend>>,
+    error: MeshError,
+}
+
+/// Connects for a connection that is not looked into. It is counted under `route`, or under the rule that takes it.
+async fn open(
+    client: &Arc<Client>,
+    known: &Known,
+    server_name: Option<&str>,
+    route: Arc<str>,
+) -> (Result<Opened, Unopened>, Arc<str>) {
+    let taken = known.table.as_ref().and_then(|table| table.take_connection(server_name));
+    let (course, route) = match taken {
+        None => (Ok(Course::unrouted(known)), route),
+        Some(None) => (Err(MeshError::NoRoute), route),
+        Some(Some(rule)) => (Course::of_connection(&client.proxy, known, rule), rule.name.clone()),
+    };
+    match course {
+        Ok(course) => (open_on(client, &course).await, route),
+        Err(error) => (Err(Unopened { backend: None, error }), route),
+    }
+}
+
+/// Connects to the best endpoint of a course, or another one if that fails.
+async fn open_on(client: &Arc<Client>, course: &Course<'_>) -> Result<Opened, Unopened> {
     let (proxy, group) = (&client.proxy, course.group);
     let limit = timeout::of_connect(&course.timeouts());
     let mut tried: Vec<SocketAddr> = Vec::new();
@@ -282,7 +299,7 @@ pub async fn open_opaque(client: &Arc<Client>, course: &Course<'_>, route: Arc<s
         match upstream::connect(proxy, &backend, Alpn::Tcp, limit).await {
             Ok(server) => {
                 flight.connected();
-                return Some(Opened { server, backend, _flight: flight, _slot: slot });
+                return Ok(Opened { server, backend, _flight: flight, _slot: slot });
             }
             Err(failure) => {
                 flight.failed(&failure);
@@ -291,10 +308,8 @@ pub async fn open_opaque(client: &Arc<Client>, course: &Course<'_>, route: Arc<s
             }
         }
     }
-    let backend = last.as_ref().map(|(backend, _)| backend);
-    let code = last.as_ref().map_or(none, |(_, failure)| client.error_for(failure));
-    account(client, backend, route).failed(client.refusal.unwrap_or(code));
-    None
+    let error = last.as_ref().map_or(none, |(_, failure)| client.error_for(failure));
+    Err(Unopened { backend: last.map(|(backend, _)| backend), error: client.refusal.unwrap_or(error) })
 }
 
 fn account(client: &Arc<Client>, backend: Option<&Arc<Backend>>, route: Arc<str>) -> ConnectionRecord {
@@ -325,31 +340,37 @@ pub async fn silent(
     server_first: impl FnOnce(),
 ) -> io::Result<Broken> {
     // A server that may speak first can only be heard by those who are let in whatever they say.
-    if access::would_refuse(client, What::Opaque) || egress::would_refuse(client, known) {
-        return match tokio::time::timeout(limits::ACCESS_SILENCE, tcp.readable()).await {
-            Ok(readable) => {
-                readable?;
-                by_client(tcp).await
-            }
-            Err(_) => {
-                opaque(client, known, tcp.into(), None, Arc::default()).await;
-                Ok(Broken::ByServer)
-            }
-        };
+    let patience = if access::would_refuse(client, What::Opaque) || egress::would_refuse(client, known) {
+        limits::ACCESS_SILENCE
+    } else {
+        let (opened, route) = open(client, known, None, Arc::default()).await;
+        match opened {
+            Ok(opened) => return either(client, known, tcp, opened, route, server_first).await,
+            Err(_) => limits::UNREACHED_SILENCE,
+        }
+    };
+    // Only the client is left to be heard: how to answer it, and whether it wants an answer, it alone can say.
+    match tokio::time::timeout(patience, tcp.readable()).await {
+        Ok(readable) => {
+            readable?;
+            by_client(tcp).await
+        }
+        Err(_) => {
+            opaque(client, known, tcp.into(), None, Arc::default()).await;
+            Ok(Broken::ByServer)
+        }
     }
-    let rule = known.table.as_ref().and_then(|table| table.take_connection(None)).flatten();
-    let course =
-        rule.map_or_else(|| Ok(Course::unrouted(known)), |rule| Course::of_connection(&client.proxy, known, rule));
-    let route = rule.map_or_else(Arc::default, |rule| rule.name.clone());
-    let course = course.inspect_err(|error| account(client, None, route.clone()).failed(*error));
-    let opened = match course {
-        Ok(course) => open_opaque(client, &course, route.clone()).await,
-        Err(_) => None,
-    };
-    let Some(mut opened) = opened else {
-        Stream::from(tcp).reset();
-        return Ok(Broken::ByServer);
-    };
+}
+
+/// Waits for the word of whichever side is first.
+async fn either(
+    client: &Arc<Client>,
+    known: &Known,
+    tcp: TcpStream,
+    mut opened: Opened,
+    route: Arc<str>,
+    server_first: impl FnOnce(),
+) -> io::Result<Broken> {
     let mut said = BytesMut::with_capacity(1024);
     tokio::select! {
         readable = tcp.readable() => {

@@ -189,6 +189,31 @@ async fn a_server_that_gives_up_waiting_for_a_request_is_not_one_that_speaks_fir
 }
 
 #[tokio::test]
+async fn who_says_nothing_to_an_application_that_is_not_there_may_be_a_slow_probe() {
+    let authority = Authority::new();
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let db = server(&authority, "db", app);
+    // It leaves without a word, only later than most: no traffic.
+    let probe = TcpStream::connect(db.inbound).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    drop(probe);
+    db.expect_metric("mesh_tcp_failures_total", &["route=\"probe\""], 1.0).await;
+    db.expect_metric("mesh_tcp_opened_total", &["route=\"\""], 0.0).await;
+    // It speaks after all, and is answered in its own protocol.
+    let mut slow = TcpStream::connect(db.inbound).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    slow.write_all(b"GET / HTTP/1.1\r\nhost: db\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(SOON, slow.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("mesh-error: connect-failed"), "{answer}");
+    // It waits to be greeted, and learns before long that nobody will.
+    let mut patient = TcpStream::connect(db.inbound).await.unwrap();
+    let error = tokio::time::timeout(SOON, patient.read_u8()).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    db.expect_metric("mesh_tcp_failures_total", &["route=\"\""], 1.0).await;
+}
+
+#[tokio::test]
 async fn a_client_that_resets_has_its_server_reset() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let authority = Authority::new();
