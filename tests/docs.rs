@@ -45,7 +45,7 @@ const SHOP: &[&str] = &[
     "kubectl -n shop wait --for=condition=Available deploy --all --timeout=60s",
 ];
 /// All commands of a page are done by then.
-const PAGE_SECONDS: u32 = 110;
+const PAGE_SECONDS: u32 = 240;
 /// What goes on for ever goes on for so long.
 const ENDLESS_SECONDS: u32 = 2;
 

@@ -33,10 +33,12 @@ pub(crate) fn shop_in(s: Sandbox) -> Result<Sandbox> {
     Ok(s)
 }
 
-/// Calls `web` again and again from a meshed pod while something happens; returns every status seen.
+/// Calls the catalog from a meshed pod for so long, and at least thirty times, while something happens; returns every
+/// status seen.
 fn under_load(s: &Sandbox, seconds: u32, happens: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
     let line = format!(
-        "end=$(($(date +%s)+{seconds})); while [ $(date +%s) -lt $end ]; do \
+        "end=$(($(date +%s)+{seconds})); calls=0; while [ $(date +%s) -lt $end ] || [ $calls -lt 30 ]; do \
+         calls=$((calls+1)); \
          curl -s -o /dev/null --max-time 5 -w '%{{http_code}} %{{errormsg}}\\n' http://catalog.shop/products/1; done"
     );
     let pod = serde_json::json!({

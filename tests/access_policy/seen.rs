@@ -168,8 +168,8 @@ pub(super) fn a_change_under_load_fails_nothing_both_allow() -> Result<()> {
     g.expect(&[(ALICE, GET, 200), (BOB, GET, 403)])?;
     let answers = std::thread::scope(|scope| -> Result<String> {
         let load = scope.spawn(|| {
-            let line = "for i in $(seq 3); do curl -sS -o /dev/null -w '%{http_code}\\n' --max-time 15 \
-                        'http://origin.gate:8080/n/[1-3000]'; done";
+            let line = "while [ $SECONDS -lt 8 ]; do curl -sS -o /dev/null -w '%{http_code}\\n' --max-time 15 \
+                        'http://origin.gate:8080/n/[1-200]'; done";
             g.exec(ALICE, &["bash", "-c", line])
         });
         let mut changes = 0;
@@ -182,7 +182,7 @@ pub(super) fn a_change_under_load_fails_nothing_both_allow() -> Result<()> {
     })?;
     let other: Vec<&str> = answers.lines().filter(|status| *status != "200").collect();
     let count = answers.lines().count();
-    ensure!(count >= 3000 && other.is_empty(), "{count} requests, {} failed: {other:?}", other.len());
+    ensure!(count >= 400 && other.is_empty(), "{count} requests, {} failed: {other:?}", other.len());
     Ok(())
 }
 
