@@ -15,6 +15,10 @@ const MAX_FRAME_BYTES: u64 = 64 << 20;
 /// The longest window: proxies remember no more.
 pub const MAX_WINDOW: Duration = Duration::from_secs(600);
 
+/// What to do about an answer that cannot be read.
+pub const NEWER: &str =
+    "the control plane may be of a newer release than this meshctl: compare them with `meshctl version`";
+
 /// What to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ask {
@@ -108,7 +112,8 @@ async fn read_line<T: DeserializeOwned>(
             return Ok(None);
         }
         if !line.trim_ascii().is_empty() {
-            return serde_json::from_slice(&line).map(Some).during(|| format!("understand the control plane's {what}"));
+            let understood = serde_json::from_slice(&line).during(|| format!("understand the control plane's {what}"));
+            return understood.map(Some).hint(|| NEWER);
         }
     }
 }

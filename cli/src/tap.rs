@@ -160,7 +160,8 @@ async fn read_line<R: futures::AsyncBufRead + Unpin>(lines: &mut R) -> Result<Op
             return Ok(None);
         }
         if !line.trim_ascii().is_empty() {
-            return serde_json::from_slice(&line).map(Some).during(|| "understand the control plane");
+            let understood = serde_json::from_slice(&line).during(|| "understand the control plane");
+            return understood.map(Some).hint(|| crate::observe::NEWER);
         }
     }
 }

@@ -162,7 +162,7 @@ pub struct Series {
     #[serde(default, deserialize_with = "crate::number_keys::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
     pub grpc_statuses: BTreeMap<u16, u64>,
     /// Errors the mesh itself answered.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "crate::later::keys", skip_serializing_if = "BTreeMap::is_empty")]
     pub errors: BTreeMap<MeshError, u64>,
     /// From the request's head to the response's end.
     #[serde(default, skip_serializing_if = "Histogram::is_empty")]
@@ -189,7 +189,7 @@ pub struct Series {
     #[serde(default)]
     pub tcp_write_bytes: u64,
     /// How connections were closed.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "crate::later::keys", skip_serializing_if = "BTreeMap::is_empty")]
     pub tcp_closes: BTreeMap<Ending, u64>,
     /// How long closed connections had been open.
     #[serde(default, skip_serializing_if = "Histogram::is_empty")]

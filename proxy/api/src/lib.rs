@@ -16,6 +16,7 @@ pub mod fault;
 pub mod golden;
 pub mod histogram;
 pub mod identity;
+mod later;
 pub mod limit;
 pub mod millis;
 pub mod names;

@@ -70,10 +70,10 @@ pub struct TapEvent {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<TapHttp>,
     /// Error the mesh answered.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "crate::later::optional", skip_serializing_if = "Option::is_none")]
     pub error: Option<MeshError>,
     /// How it ended; nothing for [`TapKind::Open`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "crate::later::optional", skip_serializing_if = "Option::is_none")]
     pub ending: Option<TapEnding>,
     /// From the head (of a connection: its opening) to the end, microseconds.
     pub duration_us: u64,
