@@ -23,6 +23,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("release::images_run_as_the_manifests_say", &[], images_run_as_the_manifests_say),
         test("release::images_hold_the_libraries_there_are", &[], images_hold_the_libraries_there_are),
         test("release::workflows_name_what_there_is", &[], workflows_name_what_there_is),
+        test("release::the_proxy_is_trained", &[], the_proxy_is_trained),
         test("release::programs_are_packed", &[Need::Program("tar"), Need::Program("sha256sum")], programs_are_packed),
     ]
 }
@@ -210,8 +211,8 @@ fn workflows_name_what_there_is() -> Result<()> {
         }
         // What it calls and copies.
         for word in text.split(|c: char| c.is_whitespace() || c == '"') {
-            if let Some(script) = word.strip_prefix(".ci/") {
-                let script = root().join(".ci").join(script.trim_end_matches('.'));
+            if word.starts_with(".ci/") || word == "proxy/train" {
+                let script = root().join(word.trim_end_matches('.'));
                 let mode = std::fs::metadata(&script).with_context(|| format!("{name}: {}", script.display()))?;
                 ensure!(mode.permissions().mode() & 0o111 != 0, "{} cannot be run", script.display());
             }
@@ -234,6 +235,28 @@ fn workflows_name_what_there_is() -> Result<()> {
         release.contains(&format!("|| 'docker.io/{prefix}' }}}}")),
         "images are not pushed as the manifests name them"
     );
+    Ok(())
+}
+
+/// The image and the archives are built by the same counts, by a script whose parts are there.
+fn the_proxy_is_trained() -> Result<()> {
+    const COUNTS: &str = "proxy/mesh-proxy.profdata";
+    let image = IMAGES.iter().find(|image| image.folder == "proxy").context("no image of the proxy")?;
+    let all = image.instructions()?;
+    let build = all.iter().find(|line| line.starts_with("RUN ")).context("nothing is built")?;
+    ensure!(build.contains(COUNTS) && build.contains("-Cprofile-use=$profile"), "{build}");
+    let release = read(".github/workflows/release.yml")?;
+    ensure!(release.contains(&format!("-Cprofile-use=$PWD/{COUNTS}")), "the archives are built without counts");
+    let script = read("proxy/train")?;
+    let bench = script.split("--bench ").nth(1).and_then(|rest| rest.split(' ').next()).context("it runs no bench")?;
+    ensure!(read("tests/Cargo.toml")?.contains(&format!("name = \"{bench}\"")), "there is no bench {bench}");
+    let options = read(format!("tests/benches/{bench}.rs"))?;
+    let (_, given) = script.split_once(" -- \\\n").context("no options")?;
+    for option in given.lines().next().unwrap_or_default().split(' ').filter(|word| word.starts_with("--")) {
+        ensure!(options.contains(&format!("\"{option}\" =>")), "the bench {bench} has no option {option}");
+    }
+    let without = std::process::Command::new(root().join("proxy/train")).output()?;
+    ensure!(without.status.code() == Some(2) && without.stderr.starts_with(b"usage: "), "{without:?}");
     Ok(())
 }
 
