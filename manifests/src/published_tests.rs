@@ -19,7 +19,7 @@ fn hold(yaml: &str, minor: u32) -> Result<usize, String> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .unwrap();
+        .expect("kubernetes-validate of PyPI is in PATH");
     child.stdin.take().unwrap().write_all(yaml.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
