@@ -40,10 +40,8 @@ pub async fn serve(
     let port = Port { name: "admin", connections: limits::ADMIN_CONNECTIONS, tls: None };
     let draining = stop.clone();
     listen::serve(port, listener, stop, move |_, request| {
-        let answer = match request.uri().path() {
-            IDENTITY_PATH => identity(&authority),
-            path => answer(request.method(), path, &readiness, &metrics, draining.is_cancelled()),
-        };
+        let (method, path) = (request.method(), request.uri().path());
+        let answer = answer(method, path, &readiness, &authority, &metrics, draining.is_cancelled());
         async move { answer }
     })
     .await;
@@ -55,7 +53,14 @@ fn identity(authority: &ArcSwapOption<Authority>) -> Response<Body> {
     listen::json(StatusCode::OK, &report)
 }
 
-fn answer(method: &Method, path: &str, readiness: &Readiness, metrics: &Metrics, draining: bool) -> Response<Body> {
+fn answer(
+    method: &Method,
+    path: &str,
+    readiness: &Readiness,
+    authority: &ArcSwapOption<Authority>,
+    metrics: &Metrics,
+    draining: bool,
+) -> Response<Body> {
     if *method != Method::GET && *method != Method::HEAD {
         return listen::text(StatusCode::METHOD_NOT_ALLOWED, "only GET");
     }
@@ -74,6 +79,7 @@ fn answer(method: &Method, path: &str, readiness: &Readiness, metrics: &Metrics,
             }
             Err(error) => listen::text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         },
+        IDENTITY_PATH => identity(authority),
         "/version" => listen::json(StatusCode::OK, &json!({"version": env!("CARGO_PKG_VERSION")})),
         _ => listen::text(StatusCode::NOT_FOUND, "there are /live /ready /metrics /version /identity"),
     }
@@ -86,10 +92,10 @@ mod tests {
 
     #[tokio::test]
     async fn readiness_says_what_is_missing() {
-        let metrics = Metrics::new();
+        let (metrics, nobody) = (Metrics::new(), ArcSwapOption::empty());
         let check = async |path: &str, holds: bool, draining: bool, status: u16, expect: &str| {
             let readiness = Readiness { conditions: vec![("the issuer", Box::new(move || holds))] };
-            let response = answer(&Method::GET, path, &readiness, &metrics, draining);
+            let response = answer(&Method::GET, path, &readiness, &nobody, &metrics, draining);
             assert_eq!(response.status().as_u16(), status, "{path}");
             let body = response.into_body().collect().await.unwrap().to_bytes();
             assert!(String::from_utf8_lossy(&body).contains(expect), "{path}: {body:?}");
@@ -100,6 +106,10 @@ mod tests {
         check("/live", false, true, 200, "live").await;
         check("/version", false, false, 200, env!("CARGO_PKG_VERSION")).await;
         check("/metrics", true, false, 200, "mesh_control_proxies 0").await;
+        check("/identity", true, false, 200, r#""anchors":[]"#).await;
         check("/else", true, false, 404, "/ready").await;
+        let readiness = Readiness { conditions: Vec::new() };
+        let refused = answer(&Method::POST, "/identity", &readiness, &nobody, &metrics, false);
+        assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED);
     }
 }

@@ -59,15 +59,16 @@ fn answer(proxy: &Arc<Proxy>, method: &Method, path: &str, format: Format) -> Re
         "/ready" if proxy.is_ready() => text(StatusCode::OK, "ready\n".to_owned()),
         "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", why_not_ready(proxy))),
         "/metrics" => typed(StatusCode::OK, format.content_type(), metrics::render(proxy, format)),
-        "/config" => match shown(proxy) {
-            Ok(json) => typed(StatusCode::OK, "application/json", json + "\n"),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-        },
-        IDENTITY_PATH => match serde_json::to_string(&proxy.credentials.report(proxy.state.is_connected())) {
-            Ok(json) => typed(StatusCode::OK, "application/json", json + "\n"),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-        },
+        "/config" => json(shown(proxy)),
+        IDENTITY_PATH => json(serde_json::to_string(&proxy.credentials.report(proxy.state.is_connected()))),
         _ => text(StatusCode::NOT_FOUND, "there are /live /ready /metrics /config /identity\n".to_owned()),
+    }
+}
+
+fn json(told: serde_json::Result<String>) -> Response<Full<Bytes>> {
+    match told {
+        Ok(json) => typed(StatusCode::OK, "application/json", json + "\n"),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
 
