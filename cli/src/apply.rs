@@ -235,7 +235,7 @@ async fn is_available(cluster: &Cluster, workload: &inventory::Entry) -> Result<
 }
 
 /// True if a pod of the newest template is ready on every node that is to have one.
-fn on_every_node(set: &DaemonSet) -> bool {
+pub(crate) fn on_every_node(set: &DaemonSet) -> bool {
     let Some(status) = &set.status else { return false };
     status.observed_generation >= set.metadata.generation
         && status.updated_number_scheduled.unwrap_or(0) >= status.desired_number_scheduled

@@ -2,6 +2,7 @@
 
 use super::control::{is_ready, why_not_ready};
 use super::{Finding, Subject};
+use crate::apply::on_every_node;
 use crate::error::{Context, Error};
 use crate::shown::mesh_config;
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -44,12 +45,14 @@ fn judge(enabled: bool, set: Option<&DaemonSet>, pods: &[Pod], meshctl: &str) ->
     }
     let status = set.status.clone().unwrap_or_default();
     let seen = format!("{} of {} nodes ready", status.number_ready, status.desired_number_scheduled);
-    let current = status.observed_generation >= set.metadata.generation;
-    if current && status.number_ready >= status.desired_number_scheduled {
+    if on_every_node(set) {
         return Finding::ok(seen);
     }
     let describe = format!("kubectl -n {NAMESPACE} describe daemonset {NAME}");
     match pods.iter().find(|pod| pod.metadata.deletion_timestamp.is_none() && !is_ready(pod)) {
+        None if status.number_ready >= status.desired_number_scheduled => {
+            Finding::failed(format!("{seen}; some of them run an earlier agent still"), describe)
+        }
         None => Finding::failed(format!("{seen}; no pod starts on the others"), describe),
         Some(pod) => {
             let name = pod.metadata.name.as_deref().unwrap_or_default();
@@ -68,12 +71,14 @@ mod tests {
     use crate::check::Status;
     use serde_json::{Value, json};
 
+    const DESCRIBE: &str = "kubectl -n kube-system describe daemonset mesh-cni";
+
     fn set(ready: i32, wanted: i32, observed: i64) -> DaemonSet {
         serde_json::from_value(json!({
             "metadata": { "generation": 2 },
             "spec": { "selector": {}, "template": {} },
             "status": { "numberReady": ready, "desiredNumberScheduled": wanted, "observedGeneration": observed,
-                "currentNumberScheduled": wanted, "numberMisscheduled": 0 },
+                "currentNumberScheduled": wanted, "updatedNumberScheduled": wanted, "numberMisscheduled": 0 },
         }))
         .unwrap()
     }
@@ -106,9 +111,10 @@ mod tests {
                 Some(set(3, 3, 1)),
                 vec![],
                 Status::Failed,
-                "3 of 3 nodes ready; no pod starts on the others",
-                Some("kubectl -n kube-system describe daemonset mesh-cni"),
+                "3 of 3 nodes ready; some of them run an earlier agent still",
+                Some(DESCRIBE),
             ),
+            (true, Some(set(2, 3, 2)), vec![], Status::Failed, "no pod starts on the others", Some(DESCRIBE)),
             (
                 false,
                 Some(set(3, 3, 2)),

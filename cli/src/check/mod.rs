@@ -3,8 +3,8 @@
 //! [`CHECKS`] is the one list. Checks run in parallel and never leave the cluster; all but the first need the API,
 //! and are skipped if it cannot be reached.
 //!
-//! - [`api`], [`cluster`], [`cni`], [`control`], [`identity`], [`pods`], [`proxy`], [`routes`]: the probes; what they decide from what they read is
-//!   pure.
+//! - [`api`], [`cluster`], [`cni`], [`control`], [`identity`], [`pods`], [`proxy`], [`routes`]: the probes; what they decide
+//!   from what they read is pure.
 //! - [`subject`]: what several of them read.
 
 mod api;
