@@ -3,7 +3,8 @@
 //! The file is YAML (hence also JSON) in the form of [`FileConfig`]; paths in it are relative to its folder. It and the
 //! certificates it names are looked at every second: which file each is and when it last changed in any way, as the kernel
 //! tells, so that one written in place, renamed over or reached through links that move (as a mounted ConfigMap does it) is
-//! noticed, whatever its modification time says. A change that cannot be used is reported with its place, and the last good state stays in use.
+//! noticed, whatever its modification time says. A change that cannot be used is reported with its place, and the last
+//! good state stays in use.
 
 use crate::group;
 use crate::limits;

@@ -8,7 +8,7 @@ use mesh_api::cni::Plugin;
 use mesh_api::names;
 use serde_json::Value;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Seek};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -160,26 +160,13 @@ fn replace(path: &Path, old: &str, new: &str) -> anyhow::Result<()> {
 /// Puts a program back in one step.
 fn restore(copy: &File, program: &Path) -> io::Result<()> {
     let beside = program.with_file_name(format!(".{}.new", names::CNI_PLUGIN));
-    // Read from the beginning, whatever was read of it before.
-    let mut from = io::BufReader::new(FromStart { file: copy, at: 0 });
-    let mut to = File::create(&beside)?;
+    let (mut from, mut to) = (copy, File::create(&beside)?);
+    // It may have been read before.
+    from.rewind()?;
     io::copy(&mut from, &mut to)?;
     to.set_permissions(fs::Permissions::from_mode(0o755))?;
     to.sync_all()?;
     // A program that is open for writing cannot be run.
     drop(to);
     fs::rename(&beside, program)
-}
-
-struct FromStart<'a> {
-    file: &'a File,
-    at: u64,
-}
-
-impl Read for FromStart<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = std::os::unix::fs::FileExt::read_at(self.file, buffer, self.at)?;
-        self.at += read as u64;
-        Ok(read)
-    }
 }
